@@ -1,0 +1,31 @@
+"""InfoNCE against a queue of keys.
+
+B per-rank batch, C feature dimension, K queue size.
+"""
+
+import tensorflow as tf
+
+
+def info_nce_logits(q: tf.Tensor, k: tf.Tensor, queue: tf.Tensor, temperature: float) -> tf.Tensor:
+    """Similarities of each query with its key and with the queue, over the temperature: Bx(1+K) float32.
+
+    Args:
+        q: normalised queries, BxC.
+        k: normalised keys of the same images, BxC; no gradient flows into them.
+        queue: normalised negative keys, KxC.
+        temperature: tau.
+    """
+    l_pos = tf.einsum("bc,bc->b", q, tf.stop_gradient(k))[:, None]  # Bx1
+    l_neg = tf.einsum("bc,kc->bk", q, tf.stop_gradient(queue))  # BxK
+    return tf.concat([l_pos, l_neg], axis=1) / temperature
+
+
+def info_nce(logits: tf.Tensor) -> tf.Tensor:
+    """Mean over the batch of -log softmax(logits)[0], the InfoNCE loss (MoCo, section 3.1, equation 1): scalar."""
+    return tf.reduce_mean(tf.reduce_logsumexp(logits, axis=1) - logits[:, 0])
+
+
+def contrast_accuracy(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Share of queries whose own key is the nearest candidate, and among the five nearest: two scalars in [0, 1]."""
+    nearer = tf.reduce_sum(tf.cast(logits[:, 1:] > logits[:, :1], tf.int32), axis=1)
+    return tuple(tf.reduce_mean(tf.cast(nearer < n, tf.float32)) for n in (1, 5))

@@ -1,0 +1,66 @@
+"""ShuffleBN: key images are shuffled across ranks so that batch statistics do not give the positives away.
+
+MoCo, section 3.3. Two numberings of the global batch of G = n B images are in use, b being the place in rank r's batch:
+
+    position   p = b n + r   a sample's place in the global batch; rank r holds the positions p with p mod n = r,
+                             as split r of SplitBatchNorm(n) does in one process
+    row        i = r B + b   its place when the ranks' batches stand one after the other, as allgather returns them
+
+Permutations given to these functions are of rows: shuffled row i is the image of row permutation[i].
+"""
+
+import tensorflow as tf
+
+from moco_tf.training.collectives import Collectives
+
+
+def positions(batch: int, collectives: Collectives) -> tf.Tensor:
+    """Positions in the global batch of this rank's images: B int32."""
+    return tf.range(batch) * collectives.size + collectives.rank
+
+
+def draw_permutation(seed: tf.Tensor, batch: int, ranks: int) -> tf.Tensor:
+    """A uniform permutation of the G rows, G int32; one seed shuffles positions alike on any number of ranks.
+
+    Every rank draws it from the shared seed, so nothing is sent.
+    """
+    permutation = tf.random.experimental.stateless_shuffle(tf.range(batch * ranks), seed, alg="philox")
+    by_row = tf.reshape(tf.transpose(tf.reshape(permutation, [batch, ranks])), [-1])
+    return (by_row % ranks) * batch + by_row // ranks
+
+
+def row_positions(rows: tf.Tensor, batch: int, ranks: int) -> tf.Tensor:
+    """Positions of the given rows."""
+    return (rows % batch) * ranks + rows // batch
+
+
+def shuffled_rows(permutation: tf.Tensor, batch: int, collectives: Collectives) -> tf.Tensor:
+    """Rows whose images this rank receives, in the order of its shuffled batch: B int32."""
+    return permutation[collectives.rank * batch : (collectives.rank + 1) * batch]
+
+
+def shuffle(images: tf.Tensor, permutation: tf.Tensor, collectives: Collectives) -> tf.Tensor:
+    """This rank's part of the shuffled global batch: BxHxWxC of any dtype in and out.
+
+    Each image travels to the one rank that needs it: B images leave and B reach a rank, however many ranks there are
+    (the original gathers all G images on every rank).
+    """
+    batch, rank, ranks = images.shape[0], collectives.rank, collectives.size
+    sent = tf.where(permutation // batch == rank)[:, 0]  # shuffled rows that are mine to send, so ordered by receiver
+    mine = tf.gather(permutation, sent) - rank * batch
+    splits = tf.math.bincount(tf.cast(sent // batch, tf.int32), minlength=ranks, maxlength=ranks)
+    received = collectives.alltoall(tf.gather(images, mine), splits)  # ordered by sender, then by shuffled row
+    arrival = tf.argsort(shuffled_rows(permutation, batch, collectives) // batch, stable=True)
+    # Whatever the permutation, a rank receives exactly its batch.
+    return tf.ensure_shape(tf.gather(received, tf.math.invert_permutation(arrival)), images.shape)
+
+
+def unshuffle(keys: tf.Tensor, permutation: tf.Tensor, collectives: Collectives) -> tuple[tf.Tensor, tf.Tensor]:
+    """Undoes the shuffle on the keys: BxC of this rank to (BxC of this rank's own images, GxC of all rows).
+
+    One allgather serves both the positives and the queue (the original gathers twice).
+    """
+    batch = keys.shape[0]
+    gathered = tf.ensure_shape(collectives.allgather(keys), [batch * collectives.size, keys.shape[1]])
+    every = tf.gather(gathered, tf.math.invert_permutation(permutation))
+    return every[collectives.rank * batch : (collectives.rank + 1) * batch], every

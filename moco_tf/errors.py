@@ -1,0 +1,8 @@
+"""Errors that a user can mend."""
+
+
+class UserError(Exception):
+    """Bad input: says what came, what was expected and how to mend it, in one line.
+
+    Programs print it without a traceback and exit with status 1.
+    """

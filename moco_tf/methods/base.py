@@ -1,0 +1,96 @@
+"""What every method shares: encoders, compiled pieces, the optimizer's step, the state that a checkpoint holds."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from moco_tf.networks.encoder import Encoder
+from moco_tf.training.collectives import Collectives, SingleProcess
+
+View = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, int], tf.Tensor]  # images, seed, positions, global batch
+
+
+def as_given(images: tf.Tensor, seed: tf.Tensor, positions: tf.Tensor, count: int) -> tf.Tensor:
+    """The view of images that are prepared already."""
+    return tf.cast(images, tf.float32)
+
+
+class Method(keras.Model):
+    """A contrastive method: a query encoder and a train_step of its own.
+
+    Args:
+        query_encoder: the encoder that is learnt.
+        collectives: what crosses ranks.
+        views: the two random views of an image.
+        jit_compile: which pieces XLA compiles: "all" between collectives, "views" alone, or "none".
+        seed: of views and shuffles, the same on all ranks.
+    """
+
+    def __init__(
+        self,
+        query_encoder: Encoder,
+        collectives: Collectives | None = None,
+        views: tuple[View, View] = (as_given, as_given),
+        jit_compile: str = "none",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if jit_compile not in ("all", "views", "none"):
+            raise ValueError(f"jit_compile is {jit_compile!r}; expected 'all', 'views' or 'none'")
+        self.query_encoder = query_encoder
+        self.collectives = collectives or SingleProcess()
+        self.seed = seed
+        self.steps_done = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_done")
+        self.compile_pieces = jit_compile == "all"
+        compile_views = jit_compile in ("all", "views")
+        self.views = [tf.function(view, jit_compile=True) if compile_views else view for view in views]
+
+    def compile(self, optimizer: keras.optimizers.Optimizer, **kwargs: object) -> None:  # noqa: A003
+        """Sets the optimizer. Keras' own jit_compile stays off: no collective may stand inside a compiled function."""
+        super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
+        optimizer.build(self.query_encoder.parameters())
+
+    def piece(self, function: Callable) -> Callable:
+        """A part of the step without collectives, compiled when the method compiles."""
+        return tf.function(function, jit_compile=True) if self.compile_pieces else function
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Outputs of the query encoder's head: BxHxWx3 float to BxC float32."""
+        return self.query_encoder(images, training=training)
+
+    def seed_of(self, use: int) -> tf.Tensor:
+        """A seed (2 int32) for one use of randomness in this step; the same on all ranks."""
+        return tf.stack([self.seed * 16 + use, tf.cast(self.steps_done, tf.int32)])
+
+    def apply(self, gradients: list[tf.Tensor], metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Averages gradients and metrics over ranks in one exchange and takes the optimizer's step."""
+        packed = self.collectives.mean([*gradients, tf.stack(list(metrics.values()))])
+        self.optimizer.apply(packed[:-1], self.query_encoder.parameters())
+        self.steps_done.assign_add(1)
+        return dict(zip(metrics, tf.unstack(packed[-1])))
+
+    def state(self) -> dict[str, dict[str, tf.Variable] | tf.Variable]:
+        """All variables by name, in groups; what a checkpoint holds."""
+        names = [n for n in self.query_encoder.named_variables() if ".running_" not in n]
+        slots = {
+            f"{slot}/{name}": v.value
+            for slot, variables in self.optimizer.slots.items()
+            for name, v in zip(names, variables, strict=True)
+        }
+        return {
+            "query_encoder": {name: v.value for name, v in self.query_encoder.named_variables().items()},
+            "optimizer": {**slots, "iterations": self.optimizer.iterations.value},
+            "steps_done": self.steps_done,
+        }
+
+    def synchronise(self) -> None:
+        """Gives every rank the same state: rank 0's weights at the start of a run."""
+        self.collectives.broadcast(tf.nest.flatten(self.state()))
+
+    def average_running_statistics(self) -> None:
+        """Averages the encoders' running statistics over ranks, which see different batches."""
+        encoders = [layer for layer in self.layers if isinstance(layer, Encoder)]
+        statistics = [v.value for encoder in encoders for v in encoder.running_statistics()]
+        for variable, mean in zip(statistics, self.collectives.mean([tf.identity(v) for v in statistics])):
+            variable.assign(mean)

@@ -1,0 +1,147 @@
+"""ResNet-10/18/34/50 (He et al., 2016) with torchvision's structure, padding, initialisation and names.
+
+The bottleneck puts its stride into the 3x3 convolution ("v1.5"), as torchvision does. The last gamma of a block starts
+at one, as in MoCo.
+"""
+
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from moco_tf.networks.norm import BatchNorm
+
+DEPTHS = {  # blocks of each stage
+    "resnet10": (1, 1, 1, 1),
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+}
+STEMS = ("imagenet", "cifar")
+
+
+@keras.saving.register_keras_serializable("moco_tf")
+class Conv2D(keras.layers.Layer):
+    """k x k convolution without bias, PyTorch's padding k // 2, He normal initialisation with fan_out."""
+
+    def __init__(self, filters: int, kernel_size: int, strides: int = 1, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
+
+    def build(self, input_shape: tuple) -> None:
+        self.kernel = self.add_weight(
+            shape=(self.kernel_size, self.kernel_size, input_shape[-1], self.filters),
+            initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+            name="kernel",
+        )
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        if self.strides == 1:
+            return tf.nn.conv2d(x, self.kernel, 1, "SAME")  # the same as padding k // 2 for an odd k
+        # With stride 2 "SAME" pads one side only. Explicit padding in the op has a very slow bfloat16 backward pass.
+        pad = self.kernel_size // 2
+        x = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]]) if pad else x
+        return tf.nn.conv2d(x, self.kernel, self.strides, "VALID")
+
+    def get_config(self) -> dict:
+        own = {"filters": self.filters, "kernel_size": self.kernel_size, "strides": self.strides}
+        return {**super().get_config(), **own}
+
+
+class Block(keras.layers.Layer):
+    """Residual block: convolutions with batch norms, plus the shortcut, then ReLU (He et al., 2016, figure 5).
+
+    Args:
+        convs: (filters, kernel_size, strides) of each convolution.
+        project: whether the shortcut is a strided 1x1 convolution.
+        splits: strided splits of the batch in each batch norm.
+    """
+
+    def __init__(self, convs: list[tuple[int, int, int]], project: bool, splits: int, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.convs = [Conv2D(*conv, dtype=self.dtype_policy) for conv in convs]
+        self.norms = [BatchNorm(splits=splits, dtype=self.dtype_policy) for _ in convs]
+        self.downsample = None
+        if project:
+            stride = max(strides for _, _, strides in convs)
+            self.downsample = [
+                Conv2D(convs[-1][0], 1, stride, dtype=self.dtype_policy),
+                BatchNorm(splits=splits, dtype=self.dtype_policy),
+            ]
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        shortcut = x
+        if self.downsample:
+            conv, norm = self.downsample
+            shortcut = norm(conv(x), training=training)
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
+            x = norm(conv(x if i == 0 else tf.nn.relu(x)), training=training)
+        return tf.nn.relu(x + shortcut)
+
+    def named_layers(self) -> Iterator[tuple[str, keras.layers.Layer]]:
+        """(torchvision's name inside the block, layer), in torchvision's order."""
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms), start=1):
+            yield f"conv{i}", conv
+            yield f"bn{i}", norm
+        if self.downsample:
+            yield "downsample.0", self.downsample[0]
+            yield "downsample.1", self.downsample[1]
+
+
+class ResNet(keras.layers.Layer):
+    """Images to pooled features: BxHxWx3 float to BxD float32 (D = 8 width, or 32 width for ResNet-50).
+
+    Args:
+        arch: a key of DEPTHS.
+        stem: "imagenet" (7x7 stride 2, max-pool) or "cifar" (3x3 stride 1, no max-pool).
+        width: channels of the first stage (64 in the paper).
+        bn_splits: strided splits of the batch in each batch norm.
+    """
+
+    def __init__(
+        self, arch: str = "resnet50", stem: str = "imagenet", width: int = 64, bn_splits: int = 1, **kwargs: object
+    ) -> None:
+        super().__init__(**kwargs)
+        if arch not in DEPTHS or stem not in STEMS:
+            raise ValueError(f"arch {arch!r}, stem {stem!r}; expected one of {list(DEPTHS)} and one of {list(STEMS)}")
+        self.stem = stem
+        kernel_size, strides = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = Conv2D(width, kernel_size, strides, dtype=self.dtype_policy)
+        self.bn1 = BatchNorm(splits=bn_splits, dtype=self.dtype_policy)
+        self.stages = self._stages(arch == "resnet50", DEPTHS[arch], width, bn_splits)
+        self.features = width * 8 * (4 if arch == "resnet50" else 1)
+
+    def _stages(self, bottleneck: bool, depths: tuple[int, ...], width: int, splits: int) -> list[list[Block]]:
+        stages = []
+        for stage, depth in enumerate(depths):
+            filters, blocks = width * 2**stage, []
+            for i in range(depth):
+                stride = 2 if stage > 0 and i == 0 else 1
+                convs = [(filters, 3, stride), (filters, 3, 1)]
+                if bottleneck:
+                    convs = [(filters, 1, 1), (filters, 3, stride), (4 * filters, 1, 1)]
+                project = i == 0 and (stride > 1 or bottleneck)
+                blocks.append(Block(convs, project, splits, dtype=self.dtype_policy))
+            stages.append(blocks)
+        return stages
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        x = tf.nn.relu(self.bn1(self.conv1(x), training=training))
+        if self.stem == "imagenet":
+            # After a ReLU padding with zeros is padding with minus infinity: no maximum changes.
+            x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
+        for block in self._blocks():
+            x = block(x, training=training)
+        return tf.reduce_mean(tf.cast(x, tf.float32), axis=[1, 2])
+
+    def _blocks(self) -> list[Block]:
+        return [block for stage in self.stages for block in stage]
+
+    def named_layers(self) -> Iterator[tuple[str, keras.layers.Layer]]:
+        """(torchvision's name, layer), in torchvision's order."""
+        yield "conv1", self.conv1
+        yield "bn1", self.bn1
+        for stage, blocks in enumerate(self.stages, start=1):
+            for i, block in enumerate(blocks):
+                for name, layer in block.named_layers():
+                    yield f"layer{stage}.{i}.{name}", layer

@@ -1,0 +1,100 @@
+"""What crosses ranks: Horovod, or the identity in a single process. The only file that imports Horovod."""
+
+import os
+import sys
+
+import tensorflow as tf
+
+from moco_tf.errors import UserError
+
+
+class SingleProcess:
+    """The collectives of one process: every operation is the identity."""
+
+    rank, size, local_rank = 0, 1, 0
+
+    def alltoall(self, rows: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
+        """Sends the next splits[r] of the rows to each rank r; returns the rows received, ordered by sender."""
+        return rows
+
+    def allgather(self, rows: tf.Tensor) -> tf.Tensor:
+        """Rows of all ranks, in rank order. Not differentiable."""
+        return rows
+
+    def mean(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        """The mean over ranks of each tensor, in one fused exchange."""
+        return tensors
+
+    def broadcast(self, variables: list[tf.Variable]) -> None:
+        """Gives the variables of rank 0 to all ranks."""
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+
+
+class Horovod:
+    """The collectives of a job started by horovodrun (or srun, mpirun): one process a GPU, or several on a CPU."""
+
+    def __init__(self) -> None:
+        try:
+            import horovod.tensorflow as hvd
+        except ImportError as error:
+            raise UserError(
+                f"this is rank {_launched_rank()} of a job of several ranks, but Horovod cannot be imported ({error}); "
+                "run launch/horovod.sh, or start one process without horovodrun"
+            ) from None
+        hvd.init()
+        self._hvd = hvd
+        self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:
+            tf.config.set_visible_devices(gpus[self.local_rank % len(gpus)], "GPU")
+
+    def alltoall(self, rows: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
+        received, _ = self._hvd.alltoall(rows, splits=tf.cast(splits, tf.int32))
+        return received
+
+    def allgather(self, rows: tf.Tensor) -> tf.Tensor:
+        return self._hvd.allgather(rows)
+
+    def mean(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        return self._hvd.grouped_allreduce(tensors, op=self._hvd.Average)
+
+    def broadcast(self, variables: list[tf.Variable]) -> None:
+        self._hvd.broadcast_variables(variables, root_rank=0)
+
+    def barrier(self) -> None:
+        self._hvd.barrier()
+
+
+Collectives = SingleProcess | Horovod
+
+
+def _launched_rank() -> int:
+    for name in ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def _launched_size() -> int:
+    for name in ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 1
+
+
+def connect() -> Collectives:
+    """Horovod's collectives when a launcher started this process as one of several, else those of one process."""
+    return Horovod() if _launched_size() > 1 or "HOROVOD_RANK" in os.environ else SingleProcess()
+
+
+def is_first_rank() -> bool:
+    """Whether this process may print, before or without connecting."""
+    return _launched_rank() == 0
+
+
+def say(message: str) -> None:
+    """Prints a line for the user on rank 0 only."""
+    if is_first_rank():
+        print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,128 @@
+"""Weights of moco.tensorflow (tensorpack) in .npz files, under torchvision's names and in PyTorch's layout.
+
+Names there: conv0, then group<stage - 1>/block<n>/conv<m> and convshortcut, each with W and with its batch norm's gamma, beta,
+mean/EMA and variance/EMA under conv0_bn/ (moco.tensorflow) or conv0/bn/ (tensorpack's examples); fully connected layers are
+linear<n>_<units> (or linear, fc), each with W and b. The query encoder stands under no prefix, the key encoder under
+momentum_encoder/; the queue is `queue` (KxC) with `queue_ptr`. Source: github.com/ppwwyyxx/moco.tensorflow and tensorpack's
+ResNet example. Two differences stay: its batch norm has epsilon 1.001e-5 (PyTorch 1e-5), and the key encoder's running
+statistics were never updated in training.
+"""
+
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moco_tf.errors import UserError
+
+_BATCH_NORM = {"gamma": "weight", "beta": "bias", "mean/EMA": "running_mean", "variance/EMA": "running_var"}
+_SLOTS = re.compile(r"/(Momentum|Adam(_\d)?|RMSProp(_\d)?|ExponentialMovingAverage|biased|local_step)$")
+_IN_ENCODER = re.compile(r"(conv\d|bn|group\d|linear|fc)[^/]*/")
+_LAYER = re.compile(r"(?P<block>group(?P<group>\d)/block(?P<index>\d+)/)?(?P<conv>conv(?P<n>\d)|convshortcut)")
+_DENSE = re.compile(r"(?:linear|fc)(\d*)(?:_\w+)?")
+
+
+def read(path: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name, without TensorFlow's ":0"; pickled objects are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name.removesuffix(":0"): file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, LookupError, RuntimeError, OverflowError, MemoryError) as e:
+        raise _unreadable(path, e) from e
+    except (zipfile.BadZipFile, zlib.error, struct.error, AttributeError) as e:  # AttributeError: a lone .npy
+        raise _unreadable(path, e) from e
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    reason = ascii(str(error))[1:-1][:80]
+    return UserError(f"{path}: not a readable .npz file ({reason}); expected arrays saved by np.savez; copy it again")
+
+
+def encoder_prefixes(arrays: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The prefixes ("" or "scope/") of the query encoder and, if there is one, of the key encoder."""
+    prefixes = [name.removesuffix("conv0/W") for name in arrays if name == "conv0/W" or name.endswith("/conv0/W")]
+    key = [p for p in prefixes if re.search(r"momentum|key", p)]
+    query = [p for p in prefixes if p not in key]
+    if len(query) != 1 or len(key) > 1:
+        raise UserError(
+            f"found {len(query)} query encoders (conv0/W) and {len(key)} key encoders among {sorted(arrays)[:5]}...; "
+            "expected one query encoder and at most one under momentum_encoder/; give an .npz of moco.tensorflow"
+        )
+    return query[0], key[0] if key else None
+
+
+def to_torchvision(arrays: Mapping[str, np.ndarray], prefix: str | None = None) -> dict[str, np.ndarray]:
+    """One encoder as {torchvision name: float32 array in PyTorch's layout}, for RGB images.
+
+    Kernels HWIO become OIHW, matrices (in, out) become (out, in). The first convolution's input channels are reversed,
+    because images there are BGR. Optimizer slots and variables outside of the encoder are ignored.
+
+    Args:
+        arrays: {tensorpack name: array}.
+        prefix: which encoder, as `encoder_prefixes` gives them; None is the query encoder.
+
+    Raises:
+        UserError: no encoder, or variables in it with unknown names or ranks.
+    """
+    prefix = encoder_prefixes(arrays)[0] if prefix is None else prefix
+    inner = {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
+    inner = {name: value for name, value in inner.items() if _IN_ENCODER.match(name) and not _SLOTS.search(name)}
+    dense = sorted({name.split("/")[0] for name in inner if _DENSE.match(name)}, key=_dense_index)
+    out, unknown = {}, []
+    for name, value in inner.items():
+        new_name, rank = _rename(name, dense)
+        if new_name is None or value.ndim != rank:
+            unknown.append(f"{name} {value.shape}")
+        else:
+            out[new_name] = _to_torch(value, reverse_input=new_name == "conv1.weight")
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} unknown encoder variables: {', '.join(sorted(unknown)[:8])}; "
+            "expected the names of moco.tensorflow's ResNet (conv0, group0/block0/conv1, linear0_128 ...)"
+        )
+    return out
+
+
+def _to_torch(value: np.ndarray, reverse_input: bool) -> np.ndarray:
+    if value.ndim == 4:
+        value = value.transpose(3, 2, 0, 1)  # HWIO to OIHW
+    elif value.ndim == 2:
+        value = value.T
+    return np.ascontiguousarray(value[:, ::-1] if reverse_input else value, dtype=np.float32)
+
+
+def _dense_index(name: str) -> int:
+    index = _DENSE.match(name).group(1)
+    return int(index) if index else 0
+
+
+def _rename(name: str, dense: list[str]) -> tuple[str | None, int]:
+    """The torchvision name (None: unknown) of one variable and the number of its dimensions."""
+    layer, _, part = name.partition("/")
+    if layer in dense:
+        fc = "fc" if len(dense) == 1 else f"fc.{2 * dense.index(layer)}"  # Linear-ReLU-Linear
+        return {"W": (f"{fc}.weight", 2), "b": (f"{fc}.bias", 1)}.get(part, (None, 0))
+    match = _LAYER.match(name)
+    if match is None or bool(match["block"]) == (match["n"] == "0"):  # conv0 is the only layer outside of the groups
+        return None, 0
+    conv, norm = _torch_layer(match)
+    part = name[match.end() :]
+    if part == "/W":
+        return f"{conv}.weight", 4
+    if part[:4] in ("_bn/", "/bn/") and part[4:] in _BATCH_NORM:
+        return f"{norm}.{_BATCH_NORM[part[4:]]}", 1
+    return None, 0
+
+
+def _torch_layer(match: re.Match) -> tuple[str, str]:
+    """torchvision's names of a convolution and of its batch norm."""
+    if not match["block"]:
+        return "conv1", "bn1"
+    block = f"layer{int(match['group']) + 1}.{match['index']}"
+    if match["conv"] == "convshortcut":
+        return f"{block}.downsample.0", f"{block}.downsample.1"
+    return f"{block}.conv{match['n']}", f"{block}.bn{match['n']}"

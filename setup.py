@@ -1,0 +1,35 @@
+"""Installs moco_tf: momentum contrast and its family in TensorFlow 2 / Keras 3."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+setup(
+    name="moco_tf",
+    version="0.1.0",
+    description="Momentum contrast (MoCo) and its family in TensorFlow 2 / Keras 3",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["moco_tf", "moco_tf.*"]),
+    python_requires=">=3.10,<3.14",
+    install_requires=[
+        "tensorflow>=2.21,<2.22",
+        "keras>=3.12,<4",
+        "tensorflow-datasets>=4.9.9",
+        "importlib_resources",  # tensorflow-datasets 4.9.10 imports it without asking for it
+        "numpy>=1.26",
+        "absl-py>=2.1",
+        "tensorboard>=2.20",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9", "pre-commit>=4"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+)
