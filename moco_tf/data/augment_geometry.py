@@ -1,0 +1,162 @@
+"""Crops, resizes and flips. A resize is PIL's antialiased bilinear filter, one matrix product per direction."""
+
+import dataclasses
+import math
+
+import tensorflow as tf
+
+from moco_tf.data.augment import ImageOp, Parameters, between, from_planes, per_image, to_planes, to_unit_range, uniform
+from moco_tf.errors import UserError
+
+CROP_TRIES = 10  # torchvision's number of attempts before the central crop
+
+
+def resize_matrices(start: tf.Tensor, length: tf.Tensor, in_size: int, out_size: int) -> tf.Tensor:
+    """B x out x in weights that resize pixels [start, start + length) to out_size; both of shape B, float32.
+
+    PIL's triangle filter: its half width is the scale, at least 1, and it sees nothing outside the window.
+    """
+    scale = (length / out_size)[:, None, None]
+    start, end = start[:, None, None], (start + length)[:, None, None]
+    center = start + (tf.range(out_size, dtype=tf.float32)[:, None] + 0.5) * scale  # Bxoutx1
+    pixel = tf.range(in_size, dtype=tf.float32) + 0.5  # in
+    weights = tf.maximum(0.0, 1 - tf.abs(pixel - center) / tf.maximum(scale, 1.0))
+    weights = tf.where((pixel > start) & (pixel < end), weights, 0.0)
+    return weights / tf.reduce_sum(weights, axis=2, keepdims=True)
+
+
+def resize_planes(planes: tf.Tensor, vertical: tf.Tensor, horizontal: tf.Tensor) -> tf.Tensor:
+    """Applies BxSxH and BxSxW weights (or one for all images) to BxHx3xW; rows first as PIL, without its rounding."""
+    height, width, size = vertical.shape[2], horizontal.shape[2], (vertical.shape[1], horizontal.shape[1])
+    rows = tf.matmul(tf.reshape(planes, (-1, height * 3, width)), horizontal, transpose_b=True)  # Bx3HxS
+    resized = vertical @ tf.reshape(rows, (-1, height, 3 * size[1]))  # BxSx3S
+    return tf.reshape(resized, (-1, size[0], 3, size[1]))
+
+
+def resized_crop(planes: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:
+    """Crops each image to its box (Bx4 int: top, left, height, width) and resizes to size x size."""
+    _, height, _, width = planes.shape
+    top, left, box_height, box_width = tf.unstack(tf.cast(box, tf.float32), axis=1)
+    vertical = resize_matrices(top, box_height, height, size)
+    return resize_planes(planes, vertical, resize_matrices(left, box_width, width, size))
+
+
+def flip_left_right(planes: tf.Tensor, applied: tf.Tensor) -> tf.Tensor:
+    """Mirrors the images where applied (B, bool)."""
+    return tf.where(per_image(applied), tf.reverse(planes, axis=(3,)), planes)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop(ImageOp):
+    """Crop of random area (fraction uniform in scale) and aspect ratio (log-uniform in ratio), resized to size x size.
+
+    As torchvision: the first of ten draws that fits; if none does, the largest central crop of an allowed aspect ratio.
+    """
+
+    size: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def draw(self, seed: tf.Tensor, count: int) -> Parameters:
+        """`area` and `log_ratio` (count x 10 candidates), `corner` (count x 2, in [0, 1)); needs no image size."""
+        draws = uniform(seed, count, 2 * CROP_TRIES + 2)
+        return {
+            "area": between(draws[:, :CROP_TRIES], *self.scale),
+            "log_ratio": between(draws[:, CROP_TRIES : 2 * CROP_TRIES], *(math.log(r) for r in self.ratio)),
+            "corner": draws[:, 2 * CROP_TRIES :],
+        }
+
+    def box(self, parameters: Parameters, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+        """Bx4 int32 (top, left, height, width) inside a height x width image."""
+        full = tf.cast(tf.stack([height, width]), tf.float32)  # 2
+        area = parameters["area"] * full[0] * full[1]
+        ratio = tf.exp(parameters["log_ratio"])
+        candidates = tf.round(tf.sqrt(tf.stack([area / ratio, area * ratio], axis=2)))  # Bx10x2
+        fits = tf.reduce_all((candidates >= 1) & (candidates <= full), axis=2)  # Bx10
+        first = tf.one_hot(tf.argmax(fits, axis=1), CROP_TRIES)[:, :, None]
+        box = tf.reduce_sum(first * candidates, axis=1)  # Bx2
+        fitting = tf.reduce_any(fits, axis=1, keepdims=True)
+        box = tf.where(fitting, box, self._central(full))
+        room = full - box
+        drawn = tf.minimum(tf.floor(parameters["corner"] * (room + 1)), room)
+        corner = tf.where(fitting, drawn, tf.floor(room / 2))
+        return tf.cast(tf.concat([corner, box], axis=1), tf.int32)
+
+    def _central(self, full: tf.Tensor) -> tf.Tensor:
+        """Height and width of the largest box of an allowed aspect ratio."""
+        height, width = full[0], full[1]
+        return tf.stack(
+            [
+                tf.minimum(height, tf.round(width / self.ratio[0])),
+                tf.minimum(width, tf.round(height * self.ratio[1])),
+            ]
+        )
+
+    def apply_planes(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+        """BxHx3xW -> BxSx3xS."""
+        return resized_crop(planes, self.box(parameters, planes.shape[1], planes.shape[3]), self.size)
+
+    def one_box(self, height: int | tf.Tensor, width: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """The box (4 int32: top, left, height, width) of one image; for decoders that decode only a window."""
+        return self.box(self.draw(seed, 1), height, width)[0]
+
+    def crop_one(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """One HxWx3 uint8 image of any size -> SxSx3 uint8, for tf.data; the same distribution as the batched crop."""
+        shape = tf.shape(image)
+        top, left, height, width = tf.unstack(self.one_box(shape[0], shape[1], seed))
+        window = image[top : top + height, left : left + width]
+        return tf.ensure_shape(resize_one(window, self.size, self.size), (self.size, self.size, 3))
+
+
+def resize_one(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+    """Antialiased bilinear resize of one HxWx3 uint8 image, rounded to uint8."""
+    resized = tf.image.resize(image, (height, width), method="bilinear", antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomHorizontalFlip(ImageOp):
+    """Mirrors left and right with probability p."""
+
+    p: float = 0.5
+
+    def draw(self, seed: tf.Tensor, count: int) -> Parameters:
+        """`applied`, count booleans."""
+        return {"applied": uniform(seed, count, 1)[:, 0] < self.p}
+
+    def apply_planes(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+        """Mirrored where applied."""
+        return flip_left_right(planes, parameters["applied"])
+
+
+def resize_center_crop(images: tf.Tensor, resize: int, crop: int) -> tf.Tensor:
+    """Short side to `resize`, then the central crop x crop; BxHxWx3 uint8 or [0, 1] -> BxSxSx3 float32 in [0, 1]."""
+    check_center_crop(resize, crop)
+    _, height, width, _ = images.shape
+    short = min(height, width)
+    vertical = center_crop_matrix(height, resize * height // short, crop)
+    horizontal = center_crop_matrix(width, resize * width // short, crop)
+    return from_planes(resize_planes(to_planes(to_unit_range(images)), vertical, horizontal))
+
+
+def center_crop_matrix(in_size: int, resized: int, crop: int) -> tf.Tensor:
+    """1 x crop x in: the rows of the resize to `resized` pixels that the central crop keeps."""
+    first = round((resized - crop) / 2)  # half to even, as torchvision
+    weights = resize_matrices(tf.zeros(1), tf.fill((1,), float(in_size)), in_size, resized)
+    return weights[:, first : first + crop]
+
+
+def resize_center_crop_one(image: tf.Tensor, resize: int, crop: int) -> tf.Tensor:
+    """One HxWx3 uint8 image of any size -> crop x crop x 3 uint8, for tf.data."""
+    check_center_crop(resize, crop)
+    shape = tf.shape(image)[:2]
+    resized = resize * shape // tf.reduce_min(shape)
+    first = tf.cast(tf.round(tf.cast(resized - crop, tf.float32) / 2), tf.int32)
+    window = resize_one(image, resized[0], resized[1])[first[0] : first[0] + crop, first[1] : first[1] + crop]
+    return tf.ensure_shape(window, (crop, crop, 3))
+
+
+def check_center_crop(resize: int, crop: int) -> None:
+    """A central crop larger than the resized image would need padding, which no recipe asks for."""
+    if crop > resize:
+        raise UserError(f"centre crop {crop} is larger than the resized short side {resize}; give crop <= resize")

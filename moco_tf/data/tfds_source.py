@@ -1,0 +1,203 @@
+"""Image classification sets of TensorFlow Datasets (TFDS), prepared or downloaded and prepared here.
+
+Small images of one size are loaded into memory. Of all others the places of the records in their TFRecord files are
+noted, so that they can be read in any order, as files in folders are.
+"""
+
+import difflib
+import os
+import re
+import socket
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.data.sources import ArraySource, RecordSource
+from moco_tf.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+MAX_ARRAY_BYTES = 4 << 30
+_NAME = re.compile(r"\w+(/[\w.-]+)?(:[\d.*]+)?")
+_EXPECTED = "expected a TensorFlow Datasets name such as cifar10, `folder`, or fashion_mnist"
+
+
+def default_dir() -> str:
+    """Where TFDS keeps prepared data sets."""
+    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def load(name: str, split: str, data_dir: str | None = None) -> ArraySource | RecordSource:
+    """A TFDS image classification set; labels are -1 when it has no "label" of classes. Raises UserError."""
+    builder = _builder(name, data_dir)
+    image, class_names = _features(name, builder.info.features)
+    _prepare(name, builder)
+    split_name = _split_name(name, builder, split)
+    if None in image.shape or builder.info.splits[split_name].num_examples * np.prod(image.shape) > MAX_ARRAY_BYTES:
+        return _records(name, builder, split_name, class_names)
+    return _array(name, builder, split_name, class_names)
+
+
+def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
+    if not _NAME.fullmatch(name):
+        raise UserError(f"--dataset={name} came, {_EXPECTED}")
+    import tensorflow_datasets as tfds  # slow: not before it is needed
+
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"--dataset={name} came, {_EXPECTED}{hint}") from error
+    except Exception as error:  # wrong configurations and versions come as many kinds of errors
+        raise UserError(f"--dataset={name}: TensorFlow Datasets cannot make it: {_one_line(error)}") from error
+
+
+def _features(name: str, features: "tfds.features.FeatureConnector") -> tuple["tfds.features.Image", tuple[str, ...]]:
+    """The image feature and the class names, none of them without labels."""
+    import tensorflow_datasets as tfds
+
+    parts = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = parts.get("image"), parts.get("label")
+    if not isinstance(image, tfds.features.Image):
+        raise UserError(
+            f"--dataset={name} has the features {', '.join(parts) or type(features).__name__}, expected an image "
+            "classification set with `image`; give another set, or its images as --dataset=folder"
+        )
+    if image.np_dtype != np.uint8 or image.shape[2] not in (1, 3, 4, None):
+        raise UserError(
+            f"--dataset={name} has images of {np.dtype(image.np_dtype).name} with {image.shape[2]} channels, expected "
+            "uint8 grey or RGB; give another set, or its images as --dataset=folder"
+        )
+    return image, tuple(label.names) if type(label) is tfds.features.ClassLabel else ()
+
+
+def _prepare(name: str, builder: "tfds.core.DatasetBuilder") -> None:
+    if builder.is_prepared():
+        return
+    fix = f"prepare it where there is a network (tfds build {name}) and give the folder as --data_dir"
+    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and _offline():
+        raise UserError(f"--dataset={name} is not in {builder.data_dir}, and no host can be reached to get it; {fix}")
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        raise UserError(
+            f"--dataset={name} is not in {builder.data_dir}, and getting it failed: {_one_line(error)}; {fix}"
+        ) from error
+
+
+def _offline() -> bool:
+    """True when names do not resolve: TFDS would try again for minutes."""
+    if any(os.environ.get(key) for key in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy")):
+        return False
+    try:
+        socket.getaddrinfo("storage.googleapis.com", 443)
+    except OSError:
+        return True
+    return False
+
+
+def _split_name(name: str, builder: "tfds.core.DatasetBuilder", split: str) -> str:
+    wanted = ("train",) if split == "train" else ("test", "validation")
+    there = [key for key in wanted if key in builder.info.splits and builder.info.splits[key].num_examples]
+    if not there:
+        raise UserError(
+            f"--dataset={name} has the splits {', '.join(builder.info.splits)}, expected {' or '.join(wanted)}; "
+            "give another set"
+        )
+    # Some test splits, as imagenet2012's, keep their labels secret: -1.
+    if len(there) > 1 and "label" in builder.info.features:
+        first = next(iter(_dataset(builder, there[0], ["label"]).take(1)))
+        if np.all(first["label"] == -1):
+            return there[1]
+    return there[0]
+
+
+def _dataset(builder: "tfds.core.DatasetBuilder", split: str, keys: list[str]) -> tf.data.Dataset:
+    """The split in the order of its files, with the given features only."""
+    import tensorflow_datasets as tfds
+
+    return builder.as_dataset(
+        split=split,
+        decoders=tfds.decode.PartialDecoding(dict.fromkeys(keys, True)),
+        read_config=tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1),
+        shuffle_files=False,
+    )
+
+
+def _array(name: str, builder: "tfds.core.DatasetBuilder", split: str, class_names: tuple[str, ...]) -> ArraySource:
+    height, width, channels = builder.info.features["image"].shape
+    count = builder.info.splits[split].num_examples
+    images = np.empty((count, height, width, min(channels, 3)), np.uint8)
+    labels = np.full(count, -1, np.int32)
+    keys = ["image", "label"] if class_names else ["image"]
+    done = 0
+    with tf.device("/CPU:0"):
+        for batch in _dataset(builder, split, keys).batch(1024).take(-(-count // 1024)).as_numpy_iterator():
+            part = slice(done, done + len(batch["image"]))
+            images[part] = batch["image"][..., :3]  # a fourth channel is alpha
+            labels[part] = batch.get("label", -1)
+            done = part.stop
+    return ArraySource(builder.name, images, labels, class_names)
+
+
+def _records(name: str, builder: "tfds.core.DatasetBuilder", split: str, class_names: tuple[str, ...]) -> RecordSource:
+    paths = [instruction.filename for instruction in builder.info.splits[split].file_instructions]
+    if builder.info.file_format.value != "tfrecord" or any("://" in path for path in paths):
+        raise UserError(
+            f"--dataset={name} in {builder.data_dir} came as {builder.info.file_format.value}, expected tfrecord "
+            "files on a local disk, since its images are read in random order; prepare or copy it so"
+        )
+    with ThreadPoolExecutor(16) as pool:  # hundreds of files on a disk with some latency
+        places = list(pool.map(record_places, paths))
+    counts = [len(place) for place in places]
+    if sum(counts) != builder.info.splits[split].num_examples:
+        raise UserError(
+            f"{builder.data_dir}: {sum(counts)} records of split {split} came, expected "
+            f"{builder.info.splits[split].num_examples} from dataset_info.json; prepare the data set again"
+        )
+    file = np.repeat(np.arange(len(paths)), counts)
+    offset, length = np.concatenate(places).T
+
+    def read_bytes(file: np.ndarray, offset: np.ndarray, length: np.ndarray) -> bytes:
+        with open(paths[file], "rb", buffering=0) as stream:
+            return os.pread(stream.fileno(), int(length), int(offset))
+
+    features = {"image": tf.io.FixedLenFeature([], tf.string)}
+    if class_names:
+        features["label"] = tf.io.FixedLenFeature([], tf.int64)
+
+    def read(file: tf.Tensor, offset: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        record = tf.numpy_function(read_bytes, [file, offset, length], tf.string, stateful=False)
+        example = tf.io.parse_single_example(tf.ensure_shape(record, []), features)
+        return example["image"], tf.cast(example.get("label", -1), tf.int32)
+
+    def describe(index: int) -> str:
+        return f"{paths[file[index]]} record at byte {offset[index]}"
+
+    return RecordSource(builder.name, (file, offset, length), read, describe, None, class_names)
+
+
+def record_places(path: str) -> np.ndarray:
+    """Offset and length in bytes of the data of each record in a TFRecord file, int64 Nx2. Reads the lengths only.
+
+    A record is its length (8 bytes, little-endian), a checksum (4), the data, and a checksum (4).
+    """
+    places, position = [], 0
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        while position + 16 <= size:
+            (length,) = struct.unpack("<Q", os.pread(file.fileno(), 8, position))
+            places.append((position + 12, length))
+            position += 16 + length
+    if position != size:
+        raise UserError(f"{path}: {size} bytes came, expected {position} by its last record; copy or prepare it again")
+    return np.array(places, np.int64).reshape(-1, 2)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]
