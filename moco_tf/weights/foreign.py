@@ -1,7 +1,7 @@
 """Weights that other implementations of MoCo wrote, by content: encoders, queue and what architecture they are.
 
-Read are checkpoints of facebookresearch/moco and of its CIFAR-10 notebook, torchvision's ResNets (.pth) and moco.tensorflow's
-.npz files. Names follow torchvision, arrays PyTorch's layout: kernels OIHW, matrices (out, in).
+Read are checkpoints of facebookresearch/moco and of its CIFAR-10 notebook, torchvision's ResNets (.pth) and
+moco.tensorflow's .npz files. Names follow torchvision, arrays PyTorch's layout: kernels OIHW, matrices (out, in).
 """
 
 import os
@@ -39,7 +39,7 @@ class Foreign:
         encoder: {torchvision name: float32 array} of the query encoder, or of the whole network.
         key_encoder: the same for the key encoder, None if the file has none.
         queue: KxC float32, None if the file has none.
-        queue_pointer: the row that is replaced next.
+        queue_pointer: the row that is replaced next, None if the file has none.
         epoch, arch: as the file says.
         source: "moco .pth.tar", "torchvision .pth" or "moco.tensorflow .npz".
     """
@@ -51,6 +51,13 @@ class Foreign:
     epoch: int | None
     arch: str | None
     source: str
+
+    def __post_init__(self) -> None:
+        """Refuses two encoders of different shapes and a pointer outside of the queue."""
+        if self.key_encoder is not None:
+            check_against(self.key_encoder, {name: value.shape for name, value in self.encoder.items()})
+        if self.queue is not None and not 0 <= (self.queue_pointer or 0) < max(len(self.queue), 1):
+            raise UserError(f"queue_ptr is {self.queue_pointer} in a queue of {len(self.queue)}; use an undamaged file")
 
 
 @dataclass(frozen=True)
@@ -117,9 +124,7 @@ def _from_torch(data: Any) -> Foreign:
     keys = _encoder(state, "encoder_k.")
     encoder = queries or _encoder(state, "")
     if "conv1.weight" not in encoder:
-        raise UserError(
-            f"no encoder (conv1.weight) among {_names(state)}; expected a ResNet's or MoCo's names; {expected}"
-        )
+        raise UserError(f"no encoder (conv1.weight) among {_names(state)}; expected a ResNet's or MoCo's state_dict")
     queue = _queue(state.get("queue"))
     epoch, arch = data.get("epoch"), data.get("arch")
     return Foreign(
@@ -175,11 +180,9 @@ def _queue(value: Any) -> np.ndarray | None:
 def _pointer(value: Any) -> int | None:
     if value is None:
         return None
-    value = np.asarray(value)
-    if value.size != 1 or value.dtype.kind not in "iu":
-        raise UserError(
-            f"queue_ptr has shape {value.shape} and dtype {value.dtype}; expected one integer; use MoCo's file"
-        )
+    if not isinstance(value, np.ndarray) or value.size != 1 or value.dtype.kind not in "iu":
+        shape = getattr(value, "shape", show(value))
+        raise UserError(f"queue_ptr is {shape}; expected one integer; use a file of MoCo with one queue")
     return int(value.reshape(-1)[0])
 
 
@@ -189,19 +192,17 @@ def describe(state: Mapping[str, np.ndarray]) -> Architecture:
     Raises:
         UserError: not one of the ResNets that networks.encoder builds; says what was found.
     """
-    stages = (
-        [{int(name.split(".")[1]) for name in state if name.startswith(f"layer{i}.")} for i in (1, 2, 3, 4)]
-        if all(_NAME.fullmatch(name) for name in state)
-        else []
-    )
+    known = all(_NAME.fullmatch(name) for name in state)
+    stages = [{name.split(".")[1] for name in state if name.startswith(f"layer{i}.")} for i in (1, 2, 3, 4)]
     block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
     arch = _BLOCKS.get((block, tuple(len(blocks) for blocks in stages)))
     conv1 = np.shape(state.get("conv1.weight", ()))
     stem = _STEMS.get(conv1[2]) if len(conv1) == 4 and conv1[1] == 3 and conv1[2] == conv1[3] else None
-    if arch is None or stem is None:
+    narrow = np.shape(state.get("layer1.0.conv1.weight", ()))[:1] == conv1[:1]  # not so in wide_resnet50_2
+    if not known or not narrow or arch is None or stem is None:
         raise UserError(
-            f"the weights ({_names(state)}; conv1.weight {conv1}; {block} blocks {[len(s) for s in stages]}) are of no known "
-            "architecture; expected torchvision's names and shapes of resnet10, 18, 34 or 50 with a 3x3 or 7x7 stem"
+            f"the weights ({_names(state)}; conv1.weight {conv1}; {block} blocks {[len(s) for s in stages]}) are of no "
+            "known architecture; expected torchvision's names of resnet10, 18, 34 or 50 and a 3x3 or 7x7 conv1.weight"
         )
     pooled = conv1[0] * 8 * (4 if block == "bottleneck" else 1)
     return Architecture(arch, conv1[0], stem, *_head(state, pooled))
@@ -212,6 +213,9 @@ def _head(state: Mapping[str, np.ndarray], pooled: int) -> tuple[str, int, int]:
     found = {name for name in state if name.startswith("fc.")}
     normalised = {"fc.0.weight", "fc.3.weight", "fc.3.bias"}
     normalised |= {f"fc.1.{part}" for part in ("weight", "bias", "running_mean", "running_var")}
+    matrices = [name for name in found if name.endswith(".weight") and name != "fc.1.weight"]
+    if any(np.ndim(state[name]) != 2 for name in matrices):
+        raise UserError(f"the head ({_names(found)}) has weights that are no matrices; expected Linear layers")
     if not found:
         return "none", pooled, 0
     if found == {"fc.weight", "fc.bias"}:
@@ -231,9 +235,8 @@ def check_against(state: Mapping[str, np.ndarray], expected_shapes: Mapping[str,
     missing = [name for name in expected_shapes if name not in state]
     unexpected = [name for name in state if name not in expected_shapes]
     shapes = {name: np.shape(state[name]) for name in expected_shapes if name in state}
-    wrong = [
-        f"{n} {s} instead of {tuple(expected_shapes[n])}" for n, s in shapes.items() if s != tuple(expected_shapes[n])
-    ]
+    differing = [name for name, shape in shapes.items() if shape != tuple(expected_shapes[name])]
+    wrong = [f"{name} {shapes[name]} instead of {tuple(expected_shapes[name])}" for name in differing]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
     found = [f"{len(names)} {what}: {_names(names)}" for what, names in problems.items() if names]
     if found:
@@ -242,5 +245,5 @@ def check_against(state: Mapping[str, np.ndarray], expected_shapes: Mapping[str,
 
 def _names(names: Any) -> str:
     """The first few of some names, on one line."""
-    shown = [show(name) for name in sorted(names)[:4]]
+    shown = [show(name, 100) for name in sorted(names)[:4]]
     return ", ".join(shown) + (f", ... ({len(names)} in all)" if len(names) > 4 else "") if shown else "no names"

@@ -1,11 +1,12 @@
 """Weights of moco.tensorflow (tensorpack) in .npz files, under torchvision's names and in PyTorch's layout.
 
-Names there: conv0, then group<stage - 1>/block<n>/conv<m> and convshortcut, each with W and with its batch norm's gamma, beta,
-mean/EMA and variance/EMA under conv0_bn/ (moco.tensorflow) or conv0/bn/ (tensorpack's examples); fully connected layers are
-linear<n>_<units> (or linear, fc), each with W and b. The query encoder stands under no prefix, the key encoder under
-momentum_encoder/; the queue is `queue` (KxC) with `queue_ptr`. Source: github.com/ppwwyyxx/moco.tensorflow and tensorpack's
-ResNet example. Two differences stay: its batch norm has epsilon 1.001e-5 (PyTorch 1e-5), and the key encoder's running
-statistics were never updated in training.
+Names there: conv0, then group<stage - 1>/block<n>/conv<m> and convshortcut, each with W and with its batch norm's
+gamma, beta, mean/EMA and variance/EMA under conv0_bn/ (moco.tensorflow) or conv0/bn/ (tensorpack's examples); fully
+connected layers are linear<n>_<units> (or linear, fc), each with W and b. The query encoder stands under no prefix, the
+key encoder under momentum_encoder/; the queue is `queue` (KxC) with `queue_ptr`. Two differences stay: its batch norm
+has epsilon 1.001e-5 (PyTorch 1e-5), and the key encoder's running statistics were never updated in training.
+
+Source: github.com/ppwwyyxx/moco.tensorflow and tensorpack's ResNet example.
 """
 
 import re

@@ -1,11 +1,12 @@
 """The pickles inside PyTorch's files, read as data: an opcode interpreter that imports and calls nothing from the file.
 
-Opcodes come from `pickletools.genops`; every opcode, global name and call that tensors do not need is refused. A name is
-only ever looked up, whole, in the tables of torch_objects: never split at dots, imported or resolved.
+Opcodes come from `pickletools.genops`; every opcode, global name and call that tensors do not need is refused. A name
+is only ever looked up, whole, in the tables of torch_objects: never split at dots, imported or resolved.
 """
 
 import pickletools
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -180,11 +181,12 @@ def load(stream: BinaryIO, load_storage: Callable[[str, StorageType, int], Stora
     """
     machine = _Machine(load_storage)
     try:
-        for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
-            expect(count < MAX_OPCODES, f"more than {MAX_OPCODES} opcodes")
-            if opcode.name == "STOP":
-                break
-            machine.step(opcode.name, arg)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of strange escapes in damaged strings
+            for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+                expect(count < MAX_OPCODES, f"more than {MAX_OPCODES} opcodes")
+                if opcode.name != "STOP":
+                    machine.step(opcode.name, arg)
         (value,) = machine.stack
     except (ValueError, LookupError, OverflowError, MemoryError) as e:  # what genops and an empty stack raise
         raise UserError(
