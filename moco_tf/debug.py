@@ -1,10 +1,13 @@
 """A deterministic entry into the step: given weights, queue, prepared images and permutations, look at everything.
 
-method = MoCo(query_encoder, key_encoder, ...)          # views default to the images as they are given
-method.compile(SGD(0.03))
-debug.set_state(method, weights=torchvision_named_arrays, queue=keys)
-for record in debug.run_steps(method, [(im_q, im_k)], [[permutation]]):
-    print(record["loss"], record["queue_pointer"])
+    query_encoder, key_encoder = (Encoder("resnet18", dtype="float64") for _ in range(2))  # or float32
+    method = MoCo(query_encoder, key_encoder, ...)  # views default to the images as they are given
+    method.compile(SGD(0.03))
+    debug.set_state(method, weights=torchvision_named_arrays, queue=keys)
+    for record in debug.run_steps(method, [(im_q, im_k)], [[permutation]]):
+        print(record["loss"], record["queue_pointer"])
+
+In float64 a step leaves no room for rounding: differences that remain are differences in what is computed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.contrast.losses import info_nce
 from moco_tf.methods.moco import MoCo
 from moco_tf.weights.torchvision import get_weights, set_weights
 
@@ -58,14 +62,19 @@ def run_steps(
         eager: runs op by op instead of as a graph.
 
     Returns:
-        One dict a step with the state after it: the metrics as floats, "query_encoder" and "key_encoder"
+        One dict a step: the metrics as floats (means over ranks), "logits" (of each direction, Bx(1+K), this rank's),
+        "rank_loss" (this rank's own loss) and the state after the step: "query_encoder" and "key_encoder"
         ({torchvision name: array in PyTorch's layout}), "queue" (KxC) and "queue_pointer".
     """
     step = method.step if eager else tf.function(method.step)
     records = []
     for (im_q, im_k), shuffles in zip(image_pairs, permutations, strict=True):
-        metrics = step(tf.constant(im_q), tf.constant(im_k), [tf.constant(p, tf.int32) for p in shuffles])
-        records.append({name: float(value) for name, value in metrics.items()} | snapshot(method))
+        pair = [tf.cast(images, method.query_encoder.compute_dtype) for images in (im_q, im_k)]
+        metrics, logits = step(*pair, [tf.constant(p, tf.int32) for p in shuffles])
+        record = {name: float(value) for name, value in metrics.items()} | snapshot(method)
+        record["logits"] = [each.numpy() for each in logits]
+        record["rank_loss"] = sum(float(info_nce(each)) for each in logits)
+        records.append(record)
     return records
 
 

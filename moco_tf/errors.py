@@ -4,5 +4,9 @@
 class UserError(Exception):
     """Bad input: says what came, what was expected and how to mend it, in one line.
 
-    Programs print it without a traceback and exit with status 1.
+    Programs print it without a traceback and exit with status 1. Of several ranks, which all meet it, one prints.
     """
+
+
+class RankError(UserError):
+    """A UserError that one rank may meet alone, so that it prints itself."""

@@ -13,11 +13,14 @@ class KeyQueue:
         size: K, number of keys.
         feature_dim: C.
         seed: of the noise; the same on all ranks.
+        dtype: of the keys.
     """
 
-    def __init__(self, size: int, feature_dim: int, seed: int = 0) -> None:
+    def __init__(self, size: int, feature_dim: int, seed: int = 0, dtype: str = "float32") -> None:
         noise = tf.random.stateless_normal([size, feature_dim], [seed, 0x9E77], alg="philox")
-        self.keys = tf.Variable(tf.math.l2_normalize(noise, axis=1), trainable=False, name="queue")  # KxC
+        self.keys = tf.Variable(
+            tf.cast(tf.math.l2_normalize(noise, axis=1), dtype), trainable=False, name="queue"
+        )  # KxC
         self.pointer = tf.Variable(0, trainable=False, dtype=tf.int64, name="queue_pointer")
         self.size = size
 

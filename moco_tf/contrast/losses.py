@@ -22,7 +22,8 @@ def info_nce_logits(q: tf.Tensor, k: tf.Tensor, queue: tf.Tensor, temperature: f
 
 def info_nce(logits: tf.Tensor) -> tf.Tensor:
     """Mean over the batch of -log softmax(logits)[0], the InfoNCE loss (MoCo, section 3.1, equation 1): scalar."""
-    return tf.reduce_mean(tf.reduce_logsumexp(logits, axis=1) - logits[:, 0])
+    # log_softmax subtracts the largest logit first: log-sum-exp minus the positive would lose small losses to rounding.
+    return -tf.reduce_mean(tf.nn.log_softmax(logits)[:, 0])
 
 
 def contrast_accuracy(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -29,6 +29,11 @@ def draw_permutation(seed: tf.Tensor, batch: int, ranks: int) -> tf.Tensor:
     return (by_row % ranks) * batch + by_row // ranks
 
 
+def no_permutation(seed: tf.Tensor, batch: int, ranks: int) -> tf.Tensor:
+    """The identity: every key stays on the rank of its query."""
+    return tf.range(batch * ranks)
+
+
 def row_positions(rows: tf.Tensor, batch: int, ranks: int) -> tf.Tensor:
     """Positions of the given rows."""
     return (rows % batch) * ranks + rows // batch

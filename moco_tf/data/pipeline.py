@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.sources import ArraySource, RecordSource, Source, decode_rgb
-from moco_tf.errors import UserError
+from moco_tf.errors import RankError, UserError
 
 _AHEAD = 2  # batches prepared in advance
 
@@ -213,12 +213,12 @@ class UnreadableImages:
         self._list(name, reason)
         listed = f", listed in {self.path}" if self.path else ""
         if len(self) > self._limit:
-            raise UserError(
+            raise RankError(
                 f"{self._source.name}: {len(self)} unreadable images came, expected at most --max_bad_images="
                 f"{self._limit}; last {name!r} ({reason}){listed}; mend or remove them, or raise the limit"
             )
         if len(self) == self._source.num_examples:
-            raise UserError(
+            raise RankError(
                 f"{self._source.name}: none of its {len(self)} images can be read; last {name!r} ({reason}){listed}"
             )
 

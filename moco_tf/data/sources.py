@@ -36,6 +36,10 @@ class ArraySource:
         self.num_examples = len(images)
         self.image_shape: tuple[int, int] | None = tuple(images.shape[1:3])
 
+    def subset(self, indices: np.ndarray) -> "ArraySource":
+        """The source of these examples alone."""
+        return ArraySource(self.name, self.images[indices], self.labels[indices], self.class_names)
+
     def image(self, index: int) -> np.ndarray:
         """One image, uint8 HxWx3."""
         return np.ascontiguousarray(self.images[index])
@@ -71,6 +75,17 @@ class RecordSource:
     def entries(self, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         """What `read` takes, for each of the indices."""
         return tuple(column[indices] for column in self._columns)
+
+    def subset(self, indices: np.ndarray) -> "RecordSource":
+        """The source of these examples alone."""
+        return RecordSource(
+            self.name,
+            self.entries(indices),
+            self.read,
+            lambda index: self.describe(int(indices[index])),
+            None if self.labels is None else self.labels[indices],
+            self.class_names,
+        )
 
     def image(self, index: int) -> np.ndarray:
         """One image, uint8 HxWx3. Raises tf.errors.OpError when it is unreadable."""

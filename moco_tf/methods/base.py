@@ -13,7 +13,7 @@ View = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, int], tf.Tensor]  # images, se
 
 def as_given(images: tf.Tensor, seed: tf.Tensor, positions: tf.Tensor, count: int) -> tf.Tensor:
     """The view of images that are prepared already."""
-    return tf.cast(images, tf.float32)
+    return images
 
 
 class Method(keras.Model):
@@ -44,7 +44,9 @@ class Method(keras.Model):
         self.steps_done = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_done")
         self.compile_pieces = jit_compile == "all"
         compile_views = jit_compile in ("all", "views")
-        self.views = [tf.function(view, jit_compile=True) if compile_views else view for view in views]
+        # One function for equal views: it is compiled once.
+        functions = {view: tf.function(view, jit_compile=True) if compile_views else view for view in set(views)}
+        self.views = [functions[view] for view in views]
 
     def compile(self, optimizer: keras.optimizers.Optimizer, **kwargs: object) -> None:  # noqa: A003
         """Sets the optimizer. Keras' own jit_compile stays off: no collective may stand inside a compiled function."""
@@ -65,7 +67,9 @@ class Method(keras.Model):
 
     def apply(self, gradients: list[tf.Tensor], metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Averages gradients and metrics over ranks in one exchange and takes the optimizer's step."""
-        packed = self.collectives.mean([*gradients, tf.stack(list(metrics.values()))])
+        packed = self.collectives.mean(
+            [*gradients, tf.stack([tf.cast(m, gradients[0].dtype) for m in metrics.values()])]
+        )
         self.optimizer.apply(packed[:-1], self.query_encoder.parameters())
         self.steps_done.assign_add(1)
         return dict(zip(metrics, tf.unstack(packed[-1])))

@@ -25,6 +25,8 @@ class MoCo(Method):
         queue_size: K.
         key_momentum: m of the key encoder's moving average.
         temperature: tau.
+        key_update: "before" the queries and keys are computed, as in algorithm 1, or "after" the optimizer's step.
+        shuffle_bn: shuffles key images across ranks and splits of the batch norms.
         symmetric: sums the losses of both directions, each view once as query and once as key, against the same queue;
             the keys of both enter the queue (the CIFAR-10 demo's symmetric loss).
         **kwargs: of Method.
@@ -38,14 +40,17 @@ class MoCo(Method):
         key_momentum: float = 0.999,
         temperature: float = 0.07,
         symmetric: bool = False,
+        key_update: str = "before",
+        shuffle_bn: bool = True,
         **kwargs: object,
     ) -> None:
         super().__init__(query_encoder, **kwargs)
         self.key_encoder = key_encoder
         self.key_encoder.trainable = False
         copy_encoder(query_encoder, key_encoder)
-        self.queue = KeyQueue(queue_size, query_encoder.config["feature_dim"], self.seed)
+        self.queue = KeyQueue(queue_size, query_encoder.config["feature_dim"], self.seed, query_encoder.variable_dtype)
         self.key_momentum, self.temperature, self.symmetric = key_momentum, temperature, symmetric
+        self.update_first, self.shuffled = key_update == "before", shuffle_bn
         self._update_keys = self.piece(self._update_key_encoder)
         self._encode_keys = self.piece(self._key_forward)
         self._contrast = self.piece(self._query_forward_backward)
@@ -61,21 +66,33 @@ class MoCo(Method):
         images = data[0] if isinstance(data, tuple | list) else data
         im_q, im_k = images if isinstance(images, tuple | list) else (images, images)
         batch, ranks = im_q.shape[0], self.collectives.size
-        shuffles = [shuffle_bn.draw_permutation(self.seed_of(use), batch, ranks) for use in (SHUFFLE, OTHER_SHUFFLE)]
-        return self.step(im_q, im_k, shuffles[: 1 + self.symmetric])
+        draw = shuffle_bn.draw_permutation if self.shuffled else shuffle_bn.no_permutation
+        uses = (SHUFFLE, OTHER_SHUFFLE)[: 1 + self.symmetric]
+        metrics, _ = self.step(im_q, im_k, [draw(self.seed_of(use), batch, ranks) for use in uses])
+        return metrics
 
-    def step(self, im_q: tf.Tensor, im_k: tf.Tensor, shuffles: list[tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Algorithm 1 with given permutations of the G rows: one for the keys, one more for the other direction."""
-        self._update_keys()
+    def step(
+        self, im_q: tf.Tensor, im_k: tf.Tensor, shuffles: list[tf.Tensor]
+    ) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+        """Algorithm 1 with given permutations of the G rows: one for the keys, one more for the other direction.
+
+        Returns:
+            The metrics, averaged over ranks, and this rank's logits, Bx(1+K), of each direction.
+        """
+        if self.update_first:
+            self._update_keys()
         k, keys = self._keys(im_k, shuffles[0], KEY_VIEW)  # BxC, GxC
         if self.symmetric:
             k_other, keys_other = self._keys(im_q, shuffles[1], QUERY_VIEW)
             keys = tf.concat([keys_other, keys], axis=0)  # 2GxC: the keys of the first view come first
-            gradients, metrics = self._contrast(im_q, k, im_k, k_other)
+            gradients, metrics, logits = self._contrast(im_q, k, im_k, k_other)
         else:
-            gradients, metrics = self._contrast(im_q, k)
+            gradients, metrics, logits = self._contrast(im_q, k)
         self._enqueue(keys)
-        return self.apply(gradients, metrics)
+        metrics = self.apply(gradients, metrics)
+        if not self.update_first:
+            self._update_keys()
+        return metrics, logits
 
     def _update_key_encoder(self) -> None:
         momentum_update(self.query_encoder, self.key_encoder, self.key_momentum)
@@ -100,18 +117,18 @@ class MoCo(Method):
         k: tf.Tensor,
         im_other: tf.Tensor | None = None,
         k_other: tf.Tensor | None = None,
-    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor], list[tf.Tensor]]:
         positions = shuffle_bn.positions(im_q.shape[0], self.collectives)
         with tf.GradientTape() as tape:
             q = _normalised(self.query_encoder(self._view(im_q, positions, QUERY_VIEW), training=True))  # BxC
-            logits = info_nce_logits(q, k, self.queue.keys, self.temperature)  # Bx(1+K)
-            loss = info_nce(logits)
+            logits = [info_nce_logits(q, k, self.queue.keys, self.temperature)]  # Bx(1+K)
             if im_other is not None:
                 q_other = _normalised(self.query_encoder(self._view(im_other, positions, KEY_VIEW), training=True))
-                loss += info_nce(info_nce_logits(q_other, k_other, self.queue.keys, self.temperature))
+                logits.append(info_nce_logits(q_other, k_other, self.queue.keys, self.temperature))
+            loss = tf.add_n([info_nce(each) for each in logits])
         gradients = tape.gradient(loss, [v.value for v in self.query_encoder.parameters()])
-        top1, top5 = contrast_accuracy(logits)
-        return gradients, {"loss": loss, "contrast_top1": top1, "contrast_top5": top5}
+        top1, top5 = contrast_accuracy(logits[0])
+        return gradients, {"loss": loss, "contrast_top1": top1, "contrast_top5": top5}, logits
 
     def state(self) -> dict[str, dict[str, tf.Variable] | tf.Variable]:
         keys = {name: v.value for name, v in self.key_encoder.named_variables().items()}

@@ -22,7 +22,7 @@ def _dense(units: int, fan_in: int, use_bias: bool, init: str, dtype: object) ->
 
 @keras.saving.register_keras_serializable("moco_tf")
 class Encoder(keras.Model):
-    """Images to head outputs (not normalised): BxHxWx3 float to BxC float32.
+    """Images to head outputs (not normalised): BxHxWx3 float to BxC of the variables' dtype, float32.
 
     Args:
         arch, stem, width, bn_splits: of the backbone, see `ResNet`.
@@ -74,7 +74,7 @@ class Encoder(keras.Model):
         x = features
         for layer in self.head:
             x = layer(x, training=training) if isinstance(layer, BatchNorm) else layer(x)
-        return tf.cast(x, tf.float32)
+        return tf.cast(x, self.variable_dtype)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         return self.project(self.features(images, training=training), training=training)

@@ -21,7 +21,7 @@ class BatchNorm(keras.layers.Layer):
         epsilon: added to the variance.
         splits: number of strided splits of the batch; the batch size must be a multiple of it.
 
-    Shapes: BxHxWxC or BxC in, the same out. Scale, offset and statistics are float32 whatever the compute dtype.
+    Shapes: BxHxWxC or BxC in, the same out. Scale, offset and statistics are float32 under mixed precision.
     """
 
     def __init__(self, momentum: float = 0.1, epsilon: float = 1e-5, splits: int = 1, **kwargs: object) -> None:
@@ -47,6 +47,8 @@ class BatchNorm(keras.layers.Layer):
         return tf.reshape(y, tf.shape(inputs)) if len(inputs.shape) != 4 else y
 
     def _normalise_running(self, x: tf.Tensor) -> tf.Tensor:
+        if x.dtype == tf.float64:
+            return self._scaled(x, self.running_mean.value, self.running_variance.value)
         return tf.raw_ops.FusedBatchNormV3(
             x=x,
             scale=self.gamma.value,
@@ -60,6 +62,9 @@ class BatchNorm(keras.layers.Layer):
     def _normalise_batch(self, x: tf.Tensor) -> tf.Tensor:
         n = self.splits
         split = self._to_channels(x) if n > 1 else x  # B/n x H x W x nC: one kernel call for all splits
+        if x.dtype == tf.float64:
+            y = self._normalise_double(split)
+            return self._from_channels(y, tf.shape(x)) if n > 1 else y
         out = tf.raw_ops.FusedBatchNormV3(
             x=split,
             scale=tf.tile(self.gamma.value, [n]),
@@ -72,6 +77,18 @@ class BatchNorm(keras.layers.Layer):
         self._move(self.running_mean, out.batch_mean)
         self._move(self.running_variance, out.batch_variance)  # the kernel's output is the unbiased estimate
         return self._from_channels(out.y, tf.shape(x)) if n > 1 else out.y
+
+    def _normalise_double(self, x: tf.Tensor) -> tf.Tensor:
+        """The same in float64, which the fused kernel lacks: for debugging and proofs, not for speed."""
+        mean, variance = tf.nn.moments(x, [0, 1, 2])
+        count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), x.dtype)
+        self._move(self.running_mean, mean)
+        self._move(self.running_variance, variance * count / (count - 1.0))
+        return self._scaled(x, mean, variance)
+
+    def _scaled(self, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        gamma, beta = (tf.tile(v.value, [x.shape[-1] // v.shape[0]]) for v in (self.gamma, self.beta))
+        return (x - mean) / tf.sqrt(variance + self.epsilon) * gamma + beta
 
     def _move(self, running: keras.Variable, batch: tf.Tensor) -> None:
         batch = tf.reduce_mean(tf.reshape(batch, [self.splits, -1]), axis=0) if self.splits > 1 else batch

@@ -89,7 +89,7 @@ class Block(keras.layers.Layer):
 
 
 class ResNet(keras.layers.Layer):
-    """Images to pooled features: BxHxWx3 float to BxD float32 (D = 8 width, or 32 width for ResNet-50).
+    """Images to pooled features: BxHxWx3 float to BxD of the variables' dtype (D = 8 width, or 32 width for ResNet-50).
 
     Args:
         arch: a key of DEPTHS.
@@ -132,7 +132,7 @@ class ResNet(keras.layers.Layer):
             x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
         for block in self._blocks():
             x = block(x, training=training)
-        return tf.reduce_mean(tf.cast(x, tf.float32), axis=[1, 2])
+        return tf.reduce_mean(tf.cast(x, self.variable_dtype), axis=[1, 2])
 
     def _blocks(self) -> list[Block]:
         return [block for stage in self.stages for block in stage]

@@ -11,7 +11,7 @@ from moco_tf.errors import UserError
 class SingleProcess:
     """The collectives of one process: every operation is the identity."""
 
-    rank, size, local_rank = 0, 1, 0
+    rank, size, local_rank, local_size = 0, 1, 0, 1
 
     def alltoall(self, rows: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
         """Sends the next splits[r] of the rows to each rank r; returns the rows received, ordered by sender."""
@@ -45,7 +45,8 @@ class Horovod:
             ) from None
         hvd.init()
         self._hvd = hvd
-        self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         gpus = tf.config.list_physical_devices("GPU")
         if gpus:
             tf.config.set_visible_devices(gpus[self.local_rank % len(gpus)], "GPU")

@@ -1,0 +1,93 @@
+"""What the evaluating programs share: the subject to evaluate and the result that is left."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from moco_tf.data.normalisation import normalisation
+from moco_tf.data.sources import Source
+from moco_tf.errors import UserError
+from moco_tf.evaluation import features
+from moco_tf.networks.encoder import Encoder
+from moco_tf.training import device
+from moco_tf.training.collectives import Collectives
+from moco_tf.training.runlog import make_folder
+from moco_tf.weights.load import load as load_encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is evaluated: images in [0, 1] to features.
+
+    encoder is None for raw pixels. image_size is the side of its images, 0 for the data set's own.
+    """
+
+    name: str
+    embed: Callable[[tf.Tensor], tf.Tensor]
+    encoder: Encoder | None
+    image_size: int
+    test_resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def geometry(self, images: Source) -> tuple[int, int]:
+        """Resize and centre crop of test images."""
+        return features.test_geometry(images, self.image_size, self.test_resize)
+
+
+def load(o: object) -> Subject:
+    """The encoder that --load holds, or the baseline asked for.
+
+    Raises:
+        UserError: --load is missing or holds no encoder.
+    """
+    if o.baseline == "raw_pixels":
+        mean, std = normalisation(o.normalise, o.dataset)
+        return Subject("raw pixels", features.raw_pixels, None, o.image_size, o.test_resize, mean, std)
+    if not o.load:
+        raise UserError("--load is missing; give a run folder, a checkpoint, a .pth.tar, .pth or .npz")
+    untrained = o.baseline == "untrained"
+    loaded = load_encoder(o.load, device.dtype_policy(o.precision), untrained)
+    mean, std = (loaded.mean, loaded.std) if o.normalise == "auto" else normalisation(o.normalise, o.dataset)
+    embed = features.embedder(loaded.encoder, getattr(o, "feature", "backbone"), mean, std)
+    name = f"untrained {loaded.encoder.config['arch']}" if untrained else loaded.path
+    return Subject(name, embed, loaded.encoder, o.image_size or loaded.image_size, o.test_resize, mean, std)
+
+
+def check_labels(train: Source, test: Source) -> None:
+    """Refuses sets without classes."""
+    if train.num_classes < 2 or test.num_classes < 2:
+        raise UserError(f"{train.name} has {train.num_classes} classes; an evaluation needs labels of two or more")
+
+
+def check_neighbours(k: int, train: Source) -> None:
+    """Refuses more neighbours than there are images."""
+    if k > train.num_examples:
+        raise UserError(f"--k={k} came, expected at most {train.num_examples}, the training images of {train.name}")
+
+
+def report(o: object, flagfile: str, ranks: Collectives, what: str, subject: Subject, result: dict) -> None:
+    """Prints the accuracy and writes result.json and flags.cfg on rank 0."""
+    if ranks.rank != 0:
+        return
+    folder = output_folder(o, what)
+    make_folder(folder)
+    result = {**result, "evaluation": what, "subject": subject.name, "dataset": o.dataset}
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / "flags.cfg").write_text(flagfile)
+    print(f"{what} of {subject.name} on {o.dataset}: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}")
+    print(f"written to {folder / 'result.json'}", flush=True)
+
+
+def output_folder(o: object, what: str) -> pathlib.Path:
+    """--workdir, or a folder named after the evaluation inside the run folder, or beside the file that was loaded."""
+    if o.workdir:
+        return pathlib.Path(o.workdir)
+    name = what.lower() if o.baseline == "none" else f"{what.lower()}_{o.baseline}"
+    if not o.load:
+        return pathlib.Path("runs") / name
+    place = pathlib.Path(o.load)
+    return place / name if place.is_dir() else pathlib.Path("runs") / place.name.split(".")[0] / name

@@ -1,0 +1,147 @@
+"""The programs' flags: defined by groups, checked when they are parsed, handed on as one frozen object.
+
+Only programs call this; everything else takes keyword arguments of plain types.
+"""
+
+import dataclasses
+
+from absl import flags
+
+from moco_tf.data.normalisation import NORMALISATIONS
+
+
+def define_data(image_size: int = 0) -> None:
+    """Which images, and how large."""
+    flags.DEFINE_string("dataset", "fashion_mnist", "TensorFlow Datasets name, fashion_mnist, or `folder`.")
+    flags.DEFINE_string(
+        "data_dir", None, "Where the data is: TFDS's folder, or for `folder` the one with train/, val/."
+    )
+    flags.DEFINE_integer("image_size", image_size, "Pixels of a view's side; 0: the data set's own size, else 224.", 0)
+    flags.DEFINE_enum(
+        "normalise", "auto", ["auto", *NORMALISATIONS], "Mean and deviation to normalise with; auto: the data set's."
+    )
+    flags.DEFINE_integer("max_bad_images", 100, "Unreadable images a rank skips before it stops.", 0)
+
+
+def define_run() -> None:
+    """How the program runs, whatever it computes."""
+    flags.DEFINE_string("workdir", None, "Run folder: metrics, checkpoints, results. A run found there is resumed.")
+    flags.DEFINE_integer("seed", 0, "Of initialisation, order of the images, views and shuffles.", 0, 2**26)
+    flags.DEFINE_enum(
+        "precision", "auto", ["auto", "float32", "bfloat16"], "Of convolutions; auto: bfloat16 where it is fast."
+    )
+    flags.DEFINE_enum(
+        "jit_compile", "auto", ["auto", "true", "false"], "XLA; auto: all pieces on a GPU, only the views on a CPU."
+    )
+    flags.DEFINE_integer("threads", 0, "CPU threads of this process; 0: the cores divided by the ranks here.", 0)
+    flags.DEFINE_integer("batch_size", 256, "Images a step, over all ranks.", 1)
+    flags.DEFINE_integer("log_every", 10, "Steps between two lines of metrics.", 1)
+
+
+def define_encoder() -> None:
+    """The encoder's architecture."""
+    flags.DEFINE_enum("arch", "resnet50", ["resnet10", "resnet18", "resnet34", "resnet50"], "Backbone.")
+    flags.DEFINE_enum("stem", "imagenet", ["imagenet", "cifar"], "7x7 stride 2 with max-pool, or 3x3 stride 1.")
+    flags.DEFINE_integer("width", 64, "Channels of the first stage.", 1)
+    flags.DEFINE_enum("head", "mlp", ["linear", "mlp", "mlp_bn"], "Linear; Linear-ReLU-Linear; Linear-BN-ReLU-Linear.")
+    flags.DEFINE_integer("hidden_dim", 0, "Hidden width of an MLP head; 0: the width of the pooled features.", 0)
+    flags.DEFINE_integer("feature_dim", 128, "C, width of the head's output.", 1)
+    flags.DEFINE_enum("head_init", "torch", ["torch", "normal"], "uniform 1/sqrt(fan_in), or N(0, 0.01) and bias 0.")
+    flags.DEFINE_integer("bn_splits", 1, "Strided splits of a rank's batch in each batch norm (SplitBatchNorm).", 1)
+
+
+def define_method() -> None:
+    """The contrast."""
+    flags.DEFINE_enum("method", "moco", ["moco"], "Pre-training method.")
+    flags.DEFINE_string("views", "moco_v2", "Named random view of an image, see moco_tf/data/views.py.")
+    flags.DEFINE_list("crop_scale", None, "Range of the crop's area, as 0.2,1; default: the view's own.")
+    flags.DEFINE_integer("queue_size", 65536, "K, keys in the queue.", 1)
+    flags.DEFINE_float("key_momentum", 0.999, "m of the key encoder's moving average.", 0.0, 1.0)
+    flags.DEFINE_enum("key_update", "before", ["before", "after"], "The moving average, before or after the step.")
+    flags.DEFINE_float("temperature", 0.2, "tau.", 1e-6)
+    flags.DEFINE_bool("symmetric", False, "Sum the losses of both directions.")
+    flags.DEFINE_bool("shuffle_bn", True, "Shuffle key images across ranks and splits (ShuffleBN).")
+
+
+def define_optimizer(learning_rate: float, epochs: int, weight_decay: float, schedule: str) -> None:
+    """Optimizer and learning-rate schedule."""
+    flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam", "lars"], "With PyTorch's semantics.")
+    flags.DEFINE_float("learning_rate", learning_rate, "Base learning rate, as it is: not scaled by the batch.", 0.0)
+    flags.DEFINE_float("momentum", 0.9, "Of SGD and LARS.", 0.0, 1.0)
+    flags.DEFINE_bool("nesterov", False, "Nesterov's momentum in SGD.")
+    flags.DEFINE_float("weight_decay", weight_decay, "L2 in the gradient, on every parameter.", 0.0)
+    flags.DEFINE_integer("epochs", epochs, "Passes over the training images.", 1)
+    flags.DEFINE_integer("steps", 0, "Stop after this many steps; 0: after the epochs.", 0)
+    flags.DEFINE_enum("schedule", schedule, ["cosine", "milestones", "constant"], "Of the learning rate.")
+    flags.DEFINE_enum("schedule_per", "epoch", ["epoch", "step"], "How often the learning rate changes.")
+    flags.DEFINE_integer("first_epoch", 0, "Number of the first epoch in a schedule per epoch: 0 or 1.", 0, 1)
+    flags.DEFINE_list("milestones", ["120", "160"], "Epochs at which the learning rate drops.")
+    flags.DEFINE_float("decay", 0.1, "Factor of a drop.", 0.0)
+    flags.DEFINE_float("final_learning_rate", 0.0, "Where the cosine ends.", 0.0)
+    flags.DEFINE_float("warmup_epochs", 0.0, "Epochs of linear warm-up.", 0.0)
+    flags.DEFINE_float("warmup_start", 0.0, "Learning rate at which the warm-up starts.", 0.0)
+
+
+def define_monitor() -> None:
+    """Checkpoints and the kNN monitor of pre-training."""
+    flags.DEFINE_integer("checkpoint_every", 1, "Epochs between two checkpoints; 0: only at the end.", 0)
+    flags.DEFINE_integer("checkpoint_steps", 0, "Steps between two checkpoints, besides; 0: none.", 0)
+    flags.DEFINE_integer("keep", 3, "Newest checkpoints that are kept.", 1)
+    flags.DEFINE_integer("knn_every", 0, "Epochs between two kNN evaluations; 0: none.", 0)
+    flags.DEFINE_integer("knn_bank", 0, "Training images in the monitor's bank; 0: all.", 0)
+
+
+def define_knn(feature: str = "head") -> None:
+    """The weighted k-nearest-neighbour classifier."""
+    flags.DEFINE_integer("k", 200, "Neighbours.", 1)
+    flags.DEFINE_float("knn_temperature", 0.1, "Temperature of the neighbours' weights.", 1e-6)
+    flags.DEFINE_enum("weighting", "weighted", ["weighted", "majority"], "exp(sim / T) or one vote each.")
+    flags.DEFINE_enum("feature", feature, ["head", "backbone"], "The head's output or the pooled features.")
+
+
+def define_load() -> None:
+    """What is evaluated."""
+    flags.DEFINE_string(
+        "load", None, "Run folder, checkpoint, official MoCo .pth.tar, torchvision .pth or moco.tensorflow .npz."
+    )
+    flags.DEFINE_enum(
+        "baseline",
+        "none",
+        ["none", "untrained", "raw_pixels"],
+        "Evaluate, instead of what --load holds, its architecture untrained, or the pixels.",
+    )
+    flags.DEFINE_integer("test_resize", 0, "Short side before the centre crop in tests; 0: 256/224 of the size.", 0)
+
+
+def define_probe() -> None:
+    """The linear probe."""
+    flags.DEFINE_string("train_view", "crop_flip", "Named random view of the training images.")
+    flags.DEFINE_bool("cache_features", False, "Compute un-augmented features once and train on them: takes minutes.")
+    flags.DEFINE_bool("standardise", False, "Give every cached feature mean 0 and deviation 1.")
+
+
+def parsed(values: flags.FlagValues) -> object:
+    """The program's flags as a frozen object, lists of numbers converted."""
+    own = {f.name: f.value for module in values.flags_by_module_dict() for f in _of_module(values, module)}
+    for name, kind in (("milestones", int), ("crop_scale", float)):
+        if own.get(name):
+            own[name] = _numbers(name, own[name], kind)
+    frozen = dataclasses.make_dataclass("Options", list(own), frozen=True)
+    return frozen(**own)
+
+
+def _of_module(values: flags.FlagValues, module: str) -> list[flags.Flag]:
+    return values.flags_by_module_dict()[module] if module == __name__ else []
+
+
+def _numbers(name: str, words: list[str], kind: type) -> tuple:
+    try:
+        return tuple(kind(word) for word in words)
+    except ValueError:
+        raise flags.IllegalFlagValueError(f"flag --{name}={','.join(words)}: expected numbers between commas") from None
+
+
+def flagfile(values: flags.FlagValues) -> str:
+    """Every flag of the program as text that --flagfile reads back."""
+    lines = [f.serialize() for f in _of_module(values, __name__) if f.value is not None]
+    return "".join(f"{line}\n" for line in sorted(lines) if line)

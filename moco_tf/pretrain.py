@@ -1,0 +1,227 @@
+"""Pre-trains an encoder by momentum contrast.
+
+    python -m moco_tf.pretrain --flagfile=flags/pretrain/cifar10_moco.cfg --workdir=runs/cifar10
+    horovodrun -np 8 python -m moco_tf.pretrain --flagfile=flags/pretrain/imagenet_moco_v2.cfg --data_dir=/data ...
+
+The same command again goes on from the run folder's newest whole checkpoint.
+"""
+
+import collections
+import pathlib
+import time
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from moco_tf import build, options, program
+from moco_tf.data import pipeline
+from moco_tf.data.normalisation import normalisation
+from moco_tf.data.sources import Source
+from moco_tf.errors import UserError
+from moco_tf.evaluation import features, neighbours
+from moco_tf.methods.base import Method
+from moco_tf.training import checkpoint
+from moco_tf.training.collectives import Collectives
+from moco_tf.training.runlog import RunLog, make_folder
+
+
+def define_flags() -> None:
+    """Defines this program's flags."""
+    options.define_data()
+    options.define_run()
+    options.define_encoder()
+    options.define_method()
+    options.define_optimizer(learning_rate=0.03, epochs=200, weight_decay=1e-4, schedule="cosine")
+    options.define_monitor()
+    options.define_knn()
+
+
+def main(o: object, flagfile: str) -> None:
+    """Pre-trains with the given options."""
+    check(o)
+    ranks = build.connect(o)
+    train = build.source(o, "train", ranks)
+    size = build.image_size(o, train)
+    view = build.random_view(o, o.views, size, o.crop_scale)
+    workdir = pathlib.Path(o.workdir)
+    batches = pipeline.TrainBatches(
+        train,
+        o.batch_size,
+        o.seed,
+        ranks.rank,
+        ranks.size,
+        crop=view.crop,
+        max_bad_images=o.max_bad_images,
+        bad_images_file=str(workdir / "unreadable.txt"),
+    )
+    monitor = KnnMonitor(o, train, size, ranks) if o.knn_every else None
+    method = build.method(o, ranks, build.in_step(view, train))
+    make_folder(workdir)
+    start = resume(method, workdir, ranks)
+    method.synchronise()
+
+    per_epoch = batches.steps_per_epoch
+    total = min(o.steps or o.epochs * per_epoch, o.epochs * per_epoch)
+    if ranks.rank == 0:
+        (workdir / "flags.cfg").write_text(flagfile)
+        introduce(o, method, train, size, ranks, start, total)
+    log = RunLog(workdir, ranks.rank == 0, total, start)
+    meter = Meter(o.batch_size)
+    train_step = tf.function(method.train_step)
+    for epoch in range(start // per_epoch, -(-total // per_epoch)):
+        first = max(start - epoch * per_epoch, 0)
+        for place, (images, _, _) in enumerate(batches.batches(epoch, first), start=first):
+            step = epoch * per_epoch + place
+            if step == total:
+                break
+            learning_rate = build.learning_rate(o, step, per_epoch)
+            method.optimizer.learning_rate.assign(learning_rate)
+            meter.add(train_step(images))
+            log.advance()
+            step += 1
+            if step % o.log_every == 0 or step == total:
+                values = meter.read()
+                log.show(**values)
+                log.write(step, epoch=step / per_epoch, learning_rate=learning_rate, **values)
+            last = step == total
+            epoch_ends = step % per_epoch == 0
+            if monitor and (last or (epoch_ends and (epoch + 1) % o.knn_every == 0)):
+                values = monitor(method)
+                log.write(step, epoch=step / per_epoch, **values)
+                log.say(
+                    f"epoch {step / per_epoch:g}: kNN top-1 {values['knn_top1']:.2%}, top-5 {values['knn_top5']:.2%}"
+                )
+                meter.restart()
+            if last or is_due(o, step, epoch_ends, epoch):
+                save(o, method, workdir, step, size, ranks)
+                meter.restart()
+    log.close()
+    if ranks.rank == 0:
+        print(f"done: {total} steps; the run folder is {workdir}", flush=True)
+
+
+def check(o: object) -> None:
+    """Refuses options that contradict each other."""
+    if not o.workdir:
+        raise UserError("--workdir is missing; give the run folder to write to, for example --workdir=runs/first")
+    keys = o.batch_size * (1 + o.symmetric)
+    if keys > o.queue_size:
+        raise UserError(
+            f"--batch_size={o.batch_size} brings {keys} keys a step, expected at most --queue_size={o.queue_size}; "
+            "lower the one or raise the other"
+        )
+    if o.crop_scale and len(o.crop_scale) != 2:
+        raise UserError(f"--crop_scale has {len(o.crop_scale)} numbers, expected two: smallest and largest area")
+
+
+def resume(method: Method, workdir: pathlib.Path, ranks: Collectives) -> int:
+    """Restores the newest whole checkpoint on every rank; returns the steps done."""
+    newest, complaints = checkpoint.newest_sound(workdir / "checkpoints")
+    if ranks.rank == 0:
+        for complaint in complaints:
+            print(f"skipped: {complaint}", flush=True)
+    if newest is None:
+        return 0
+    checkpoint.restore(newest, method.state())
+    if ranks.rank == 0:
+        print(f"resuming from {newest}", flush=True)
+    return int(method.steps_done.numpy())
+
+
+def is_due(o: object, step: int, epoch_ends: bool, epoch: int) -> bool:
+    """Whether a checkpoint is due after this step."""
+    by_epoch = o.checkpoint_every and epoch_ends and (epoch + 1) % o.checkpoint_every == 0
+    return bool(by_epoch or (o.checkpoint_steps and step % o.checkpoint_steps == 0))
+
+
+def save(o: object, method: Method, workdir: pathlib.Path, step: int, size: int, ranks: Collectives) -> None:
+    """Writes a checkpoint on rank 0, with the running statistics of all ranks."""
+    method.average_running_statistics()
+    if ranks.rank == 0:
+        mean, std = normalisation(o.normalise, o.dataset)
+        about = {"encoder": dict(method.query_encoder.config), "image_size": size, "mean": mean, "std": std}
+        about |= {"method": o.method, "dataset": o.dataset, "ranks": ranks.size, "batch_size": o.batch_size}
+        checkpoint.save(workdir / "checkpoints", step, method.state(), about, o.keep)
+
+
+def introduce(o: object, method: Method, train: Source, size: int, ranks: Collectives, start: int, total: int) -> None:
+    """Prints what will run, derived numbers included."""
+    parameters = sum(int(np.prod(v.shape)) for v in method.query_encoder.parameters())
+    print(
+        f"{o.method}: {train.num_examples:,} images of {train.name}, {size} px, views {o.views}\n"
+        f"encoder {o.arch} width {o.width}, {o.stem} stem, {o.head} head to {o.feature_dim}: {parameters:,} parameters, "
+        f"{method.query_encoder.compute_dtype}\n"
+        f"batch {o.batch_size} = {ranks.size} ranks x {o.batch_size // ranks.size}, queue {o.queue_size}; steps {start} "
+        f"to {total} ({o.epochs} epochs of {train.num_examples // o.batch_size} steps)\n"
+        f"the loss rises to about ln(1 + {o.queue_size}) = {np.log1p(o.queue_size):.2f} while the queue fills",
+        flush=True,
+    )
+
+
+class Meter:
+    """Means of a step's metrics and images per second since they were last read."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._sums: dict[str, list] = collections.defaultdict(list)
+        self.restart()
+
+    def restart(self) -> None:
+        """Leaves the time until now out of the images per second."""
+        self._since, self._steps = time.time(), 0
+
+    def add(self, metrics: dict[str, tf.Tensor]) -> None:
+        """Counts a step. Values stay on the device until they are read."""
+        self._steps += 1
+        for name, value in metrics.items():
+            self._sums[name].append(value)
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading."""
+        values = {name: float(np.mean([v.numpy() for v in column])) for name, column in self._sums.items()}
+        seconds = time.time() - self._since
+        values["images_per_second"] = self._steps * self._batch_size / max(seconds, 1e-9)
+        self._sums.clear()
+        self.restart()
+        return values
+
+
+class KnnMonitor:
+    """Weighted kNN accuracy of the encoder on the test images, against un-augmented training images."""
+
+    def __init__(self, o: object, train: Source, size: int, ranks: Collectives) -> None:
+        self._o, self._ranks = o, ranks
+        self._test = build.source(o, "test", ranks)
+        self._bank = train
+        if 0 < o.knn_bank < train.num_examples:
+            rows = np.random.default_rng(o.seed).choice(train.num_examples, o.knn_bank, replace=False)
+            self._bank = train.subset(np.sort(rows))
+        self._geometry = features.test_geometry(train, size)
+
+    def __call__(self, method: Method) -> dict[str, float]:
+        """{"knn_top1": share, "knn_top5": share}."""
+        o = self._o
+        method.average_running_statistics()
+        embed = features.embedder(method.query_encoder, o.feature, *normalisation(o.normalise, o.dataset))
+        (bank, bank_labels), (queries, labels) = (
+            features.extract(embed, images, self._geometry, 256, self._ranks, o.max_bad_images)
+            for images in (self._bank, self._test)
+        )
+        ranked = neighbours.classify(
+            features.normalised(bank),
+            bank_labels,
+            features.normalised(queries),
+            self._test.num_classes,
+            min(o.k, len(bank)),
+            o.knn_temperature,
+            o.weighting,
+        )
+        top1, top5 = neighbours.accuracy(ranked, labels)
+        return {"knn_top1": top1, "knn_top5": top5}
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.adopt_module_key_flags(options)
+    program.run(main)

@@ -1,0 +1,129 @@
+"""Complete checkpoints: written whole or not at all, checked when read, named variables.
+
+    checkpoints/step-00001200/variables.index, variables.data-..., checkpoint.json
+
+Each is a tf.train.Checkpoint over nested dicts of variables under torchvision's names; checkpoint.json says what made it
+(encoder, normalisation, step) and holds the files' sizes and SHA-256.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.errors import UserError
+
+DESCRIPTION = "checkpoint.json"
+
+
+def save(folder: pathlib.Path, step: int, state: Mapping, description: Mapping, keep: int) -> pathlib.Path:
+    """Writes a checkpoint and removes all but the newest `keep`; returns its path.
+
+    Raises:
+        UserError: it cannot be written; what was there before is untouched.
+    """
+    target, draft = folder / f"step-{step:08d}", folder / f".draft-{step:08d}"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        tf.train.Checkpoint(**state).write(str(draft / "variables"))
+        files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in draft.iterdir()}
+        (draft / DESCRIPTION).write_text(json.dumps({**description, "step": step, "files": files}, indent=1))
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(draft, target)
+    except (OSError, tf.errors.OpError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise UserError(
+            f"cannot write a checkpoint to {target} ({_first_line(error)}); free or mend the disk"
+        ) from None
+    for old in existing(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def existing(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folder's finished checkpoints, oldest first."""
+    found = [path for path in folder.glob("step-*") if (path / DESCRIPTION).is_file()]
+    return sorted(found, key=lambda path: int(re.sub(r"\D", "", path.name) or 0))
+
+
+def newest_sound(folder: pathlib.Path) -> tuple[pathlib.Path | None, list[str]]:
+    """The newest checkpoint whose files are whole, and a line about each newer one that is not."""
+    complaints = []
+    for path in reversed(existing(folder)):
+        try:
+            check(path)
+            return path, complaints
+        except UserError as error:
+            complaints.append(str(error))
+    return None, complaints
+
+
+def describe(path: pathlib.Path) -> dict:
+    """What checkpoint.json says. Raises UserError when it cannot be read."""
+    try:
+        description = json.loads((path / DESCRIPTION).read_text())
+        description["files"], description["step"]
+        return description
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {path}: {DESCRIPTION} is missing or broken ({_first_line(error)})") from None
+
+
+def check(path: pathlib.Path) -> None:
+    """Compares sizes and checksums. Raises UserError at the first file that differs."""
+    for name, expected in describe(path)["files"].items():
+        file = path / name
+        size = file.stat().st_size if file.is_file() else None
+        if size != expected["size"] or _sha256(file) != expected["sha256"]:
+            came = "is missing" if size is None else f"has {size} bytes or other contents"
+            raise UserError(f"checkpoint {path} is broken: {name} {came}, expected {expected['size']} bytes")
+
+
+def restore(path: pathlib.Path, state: Mapping) -> None:
+    """Sets every variable of a state from a checkpoint of the same structure.
+
+    Raises:
+        UserError: the checkpoint holds other variables.
+    """
+    try:
+        tf.train.Checkpoint(**state).read(str(path / "variables")).assert_consumed()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+        raise UserError(
+            f"checkpoint {path} does not fit this model ({_first_line(error)}); give the flags of its flags.cfg, "
+            "or another --workdir"
+        ) from None
+
+
+def read_group(path: pathlib.Path, group: str) -> dict[str, np.ndarray]:
+    """One group of a checkpoint's variables as arrays, in Keras layout: {torchvision name: array}."""
+    reader = tf.train.load_checkpoint(str(path / "variables"))
+    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
+    keys = [key for key in reader.get_variable_to_shape_map() if key.startswith(f"{group}/") and key.endswith(suffix)]
+    return {_unescaped(key[len(group) + 1 : -len(suffix)]): reader.get_tensor(key) for key in keys}
+
+
+def _unescaped(key: str) -> str:
+    """tf.train.Checkpoint writes a name's dots as two, and its slashes as .S"""
+    return key.replace("..", "\0").replace(".S", "/").replace("\0", ".")
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: object) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,88 @@
+"""What a run leaves to look at: metrics.jsonl, TensorBoard events, flags.cfg, a progress bar."""
+
+import json
+import pathlib
+import time
+
+import tensorflow as tf
+import tqdm
+
+from moco_tf.errors import UserError
+
+
+class RunLog:
+    """Writes a run's numbers on rank 0; on other ranks it does nothing.
+
+    Args:
+        workdir: the run folder; it is created.
+        enabled: whether this is rank 0.
+        total: steps of the whole run, for the progress bar.
+        start: steps done before; metrics of later ones are dropped from metrics.jsonl, for they will come again.
+    """
+
+    def __init__(self, workdir: pathlib.Path, enabled: bool, total: int, start: int = 0) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        self._metrics = workdir / "metrics.jsonl"
+        _drop_after(self._metrics, start)
+        self._file = open(self._metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
+        self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=1)
+        self._began = time.time()
+
+    def advance(self) -> None:
+        """Counts one step."""
+        if self.enabled:
+            self._bar.update(1)
+
+    def show(self, **values: float) -> None:
+        """Shows numbers beside the progress bar."""
+        if self.enabled:
+            self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()}, refresh=False)
+
+    def write(self, step: int, **values: float) -> None:
+        """One line of metrics.jsonl and one point of each TensorBoard curve."""
+        if not self.enabled:
+            return
+        self._file.write(json.dumps({"step": step, **values, "time": round(time.time() - self._began, 3)}) + "\n")
+        self._file.flush()
+        with self._board.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+
+    def say(self, message: str) -> None:
+        """Prints a line above the progress bar."""
+        if self.enabled:
+            self._bar.write(message)
+
+    def close(self) -> None:
+        """Finishes the files and the bar."""
+        if self.enabled:
+            self._bar.close()
+            self._file.close()
+            self._board.close()
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that a crash cut off
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Creates the run folder. Raises UserError when it cannot be written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={path} cannot be written ({error.strerror}); give another folder") from None
