@@ -23,9 +23,14 @@ def define_data(image_size: int = 0) -> None:
     flags.DEFINE_integer("max_bad_images", 100, "Unreadable images a rank skips before it stops.", 0)
 
 
+def define_workdir() -> None:
+    """The run folder."""
+    flags.DEFINE_string("workdir", None, "Run folder: metrics, checkpoints, results. A run found there is resumed.")
+
+
 def define_run() -> None:
     """How the program runs, whatever it computes."""
-    flags.DEFINE_string("workdir", None, "Run folder: metrics, checkpoints, results. A run found there is resumed.")
+    define_workdir()
     flags.DEFINE_integer("seed", 0, "Of initialisation, order of the images, views and shuffles.", 0, 2**26)
     flags.DEFINE_enum(
         "precision", "auto", ["auto", "float32", "bfloat16"], "Of convolutions; auto: bfloat16 where it is fast."

@@ -7,7 +7,7 @@ import pytest
 
 from moco_tf.evaluation import neighbours
 
-CHUNKS = [(65536, 1024), (333, 70), (64, 300), (7, 1)]
+CHUNKS = [(65536, 1024), (333, 70), (2000, 9), (37, 300)]
 
 
 def small_integers(seed, n=150, queries=20, dim=3, classes=4):

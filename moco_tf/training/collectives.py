@@ -65,7 +65,7 @@ class Horovod:
         self._hvd.broadcast_variables(variables, root_rank=0)
 
     def barrier(self) -> None:
-        self._hvd.barrier()
+        self._hvd.allreduce(tf.zeros([1]), op=self._hvd.Sum, name="barrier")
 
 
 Collectives = SingleProcess | Horovod

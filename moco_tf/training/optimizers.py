@@ -4,6 +4,8 @@ Keras' own SGD puts the learning rate inside the velocity, and its weight decay 
 PyTorch's rules, written in each class.
 """
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -102,12 +104,16 @@ class Adam(_Optimizer):
         t = tf.cast(self.iterations.value + 1, w.dtype)
         m.assign(self.beta_1 * m + (1.0 - self.beta_1) * g)
         v.assign(self.beta_2 * v + (1.0 - self.beta_2) * tf.square(g))
-        m_hat = m / (1.0 - tf.pow(self.beta_1, t))
-        v_hat = v / (1.0 - tf.pow(self.beta_2, t))
+        m_hat, v_hat = m / _debias(self.beta_1, t), v / _debias(self.beta_2, t)
         w.assign_sub(tf.cast(learning_rate, w.dtype) * m_hat / (tf.sqrt(v_hat) + self.epsilon))
 
     def get_config(self) -> dict:
         return {**super().get_config(), "beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
+
+
+def _debias(beta: float, t: tf.Tensor) -> tf.Tensor:
+    """1 - beta^t without the digits that float32 loses in the subtraction at small t."""
+    return -tf.math.expm1(t * math.log(beta)) if beta > 0 else tf.ones_like(t)
 
 
 class LARS(_Optimizer):

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Sets up everything and runs all tests. usage: launch/test.sh [PYTEST ARGUMENT ...]
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+[ -d /usr/share/datasets/fashion-mnist ] || apt dataset-fashion-mnist || true
+cd "$root"
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+exec "$python" -m pytest "$@"
