@@ -60,13 +60,19 @@ def load(o: object) -> Subject:
 def check_labels(train: Source, test: Source) -> None:
     """Refuses sets without classes."""
     if train.num_classes < 2 or test.num_classes < 2:
-        raise UserError(f"{train.name} has {train.num_classes} classes; an evaluation needs labels of two or more")
+        raise UserError(
+            f"{train.name} has {train.num_classes} classes, expected labels of two or more to evaluate with; give a "
+            "set with labels (for --dataset=folder: train/<class>/ and val/<class>/)"
+        )
 
 
 def check_neighbours(k: int, train: Source) -> None:
     """Refuses more neighbours than there are images."""
     if k > train.num_examples:
-        raise UserError(f"--k={k} came, expected at most {train.num_examples}, the training images of {train.name}")
+        raise UserError(
+            f"--k={k} came, expected at most {train.num_examples}, the number of training images in {train.name}; give "
+            "a smaller one"
+        )
 
 
 def report(o: object, flagfile: str, ranks: Collectives, what: str, subject: Subject, result: dict) -> None:

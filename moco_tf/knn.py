@@ -2,7 +2,8 @@
 
     python -m moco_tf.knn --load=runs/v2 --dataset=cifar10 --k=200
 
-Weighted kNN as in the CIFAR-10 demo of MoCo (Wu et al., 2018, section 3.4), or one vote a neighbour. Writes result.json.
+Weighted kNN as in the CIFAR-10 demo of MoCo (Wu et al., 2018, section 3.4), or one vote a neighbour. Writes
+result.json.
 """
 
 from absl import flags

@@ -7,7 +7,6 @@ The whole backbone runs in inference mode and is proven unchanged afterwards (Mo
 
 import pathlib
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags

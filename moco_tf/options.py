@@ -4,6 +4,7 @@ Only programs call this; everything else takes keyword arguments of plain types.
 """
 
 import dataclasses
+import math
 
 from absl import flags
 
@@ -131,8 +132,22 @@ def parsed(values: flags.FlagValues) -> object:
     for name, kind in (("milestones", int), ("crop_scale", float)):
         if own.get(name):
             own[name] = _numbers(name, own[name], kind)
+    _check(own)
     frozen = dataclasses.make_dataclass("Options", list(own), frozen=True)
     return frozen(**own)
+
+
+def _check(own: dict[str, object]) -> None:
+    """Refuses what absl's bounds let through."""
+    for name, value in own.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise flags.IllegalFlagValueError(f"flag --{name}={value}: expected a finite number")
+    area = own.get("crop_scale")
+    if area and not (len(area) == 2 and 0 < area[0] <= area[1] <= 1):
+        shown = ",".join(f"{number:g}" for number in area)
+        raise flags.IllegalFlagValueError(
+            f"flag --crop_scale={shown}: expected two numbers, smallest and largest area, above 0 and at most 1"
+        )
 
 
 def _of_module(values: flags.FlagValues, module: str) -> list[flags.Flag]:

@@ -9,6 +9,7 @@ The same command again goes on from the run folder's newest whole checkpoint.
 import collections
 import pathlib
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -41,10 +42,10 @@ def main(o: object, flagfile: str) -> None:
     """Pre-trains with the given options."""
     check(o)
     ranks = build.connect(o)
+    workdir = pathlib.Path(o.workdir)
     train = build.source(o, "train", ranks)
     size = build.image_size(o, train)
     view = build.random_view(o, o.views, size, o.crop_scale)
-    workdir = pathlib.Path(o.workdir)
     batches = pipeline.TrainBatches(
         train,
         o.batch_size,
@@ -60,45 +61,67 @@ def main(o: object, flagfile: str) -> None:
     make_folder(workdir)
     start = resume(method, workdir, ranks)
     method.synchronise()
-
     per_epoch = batches.steps_per_epoch
     total = min(o.steps or o.epochs * per_epoch, o.epochs * per_epoch)
     if ranks.rank == 0:
         (workdir / "flags.cfg").write_text(flagfile)
         introduce(o, method, train, size, ranks, start, total)
     log = RunLog(workdir, ranks.rank == 0, total, start)
-    meter = Meter(o.batch_size)
-    train_step = tf.function(method.train_step)
-    for epoch in range(start // per_epoch, -(-total // per_epoch)):
-        first = max(start - epoch * per_epoch, 0)
-        for place, (images, _, _) in enumerate(batches.batches(epoch, first), start=first):
-            step = epoch * per_epoch + place
-            if step == total:
-                break
-            learning_rate = build.learning_rate(o, step, per_epoch)
-            method.optimizer.learning_rate.assign(learning_rate)
-            meter.add(train_step(images))
-            log.advance()
-            step += 1
-            if step % o.log_every == 0 or step == total:
-                values = meter.read()
-                log.show(**values)
-                log.write(step, epoch=step / per_epoch, learning_rate=learning_rate, **values)
-            last = step == total
-            epoch_ends = step % per_epoch == 0
-            if monitor and (last or (epoch_ends and (epoch + 1) % o.knn_every == 0)):
-                values = monitor(method)
-                log.write(step, epoch=step / per_epoch, **values)
-                log.say(
-                    f"epoch {step / per_epoch:g}: kNN top-1 {values['knn_top1']:.2%}, top-5 {values['knn_top5']:.2%}"
-                )
-                meter.restart()
-            if last or is_due(o, step, epoch_ends, epoch):
-                save(o, method, workdir, step, size, ranks)
-                meter.restart()
+    fit(o, method, batches, start, total, log, monitor, lambda step: save(o, method, workdir, step, size, ranks))
     log.close()
     if ranks.rank == 0:
         print(f"done: {total} steps; the run folder is {workdir}", flush=True)
+
+
+def fit(
+    o: object,
+    method: Method,
+    batches: pipeline.TrainBatches,
+    start: int,
+    total: int,
+    log: RunLog,
+    monitor: "KnnMonitor | None",
+    save_checkpoint: Callable[[int], None],
+) -> None:
+    """Takes the steps from start to total, with metrics, kNN monitor and checkpoints when they are due."""
+    per_epoch = batches.steps_per_epoch
+    train_step = tf.function(method.train_step)
+    meter = Meter(o.batch_size)
+    for step, images in steps(batches, start, total):
+        learning_rate = build.learning_rate(o, step - 1, per_epoch)
+        method.optimizer.learning_rate.assign(learning_rate)
+        meter.add(train_step(images))
+        log.advance()
+        epoch, last = step / per_epoch, step == total
+        if last or step % o.log_every == 0:
+            values = meter.read()
+            log.show(loss=values["loss"], top1=values["contrast_top1"], images_s=values["images_per_second"])
+            log.write(step, epoch=epoch, learning_rate=learning_rate, **values)
+        if monitor and (last or epoch % o.knn_every == 0):
+            values = monitor(method)
+            log.write(step, epoch=epoch, **values)
+            log.say(f"epoch {epoch:.4g}: kNN top-1 {values['knn_top1']:.2%}, top-5 {values['knn_top5']:.2%}")
+            meter.restart()
+        if last or is_due(step, epoch, o.checkpoint_every, o.checkpoint_steps):
+            save_checkpoint(step)
+            meter.restart()
+
+
+def steps(batches: pipeline.TrainBatches, start: int, total: int) -> Iterator[tuple[int, object]]:
+    """(number of the step from 1 on, its images) from where start steps were done, across epochs."""
+    done = start
+    while done < total:
+        epoch, place = divmod(done, batches.steps_per_epoch)
+        for images, _, _ in batches.batches(epoch, place):
+            done += 1
+            yield done, images
+            if done == total:
+                return
+
+
+def is_due(step: int, epoch: float, every_epochs: int, every_steps: int) -> bool:
+    """Whether a checkpoint is due after a step."""
+    return bool((every_epochs and epoch % every_epochs == 0) or (every_steps and step % every_steps == 0))
 
 
 def check(o: object) -> None:
@@ -129,12 +152,6 @@ def resume(method: Method, workdir: pathlib.Path, ranks: Collectives) -> int:
     return int(method.steps_done.numpy())
 
 
-def is_due(o: object, step: int, epoch_ends: bool, epoch: int) -> bool:
-    """Whether a checkpoint is due after this step."""
-    by_epoch = o.checkpoint_every and epoch_ends and (epoch + 1) % o.checkpoint_every == 0
-    return bool(by_epoch or (o.checkpoint_steps and step % o.checkpoint_steps == 0))
-
-
 def save(o: object, method: Method, workdir: pathlib.Path, step: int, size: int, ranks: Collectives) -> None:
     """Writes a checkpoint on rank 0, with the running statistics of all ranks."""
     method.average_running_statistics()
@@ -150,10 +167,10 @@ def introduce(o: object, method: Method, train: Source, size: int, ranks: Collec
     parameters = sum(int(np.prod(v.shape)) for v in method.query_encoder.parameters())
     print(
         f"{o.method}: {train.num_examples:,} images of {train.name}, {size} px, views {o.views}\n"
-        f"encoder {o.arch} width {o.width}, {o.stem} stem, {o.head} head to {o.feature_dim}: {parameters:,} parameters, "
-        f"{method.query_encoder.compute_dtype}\n"
-        f"batch {o.batch_size} = {ranks.size} ranks x {o.batch_size // ranks.size}, queue {o.queue_size}; steps {start} "
-        f"to {total} ({o.epochs} epochs of {train.num_examples // o.batch_size} steps)\n"
+        f"encoder {o.arch} width {o.width}, {o.stem} stem, {o.head} head to {o.feature_dim}: {parameters:,} "
+        f"parameters, {method.query_encoder.compute_dtype}\n"
+        f"batch {o.batch_size} = {ranks.size} ranks x {o.batch_size // ranks.size}, queue {o.queue_size}; "
+        f"steps {start} to {total} ({o.epochs} epochs of {train.num_examples // o.batch_size} steps)\n"
         f"the loss rises to about ln(1 + {o.queue_size}) = {np.log1p(o.queue_size):.2f} while the queue fills",
         flush=True,
     )

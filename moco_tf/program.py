@@ -8,6 +8,7 @@ from absl import app, flags, logging
 
 from moco_tf import options
 from moco_tf.errors import RankError, UserError
+from moco_tf.training import runlog
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -42,6 +43,7 @@ def run(main: Callable[[object, str], None]) -> None:
 
 
 def _stop(name: str, error: object, status: int) -> None:
+    runlog.close_all()
     if isinstance(error, RankError) or int(os.environ.get("HOROVOD_RANK", "0")) == 0:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     # Not sys.exit: Horovod's threads and tf.data's would have to be unwound, and one that waits for a rank that is

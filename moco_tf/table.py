@@ -1,6 +1,6 @@
 """Prints the evaluations of a run folder as a table.
 
-    python -m moco_tf.table --workdir=runs/demo
+python -m moco_tf.table --workdir=runs/demo
 """
 
 import json

@@ -2,8 +2,8 @@
 
     checkpoints/step-00001200/variables.index, variables.data-..., checkpoint.json
 
-Each is a tf.train.Checkpoint over nested dicts of variables under torchvision's names; checkpoint.json says what made it
-(encoder, normalisation, step) and holds the files' sizes and SHA-256.
+Each is a tf.train.Checkpoint over nested dicts of variables under torchvision's names; checkpoint.json says what made
+it (encoder, normalisation, step) and holds the files' sizes and SHA-256.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ import tensorflow as tf
 from moco_tf.errors import UserError
 
 DESCRIPTION = "checkpoint.json"
+_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def save(folder: pathlib.Path, step: int, state: Mapping, description: Mapping, keep: int) -> pathlib.Path:
@@ -42,7 +43,9 @@ def save(folder: pathlib.Path, step: int, state: Mapping, description: Mapping, 
         raise UserError(
             f"cannot write a checkpoint to {target} ({_first_line(error)}); free or mend the disk"
         ) from None
-    for old in existing(folder)[:-keep]:
+    found = existing(folder)
+    # Later ones are broken, or the run would have gone on from them: they must not take a place among the kept.
+    for old in set(found) - set(found[: found.index(target) + 1][-keep:]):
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -69,9 +72,9 @@ def describe(path: pathlib.Path) -> dict:
     """What checkpoint.json says. Raises UserError when it cannot be read."""
     try:
         description = json.loads((path / DESCRIPTION).read_text())
-        description["files"], description["step"]
+        int(description["step"]), [(file["size"], file["sha256"]) for file in description["files"].values()]
         return description
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {path}: {DESCRIPTION} is missing or broken ({_first_line(error)})") from None
 
 
@@ -91,25 +94,57 @@ def restore(path: pathlib.Path, state: Mapping) -> None:
     Raises:
         UserError: the checkpoint holds other variables.
     """
-    try:
-        tf.train.Checkpoint(**state).read(str(path / "variables")).assert_consumed()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
+    difference = _difference(_shapes(path), _keys(state))
+    if difference:
+        made = " ".join(f"--{name}={value}" for name, value in describe(path).get("encoder", {}).items())
         raise UserError(
-            f"checkpoint {path} does not fit this model ({_first_line(error)}); give the flags of its flags.cfg, "
-            "or another --workdir"
-        ) from None
+            f"checkpoint {path} does not fit this model ({difference}); expected the flags that made it, "
+            f"{f'{made} and ' if made else ''}the others in the run folder's flags.cfg; give these, or another "
+            "--workdir"
+        )
+    tf.train.Checkpoint(**state).read(str(path / "variables")).assert_consumed()
 
 
 def read_group(path: pathlib.Path, group: str) -> dict[str, np.ndarray]:
     """One group of a checkpoint's variables as arrays, in Keras layout: {torchvision name: array}."""
     reader = tf.train.load_checkpoint(str(path / "variables"))
-    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
-    keys = [key for key in reader.get_variable_to_shape_map() if key.startswith(f"{group}/") and key.endswith(suffix)]
-    return {_unescaped(key[len(group) + 1 : -len(suffix)]): reader.get_tensor(key) for key in keys}
+    keys = [key for key in _shapes(path) if key.startswith(f"{group}/")]
+    return {_unescaped(key[len(group) + 1 :]): reader.get_tensor(key + _SUFFIX) for key in keys}
+
+
+def _shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by tf.train.Checkpoint's keys of the variables in a checkpoint."""
+    try:
+        shapes = tf.train.load_checkpoint(str(path / "variables")).get_variable_to_shape_map()
+    except (ValueError, tf.errors.OpError) as error:
+        raise UserError(f"checkpoint {path} cannot be read ({_first_line(error)}); give an undamaged one") from None
+    return {key.removesuffix(_SUFFIX): tuple(shape) for key, shape in shapes.items() if key.endswith(_SUFFIX)}
+
+
+def _keys(state: Mapping, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """Shapes by tf.train.Checkpoint's keys of the variables in a state."""
+    keys = {}
+    for name, value in state.items():
+        key = prefix + _escaped(name)
+        keys |= _keys(value, f"{key}/") if isinstance(value, Mapping) else {key: tuple(value.shape)}
+    return keys
+
+
+def _difference(saved: dict[str, tuple], expected: dict[str, tuple]) -> str:
+    """The first variable that differs, in words; empty when all are the same."""
+    for key in [*expected, *saved]:
+        if saved.get(key) != expected.get(key):
+            there, here = (f"has shape {d[key]}" if key in d else "is missing" for d in (saved, expected))
+            return f"{_unescaped(key)} {there} there and {here} here"
+    return ""
+
+
+def _escaped(name: str) -> str:
+    """tf.train.Checkpoint writes a name's dots as two, and its slashes as .S"""
+    return name.replace(".", "..").replace("/", ".S")
 
 
 def _unescaped(key: str) -> str:
-    """tf.train.Checkpoint writes a name's dots as two, and its slashes as .S"""
     return key.replace("..", "\0").replace(".S", "/").replace("\0", ".")
 
 

@@ -1,7 +1,9 @@
 """What a run leaves to look at: metrics.jsonl, TensorBoard events, flags.cfg, a progress bar."""
 
 import json
+import os
 import pathlib
+import sys
 import time
 
 import tensorflow as tf
@@ -28,8 +30,12 @@ class RunLog:
         _drop_after(self._metrics, start)
         self._file = open(self._metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
-        self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=1)
+        pause = 0.5 if sys.stderr.isatty() else 10.0  # horovodrun passes each redraw on as a line
+        self._bar = tqdm.tqdm(
+            total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=pause
+        )
         self._began = time.time()
+        _open_logs.append(self)
 
     def advance(self) -> None:
         """Counts one step."""
@@ -58,23 +64,35 @@ class RunLog:
 
     def close(self) -> None:
         """Finishes the files and the bar."""
-        if self.enabled:
+        if self in _open_logs:
+            _open_logs.remove(self)
             self._bar.close()
             self._file.close()
             self._board.close()
+
+
+_open_logs: list[RunLog] = []
+
+
+def close_all() -> None:
+    """Finishes the logs of a program that stops early: what TensorBoard holds back is written, the bar's line ends."""
+    for log in list(_open_logs):
+        log.close()
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # a line that a crash cut off
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    draft = path.with_suffix(".draft")
+    draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(draft, path)
 
 
 def make_folder(path: pathlib.Path) -> None:
@@ -83,6 +101,6 @@ def make_folder(path: pathlib.Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another rank may have been quicker
     except OSError as error:
         raise UserError(f"--workdir={path} cannot be written ({error.strerror}); give another folder") from None

@@ -43,7 +43,7 @@ def set_weights(encoder: Encoder, weights: Mapping[str, np.ndarray]) -> None:
         if tuple(variable.shape) != arrays[name].shape:
             raise UserError(
                 f"weights do not fit the encoder: {name} has shape {arrays[name].shape}, expected "
-                f"{tuple(variable.shape)}; give the architecture that the weights were made for (arch, stem, width, head, feature_dim)"
+                f"{tuple(variable.shape)}; give the architecture that the weights were made for (arch, width, head ...)"
             )
     for name, variable in variables.items():
         variable.assign(arrays[name])
