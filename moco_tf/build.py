@@ -50,10 +50,10 @@ def encoder(o: object) -> Encoder:
     )
 
 
-def random_view(o: object, name: str, size: int, crop_scale: tuple[float, ...] | None = None) -> views.View:
-    """The named view with the data set's normalisation."""
+def random_view(o: object, size: int) -> views.View:
+    """--views with the data set's normalisation."""
     mean, std = normalisation(o.normalise, o.dataset)
-    return views.view(name, size, mean, std, crop_scale=crop_scale)
+    return views.view(o.views, size, mean, std, o.crop_scale, o.exact_blur)
 
 
 def in_step(view: views.View, images: Source) -> View:

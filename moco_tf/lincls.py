@@ -12,10 +12,11 @@ import tensorflow as tf
 from absl import flags
 
 from moco_tf import build, evaluate, options, program
-from moco_tf.data import pipeline
-from moco_tf.data.sources import ArraySource, Source
+from moco_tf.data import pipeline, views
+from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features, probe
+from moco_tf.training import device
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.runlog import RunLog, make_folder
 
@@ -73,7 +74,7 @@ def extract(o: object, subject: evaluate.Subject, images: Source, ranks: Collect
 def augmented(o: object, subject: evaluate.Subject, train: Source, ranks: Collectives) -> tuple:
     """Batches of randomly cropped and mirrored images, and images to features."""
     size = subject.image_size or build.image_size(o, train)
-    view = build.views.view(o.train_view, size)  # in [0, 1]: the subject normalises
+    view = views.view(o.train_view, size)  # in [0, 1]: the subject normalises
     in_step = build.in_step(view, train)
     batches = pipeline.TrainBatches(
         train,
@@ -86,7 +87,8 @@ def augmented(o: object, subject: evaluate.Subject, train: Source, ranks: Collec
         max_bad_images=o.max_bad_images,
         bad_images_file=str(pathlib.Path(evaluate.output_folder(o, "lincls")) / "unreadable.txt"),
     )
-    random_view = in_step if not isinstance(train, ArraySource) else tf.function(in_step, jit_compile=True)
+    compile_view = device.pieces_to_compile(o.jit_compile) != "none"
+    random_view = tf.function(in_step, jit_compile=True) if compile_view else in_step
     return batches, lambda images, seed, positions, count: subject.embed(random_view(images, seed, positions, count))
 
 

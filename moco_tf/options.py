@@ -61,6 +61,7 @@ def define_method() -> None:
     flags.DEFINE_enum("method", "moco", ["moco"], "Pre-training method.")
     flags.DEFINE_string("views", "moco_v2", "Named random view of an image, see moco_tf/data/views.py.")
     flags.DEFINE_list("crop_scale", None, "Range of the crop's area, as 0.2,1; default: the view's own.")
+    flags.DEFINE_bool("exact_blur", True, "Blur as PIL does, or with a true Gaussian of 23 taps.")
     flags.DEFINE_integer("queue_size", 65536, "K, keys in the queue.", 1)
     flags.DEFINE_float("key_momentum", 0.999, "m of the key encoder's moving average.", 0.0, 1.0)
     flags.DEFINE_enum("key_update", "before", ["before", "after"], "The moving average, before or after the step.")

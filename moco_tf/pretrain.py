@@ -45,7 +45,7 @@ def main(o: object, flagfile: str) -> None:
     workdir = pathlib.Path(o.workdir)
     train = build.source(o, "train", ranks)
     size = build.image_size(o, train)
-    view = build.random_view(o, o.views, size, o.crop_scale)
+    view = build.random_view(o, size)
     batches = pipeline.TrainBatches(
         train,
         o.batch_size,

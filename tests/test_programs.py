@@ -16,6 +16,7 @@ import tensorflow as tf
 from absl import flags
 
 from moco_tf import build, options
+from moco_tf.data import views
 from moco_tf.data.normalisation import normalisation
 from moco_tf.methods.moco import MoCo
 from moco_tf.networks.encoder import Encoder
@@ -204,7 +205,7 @@ def test_unreadable_images_are_skipped_and_listed(photos, tmp_path):
 def test_killed_run_resumes_bit_for_bit(debug, tmp_path):
     """A run killed with SIGKILL and started again ends as one that was left alone."""
     more = {"steps": 40, "epochs": 8, "checkpoint_steps": 4, "checkpoint_every": 0, "knn_every": 0, "keep": 2}
-    values = {**debug, **more, "log_every": 1, "precision": "float32", "threads": 1}
+    values = {**debug, **more, "log_every": 1, "precision": "float32", "threads": 1, "jit_compile": "false"}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     broken_off = start("pretrain", "debug/pretrain.cfg", workdir=killed, **values)
     while broken_off.poll() is None and not (killed / "checkpoints/step-00000012").exists():
@@ -240,7 +241,7 @@ def test_finished_run_with_fewer_steps_stops_at_once(run, debug, tmp_path, capsy
 def method_of(debug, **values):
     """A method with views on images of one size, and its flags."""
     o, _ = parse("pretrain", *arguments("debug/pretrain.cfg", jit_compile="false", **{**debug, **values}))
-    view = build.views.view("moco_v2", 24, *normalisation(o.normalise, o.dataset))
+    view = views.view("moco_v2", 24, *normalisation(o.normalise, o.dataset))
     keras.utils.set_random_seed(o.seed)
     return build.method(o, SingleProcess(), lambda x, seed, rows, count: view(x, seed, rows=rows, count=count))
 
@@ -253,7 +254,7 @@ def leaves(state, prefix=""):
     return found
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "lars"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_restored_method_goes_on_bit_for_bit(optimizer, debug, tmp_path):
     """Six steps are three, a checkpoint, and three of a new method: weights, queue, pointer, optimizer."""
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 28, 28, 3), np.uint8)

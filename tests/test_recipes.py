@@ -124,7 +124,7 @@ RECIPES = {
     "pretrain/imagenet_moco_v2.cfg": {**V2, **FACEBOOK},
     "pretrain/imagenet_moco_v2_800ep.cfg": {**V2, **FACEBOOK, "epochs": 800},
     "pretrain/imagenet_moco_v1_s3.cfg": {**V1, **TENSORPACK},
-    "pretrain/imagenet_moco_v2_s3.cfg": {**V2, **COSINE_PER_STEP, **TENSORPACK},
+    "pretrain/imagenet_moco_v2_s3.cfg": {**V2, **COSINE_PER_STEP, **TENSORPACK, "exact_blur": False},
     "pretrain/cifar10_moco.cfg": DEMO,
     "pretrain/cifar10_moco_symmetric.cfg": {**DEMO, "symmetric": True},
     "pretrain/cifar10_moco_v2_s1.cfg": {

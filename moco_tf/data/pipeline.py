@@ -5,7 +5,6 @@ n ranks see what one process with SplitBatchNorm(n) sees. The order depends on s
 epoch, image and view only: a run resumes at any step, on any number of ranks, with the images it would have had.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,9 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.sources import ArraySource, RecordSource, Source, decode_rgb
-from moco_tf.errors import RankError, UserError
+from moco_tf.data.records import RecordReader, UnreadableImages
+from moco_tf.data.sources import ArraySource, RecordSource, Source
+from moco_tf.errors import UserError
 
 _AHEAD = 2  # batches prepared in advance
 
@@ -97,7 +97,7 @@ class TrainBatches:
             def crops(image: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
                 return tuple(crop.crop_one(image, seeds[view]) for view in range(views))
 
-            self._reader = _Reader(source, crops, self.unreadable)
+            self._reader = RecordReader(source, crops, self.unreadable)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple]:
         """(images, labels int32 B, indices int64 B) for each step of the epoch from start_step on.
@@ -163,7 +163,7 @@ def eval_batches(
     if prepare_one is None:
         raise ValueError(f"the images of {source.name} differ in size: prepare_one is needed")
     unreadable = UnreadableImages(source, max_bad_images, bad_images_file, rank, ranks)
-    reader = _Reader(source, lambda image, _: (prepare_one(image),), unreadable)
+    reader = RecordReader(source, lambda image, _: (prepare_one(image),), unreadable)
     return reader.batches(indices, lambda indices: np.zeros((len(indices), 0), np.int32), batch_size)
 
 
@@ -184,161 +184,3 @@ def _array_batches(source: ArraySource, index_batches: list[np.ndarray]) -> Iter
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class UnreadableImages:
-    """The unreadable images met by this rank: counted, listed in a file, limited."""
-
-    def __init__(self, source: Source, limit: int, path: str | None, rank: int = 0, ranks: int = 1) -> None:
-        if path and ranks > 1:
-            root, extension = os.path.splitext(path)
-            path = f"{root}.rank{rank}{extension}"
-        self.path = path
-        self._source = source
-        self._limit = limit
-        self._indices: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __contains__(self, index: int) -> bool:
-        return index in self._indices
-
-    def add(self, index: int, reason: str) -> None:
-        """Counts and lists an image. Raises UserError above the limit, or when no readable image is left."""
-        if index in self._indices:
-            return
-        self._indices.add(index)
-        name = self._source.describe(index)
-        self._list(name, reason)
-        listed = f", listed in {self.path}" if self.path else ""
-        if len(self) > self._limit:
-            raise RankError(
-                f"{self._source.name}: {len(self)} unreadable images came, expected at most --max_bad_images="
-                f"{self._limit}; last {name!r} ({reason}){listed}; mend or remove them, or raise the limit"
-            )
-        if len(self) == self._source.num_examples:
-            raise RankError(
-                f"{self._source.name}: none of its {len(self)} images can be read; last {name!r} ({reason}){listed}"
-            )
-
-    def _list(self, name: str, reason: str) -> None:
-        if not self.path:
-            return
-        line = f"{name}\t{reason}\n"
-        with open(self.path, "a+", encoding="utf-8", errors="surrogateescape") as file:
-            file.seek(0)
-            if not any(old.split("\t")[0] == name for old in file):  # a resumed run meets its old acquaintances
-                file.write(line)
-
-
-class _Reader:
-    """Decodes the images of a RecordSource in parallel and keeps their order, whichever are unreadable."""
-
-    def __init__(
-        self,
-        source: RecordSource,
-        views: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]],
-        unreadable: UnreadableImages,
-    ) -> None:
-        self._source = source
-        self._views = views
-        self._unreadable = unreadable
-        self._load_one = tf.function(self._load)
-
-    def batches(
-        self,
-        indices: np.ndarray,
-        seeds: Callable[[np.ndarray], np.ndarray],
-        batch_size: int,
-        substitutes: Callable[[int], Iterator[int]] | None = None,
-    ) -> Iterator[tuple]:
-        """(*views, labels, indices) in the order of indices; unreadable images are substituted, else left out."""
-        chunks, rest = iter(self._dataset(indices, seeds(indices), batch_size)), None
-        for start in range(0, len(indices), batch_size):
-            stop = min(start + batch_size, len(indices))
-            batch, rest = _take(chunks, rest, stop)
-            found = batch[0] if batch else np.array([], np.int64)
-            if len(found) < stop - start:
-                missing = np.setdiff1d(np.arange(start, stop), found)
-                batch = self._mend(batch, missing, indices, seeds, substitutes)
-            if batch:
-                _, *views, labels, chosen = batch
-                yield *views, np.asarray(labels), np.asarray(chosen)
-
-    def _load(self, index: tf.Tensor, seeds: tf.Tensor, *entries: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """(*views, label, index) of one image."""
-        data, label = self._source.read(*entries)
-        return *self._views(decode_rgb(data), seeds), label, index
-
-    def _dataset(self, indices: np.ndarray, seeds: np.ndarray, batch_size: int) -> tf.data.Dataset:
-        """Batches of (slot, *views, label, index). The slot is the place in indices; unreadable ones are missing."""
-        with tf.device("/CPU:0"):
-            columns = (np.arange(len(indices)), indices, seeds, *self._source.entries(indices))
-            dataset = tf.data.Dataset.from_tensor_slices(columns)
-            dataset = dataset.map(
-                lambda slot, *example: (slot, *self._load(*example)),
-                num_parallel_calls=tf.data.AUTOTUNE,
-                deterministic=True,
-            )
-            return dataset.ignore_errors(log_warning=False).batch(batch_size).prefetch(_AHEAD)
-
-    def _mend(
-        self,
-        batch: list | None,
-        missing: np.ndarray,
-        indices: np.ndarray,
-        seeds: Callable[[np.ndarray], np.ndarray],
-        substitutes: Callable[[int], Iterator[int]] | None,
-    ) -> list | None:
-        """The batch with its missing slots filled; None when nothing is left of it."""
-        rows = []
-        for slot in missing:
-            row = self._try(int(indices[slot]), seeds)  # again, for the reason: or was it a passing fault?
-            candidates = substitutes(slot) if substitutes else iter(())
-            while row is None and (candidate := next(candidates, None)) is not None:
-                row = self._try(candidate, seeds)
-            if row is not None:
-                rows.append([np.asarray(value)[None] for value in (slot, *row)])
-        parts = ([batch] if batch else []) + rows
-        if not parts:
-            return None
-        columns = [np.concatenate(column) for column in zip(*parts)]
-        by_slot = np.argsort(columns[0])
-        return [column[by_slot] for column in columns]
-
-    def _try(self, index: int, seeds: Callable[[np.ndarray], np.ndarray]) -> tuple | None:
-        """One image as _load gives it; None when it is unreadable, which is then noted."""
-        at = np.array([index])
-        row = [column[0] for column in (at, seeds(at), *self._source.entries(at))]
-        try:
-            with tf.device("/CPU:0"):
-                return self._load_one(*(tf.convert_to_tensor(value) for value in row))
-        except (tf.errors.OpError, UnicodeDecodeError) as error:  # the latter when a message quotes the image's bytes
-            self._unreadable.add(index, _reason(error))
-            return None
-
-
-def _take(chunks: Iterator, rest: list | None, stop: int) -> tuple[list | None, list | None]:
-    """The examples with slots below stop, and the rest of what had to be read for that. Slots only ever rise."""
-    parts = [rest] if rest else []
-    while not parts or parts[-1][0][-1] < stop - 1:
-        chunk = next(chunks, None)
-        if chunk is None:
-            break
-        parts.append([chunk[0].numpy(), *chunk[1:]])
-    if not parts:
-        return None, None
-    if len(parts) == 1 and parts[0][0][-1] < stop:
-        return parts[0], None  # the usual case copies nothing
-    columns = [np.concatenate([np.asarray(value) for value in column]) for column in zip(*parts)]
-    cut = np.searchsorted(columns[0], stop)
-    below, above = ([column[part] for column in columns] for part in (slice(cut), slice(cut, None)))
-    return below if cut else None, above if cut < len(columns[0]) else None
-
-
-def _reason(error: Exception) -> str:
-    """The line of TensorFlow's message that says what is wrong, without tracebacks and node names."""
-    message = error.message if isinstance(error, tf.errors.OpError) else "not an image"
-    line = message.split("\n\t [[")[0].strip().split("\n")[-1]
-    return line.split("}} ")[-1].split(" [Op:")[0].replace("\t", " ")[:200]

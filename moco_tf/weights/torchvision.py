@@ -6,6 +6,7 @@ import numpy as np
 
 from moco_tf.errors import UserError
 from moco_tf.networks.encoder import Encoder
+from moco_tf.weights import torch_file
 
 
 def to_torch_layout(value: np.ndarray) -> np.ndarray:
@@ -47,3 +48,8 @@ def set_weights(encoder: Encoder, weights: Mapping[str, np.ndarray]) -> None:
             )
     for name, variable in variables.items():
         variable.assign(arrays[name])
+
+
+def save_torch_file(encoder: Encoder, path: str) -> None:
+    """Writes an encoder as a .pth with torchvision's names, which torch.load(path, weights_only=True) reads."""
+    torch_file.write(path, get_weights(encoder))

@@ -1,0 +1,81 @@
+"""The real programs on several ranks: the losses of one process with as many splits, output once, evaluation."""
+
+import json
+import os
+
+import pytest
+import ranks
+from test_programs import arguments, call, losses, make_photos, metrics
+
+from moco_tf.data.fashion_mnist import DEBIAN_DIR
+from moco_tf.training import device
+
+SMALL = {
+    **{"views": "moco_v2", "precision": "float32", "learning_rate": 0.01, "batch_size": 32, "queue_size": 128},
+    **{"epochs": 3, "steps": 5, "log_every": 1, "knn_every": 0},
+}
+needs_fashion_mnist = pytest.mark.skipif(
+    not os.path.isdir(DEBIAN_DIR), reason=f"no Fashion-MNIST in {DEBIAN_DIR}: apt-get install dataset-fashion-mnist"
+)
+
+
+def launch(count, program, *files, timeout=300, **values):
+    """What a program on several ranks prints on standard output."""
+    return ranks.horovodrun(count, "-m", f"moco_tf.{program}", *arguments(*files, **values), timeout=timeout).stdout
+
+
+@pytest.fixture(scope="module")
+def data(request, tmp_path_factory):
+    """Flags of the data set that the parameter names."""
+    if request.param == "folder":
+        photos = make_photos(tmp_path_factory.mktemp("photos"))
+        return {"dataset": "folder", "data_dir": photos, "image_size": 24, "jit_compile": "false"}
+    return {"dataset": "fashion_mnist"}
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(data, tmp_path_factory):
+    """(flags of the data, run folder, output) of pre-training on two ranks."""
+    run = tmp_path_factory.mktemp("runs") / "two"
+    return data, run, launch(2, "pretrain", "debug/pretrain.cfg", workdir=run, **SMALL, **data)
+
+
+fashion_mnist = pytest.param("fashion_mnist", marks=needs_fashion_mnist)
+each_data = pytest.mark.parametrize("data", ["folder", fashion_mnist], indirect=True)
+
+
+@pytest.mark.horovod
+@each_data
+def test_two_ranks_are_one_process_with_two_splits(of_two_ranks, tmp_path, monkeypatch):
+    """Same order, views, shuffles, statistics and gradients: the same losses, each line written once."""
+    data, run, out = of_two_ranks
+    assert out.count("done:") == out.count("the loss rises to about") == 1
+    monkeypatch.setattr(device, "configure", lambda *_: None)
+    call("pretrain", "debug/pretrain.cfg", workdir=tmp_path / "one", bn_splits=2, **SMALL, **data)
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5]
+    assert losses(run) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    top5 = [[line["contrast_top5"] for line in metrics(folder)] for folder in (run, tmp_path / "one")]
+    assert top5[0] == pytest.approx(top5[1])
+
+
+@pytest.mark.horovod
+@pytest.mark.parametrize("data", [fashion_mnist], indirect=True)
+def test_probe_on_two_ranks(of_two_ranks, tmp_path):
+    """Pre-training and linear probe on a real data set."""
+    data, run, _ = of_two_ranks
+    out = launch(2, "lincls", "debug/lincls.cfg", load=run, workdir=tmp_path / "out", **data)
+    assert out.count("written to ") == 1
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert 0.15 < result["top1"] < result["top5"] < 1  # chance is 0.1
+    assert result["steps"] == 20
+
+
+@pytest.mark.horovod
+@pytest.mark.slow
+@needs_fashion_mnist
+def test_debug_recipe_on_eight_ranks(tmp_path):
+    out = launch(8, "pretrain", "debug/pretrain.cfg", workdir=tmp_path, steps=10, timeout=900)
+    assert out.count("done: 10 steps") == 1
+    assert sorted(losses(tmp_path)) == [5, 10]
+    assert 0.1 < metrics(tmp_path)[-1]["knn_top1"] <= 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
