@@ -12,7 +12,7 @@ from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.networks.encoder import Encoder
-from moco_tf.training import device
+from moco_tf.training import checkpoint, device
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.runlog import make_folder
 from moco_tf.weights.load import load as load_encoder
@@ -34,7 +34,9 @@ class Subject:
     std: tuple[float, ...]
 
     def geometry(self, images: Source) -> tuple[int, int]:
-        """Resize and centre crop of test images."""
+        """Resize and centre crop of test images; raw pixels of images of one size stay as they are stored."""
+        if self.encoder is None and images.image_shape:
+            return (min(images.image_shape),) * 2
         return features.test_geometry(images, self.image_size, self.test_resize)
 
 
@@ -96,4 +98,6 @@ def output_folder(o: object, what: str) -> pathlib.Path:
     if not o.load:
         return pathlib.Path("runs") / name
     place = pathlib.Path(o.load)
+    if (place / checkpoint.DESCRIPTION).is_file():  # results do not go where pruning would remove them
+        place = place.parent.parent
     return place / name if place.is_dir() else pathlib.Path("runs") / place.name.split(".")[0] / name

@@ -10,6 +10,7 @@ from absl import flags
 
 from moco_tf import build, evaluate, options, program
 from moco_tf.evaluation import features, neighbours
+from moco_tf.training.runlog import make_folder
 
 
 def define_flags() -> None:
@@ -27,6 +28,7 @@ def main(o: object, flagfile: str) -> None:
     train, test = (build.source(o, split, ranks) for split in ("train", "test"))
     evaluate.check_labels(train, test)
     evaluate.check_neighbours(o.k, train)
+    make_folder(evaluate.output_folder(o, "knn"))  # now, not after the work
     (bank, bank_labels), (queries, labels) = (
         features.extract(subject.embed, images, subject.geometry(images), o.batch_size, ranks, o.max_bad_images)
         for images in (train, test)

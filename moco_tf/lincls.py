@@ -103,7 +103,7 @@ def fit(
     """Trains for all epochs and tests after the last one."""
     step, total = 0, min(o.steps or 10**12, o.epochs * batches.steps_per_epoch)
     train_step = tf.function(classifier.train_step)
-    for epoch in range(o.epochs):
+    for epoch in range(-(-total // batches.steps_per_epoch)):
         for images, targets, _ in batches.batches(epoch):
             if step == total:
                 break

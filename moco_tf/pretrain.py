@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from moco_tf import build, options, program
+from moco_tf import build, evaluate, options, program
 from moco_tf.data import pipeline
 from moco_tf.data.normalisation import normalisation
 from moco_tf.data.sources import Source
@@ -40,8 +40,8 @@ def define_flags() -> None:
 
 def main(o: object, flagfile: str) -> None:
     """Pre-trains with the given options."""
-    check(o)
     ranks = build.connect(o)
+    check(o, ranks)
     workdir = pathlib.Path(o.workdir)
     train = build.source(o, "train", ranks)
     size = build.image_size(o, train)
@@ -124,7 +124,7 @@ def is_due(step: int, epoch: float, every_epochs: int, every_steps: int) -> bool
     return bool((every_epochs and epoch % every_epochs == 0) or (every_steps and step % every_steps == 0))
 
 
-def check(o: object) -> None:
+def check(o: object, ranks: Collectives) -> None:
     """Refuses options that contradict each other."""
     if not o.workdir:
         raise UserError("--workdir is missing; give the run folder to write to, for example --workdir=runs/first")
@@ -134,8 +134,12 @@ def check(o: object) -> None:
             f"--batch_size={o.batch_size} brings {keys} keys a step, expected at most --queue_size={o.queue_size}; "
             "lower the one or raise the other"
         )
-    if o.crop_scale and len(o.crop_scale) != 2:
-        raise UserError(f"--crop_scale has {len(o.crop_scale)} numbers, expected two: smallest and largest area")
+    share = o.batch_size // ranks.size
+    if share % o.bn_splits:
+        raise UserError(
+            f"--batch_size={o.batch_size} gives each of {ranks.size} ranks {share} images, expected a multiple of "
+            f"--bn_splits={o.bn_splits}; change the one or the other"
+        )
 
 
 def resume(method: Method, workdir: pathlib.Path, ranks: Collectives) -> int:
@@ -210,6 +214,7 @@ class KnnMonitor:
     def __init__(self, o: object, train: Source, size: int, ranks: Collectives) -> None:
         self._o, self._ranks = o, ranks
         self._test = build.source(o, "test", ranks)
+        evaluate.check_labels(train, self._test)
         self._bank = train
         if 0 < o.knn_bank < train.num_examples:
             rows = np.random.default_rng(o.seed).choice(train.num_examples, o.knn_bank, replace=False)

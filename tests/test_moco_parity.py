@@ -25,15 +25,14 @@ def test_cifar_demo(name, mode):
 
 
 @pytest.mark.horovod
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["moco_v1_2ranks", "moco_v2_2ranks"])
-def test_facebook_moco_on_two_ranks(name, mode, tmp_path):
+def test_facebook_moco_on_two_ranks(name, tmp_path):
     case = f"float64/{name}.npz"
     parity_files.path(case)
-    done = ranks.horovodrun(2, ranks.TESTS / "workers" / "moco_parity.py", case, mode, tmp_path)
-    assert done.stdout.count("equal on rank") == 2
-    queues = [np.load(tmp_path / f"queue-{rank}.npy") for rank in range(2)]
-    np.testing.assert_array_equal(*queues)
+    done = ranks.horovodrun(2, ranks.TESTS / "workers" / "moco_parity.py", case, tmp_path, *MODES)
+    for mode in MODES:
+        assert all(f"equal on rank {rank} {mode}" in done.stdout for rank in range(2))
+        np.testing.assert_array_equal(*(np.load(tmp_path / f"queue-{mode}-{rank}.npy") for rank in range(2)))
 
 
 @pytest.mark.parametrize("name", ["moco_v1_2ranks", "moco_v2_2ranks"])
