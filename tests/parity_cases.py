@@ -71,7 +71,7 @@ def check_losses(losses, expected, mode, float32_steps=4):
 
 def check_state(moco, case, mode):
     """Final queue and pointer, and every tensor's mean and norm."""
-    tolerance = 1e-7 if mode == "float64" else 5e-3
+    tolerance = 1e-6 if mode == "float64" else 5e-3  # Keras keeps the learning rate in float32: 4e-8 relative
     state = debug.snapshot(moco)
     np.testing.assert_allclose(state["queue"].T, case["queue"], atol=tolerance * np.abs(case["queue"]).max())
     assert state["queue_pointer"] == int(case["queue_ptr"])
