@@ -94,6 +94,12 @@ class Encoder(keras.Model):
         """What is learnt: all variables but the running statistics, whether the encoder is frozen or not."""
         return [v for name, v in self.named_variables().items() if ".running_" not in name]
 
+    def prepare_for_xla(self) -> None:
+        """Makes the batch norms compute what keeps its digits when XLA compiles the training pass."""
+        for _, layer in self.named_layers():
+            if isinstance(layer, BatchNorm):
+                layer.for_xla = True
+
     def running_statistics(self) -> list[keras.Variable]:
         """The batch norms' running means and variances."""
         return [v for name, v in self.named_variables().items() if ".running_" in name]
