@@ -98,7 +98,7 @@ Source = ArraySource | RecordSource
 
 
 def load(dataset: str, split: str, data_dir: str | None = None) -> Source:
-    """The "train" or "test" split of "fashion_mnist", "folder" or a data set of TensorFlow Datasets.
+    """The "train" or "test" split of "fashion_mnist", "imagenet100", "folder" or a data set of TensorFlow Datasets.
 
     "test" is the test split, or the validation split where there is no other. Raises UserError.
     """
@@ -109,6 +109,10 @@ def load(dataset: str, split: str, data_dir: str | None = None) -> Source:
         from moco_tf.data import fashion_mnist
 
         return fashion_mnist.load(split, data_dir)
+    if dataset == "imagenet100":
+        from moco_tf.data import imagenet100
+
+        return imagenet100.load(split, data_dir)
     if dataset == "folder":
         from moco_tf.data import folder
 
