@@ -1,12 +1,18 @@
 """From options to objects: what the programs have in common."""
 
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
 import keras
+import numpy as np
 
 from moco_tf.data import views
-from moco_tf.data.normalisation import normalisation
+from moco_tf.data.normalisation import Normalisation, found, keep, known
 from moco_tf.data.sources import ArraySource, Source, load
+from moco_tf.errors import UserError
+from moco_tf.methods import base
 from moco_tf.methods.base import View
-from moco_tf.methods.moco import MoCo
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import collectives, device, optimizers, schedules
 
@@ -20,14 +26,33 @@ def connect(o: object) -> collectives.Collectives:
 
 
 def source(o: object, split: str, ranks: collectives.Collectives) -> Source:
-    """The images of a split. Rank 0 goes first, so that a download happens once."""
+    """The images of a split."""
+    with first_rank_first(ranks):  # a download happens once
+        return held_out(o, split) if o.holdout else load(o.dataset, split, o.data_dir)
+
+
+@contextlib.contextmanager
+def first_rank_first(ranks: collectives.Collectives) -> Iterator[None]:
+    """The other ranks begin when rank 0 has finished."""
     if ranks.rank != 0:
         ranks.barrier()
     try:
-        return load(o.dataset, split, o.data_dir)
+        yield
     finally:
         if ranks.rank == 0:
             ranks.barrier()
+
+
+def held_out(o: object, split: str) -> Source:
+    """The training images without --holdout of them, or these: the same ones every time."""
+    images = load(o.dataset, "train", o.data_dir)
+    if o.holdout >= images.num_examples:
+        raise UserError(
+            f"--holdout={o.holdout} came, expected less than {images.num_examples}, the number of training images in "
+            f"{images.name}; give a smaller one"
+        )
+    order = np.random.default_rng(0).permutation(images.num_examples)
+    return images.subset(np.sort(order[: o.holdout] if split == "test" else order[o.holdout :]))
 
 
 def image_size(o: object, images: Source) -> int:
@@ -35,25 +60,40 @@ def image_size(o: object, images: Source) -> int:
     return o.image_size or (min(images.image_shape) if images.image_shape else 224)
 
 
-def encoder(o: object) -> Encoder:
-    """A fresh encoder."""
+def encoder(o: object, classes: int = 0) -> Encoder:
+    """A fresh encoder; with classes, its head is a linear classifier."""
     return Encoder(
         o.arch,
         o.stem,
         o.width,
         o.bn_splits,
-        o.head,
-        o.feature_dim,
+        "linear" if classes else o.head,
+        classes or o.feature_dim,
         o.hidden_dim,
         o.head_init,
         dtype=device.dtype_policy(o.precision),
     )
 
 
-def random_view(o: object, size: int) -> views.View:
-    """--views with the data set's normalisation."""
-    mean, std = normalisation(o.normalise, o.dataset)
-    return views.view(o.views, size, mean, std, o.crop_scale, o.exact_blur)
+def normalisation(o: object, train: Source) -> Normalisation:
+    """--normalise; where the data set's own is not known, what the run folder keeps, or what is measured now."""
+    return known(o.normalise, o.dataset) or found(normalisation_file(o), train)
+
+
+def keep_normalisation(o: object, train: Source, mean_and_std: Normalisation) -> None:
+    """Keeps a measured normalisation in the run folder, for the run that goes on from there."""
+    if not known(o.normalise, o.dataset):
+        keep(normalisation_file(o), train, mean_and_std)
+
+
+def normalisation_file(o: object) -> pathlib.Path:
+    """Where a measured normalisation is kept."""
+    return pathlib.Path(o.workdir) / "normalisation.json"
+
+
+def random_view(o: object, size: int, mean_and_std: Normalisation) -> views.View:
+    """--views with a normalisation."""
+    return views.view(o.views, size, *mean_and_std, o.crop_scale, o.exact_blur)
 
 
 def in_step(view: views.View, images: Source) -> View:
@@ -62,24 +102,26 @@ def in_step(view: views.View, images: Source) -> View:
     return lambda x, seed, positions, count: view(x, seed, rows=positions, count=count)
 
 
-def method(o: object, ranks: collectives.Collectives, view: View) -> MoCo:
-    """The pre-training method, compiled with its optimizer."""
-    moco = MoCo(
-        encoder(o),
-        encoder(o),
-        queue_size=o.queue_size,
-        key_momentum=o.key_momentum,
-        temperature=o.temperature,
-        symmetric=o.symmetric,
-        key_update=o.key_update,
-        shuffle_bn=o.shuffle_bn,
+def method(o: object, ranks: collectives.Collectives, view: View, train: Source) -> base.Method:
+    """The pre-training method, its constructor's arguments the flags of the same names, with its optimizer."""
+    kind = base.find(o.method)
+    classes = train.num_classes if kind.classifies else 0
+    query_encoder = encoder(o, classes)
+    own = {name: getattr(o, name) for name in base.parameters(kind) if hasattr(o, name)}
+    if "key_encoder" in base.parameters(kind):
+        own["key_encoder"] = encoder(o)
+    if "num_examples" in base.parameters(kind):
+        own["num_examples"] = train.num_examples
+    built = kind(
+        query_encoder,
+        **own,
         collectives=ranks,
         views=(view, view),
         jit_compile=device.pieces_to_compile(o.jit_compile),
         seed=o.seed,
     )
-    moco.compile(optimizer(o))
-    return moco
+    built.compile(optimizer(o))
+    return built
 
 
 def optimizer(o: object) -> keras.optimizers.Optimizer:

@@ -5,10 +5,15 @@ Only programs call this; everything else takes keyword arguments of plain types.
 
 import dataclasses
 import math
+import pkgutil
 
 from absl import flags
 
+from moco_tf import methods
 from moco_tf.data.normalisation import NORMALISATIONS
+
+# Found by name: every file of moco_tf/methods but the base classes is a method.
+METHODS = sorted(m.name for m in pkgutil.iter_modules(methods.__path__) if not m.name.startswith("base"))
 
 
 def define_data(image_size: int = 0) -> None:
@@ -16,6 +21,9 @@ def define_data(image_size: int = 0) -> None:
     flags.DEFINE_string("dataset", "fashion_mnist", "TensorFlow Datasets name, fashion_mnist, or `folder`.")
     flags.DEFINE_string(
         "data_dir", None, "Where the data is: TFDS's folder, or for `folder` the one with train/, val/."
+    )
+    flags.DEFINE_integer(
+        "holdout", 0, "Keep so many training images out, and test on them: to choose settings without test images.", 0
     )
     flags.DEFINE_integer("image_size", image_size, "Pixels of a view's side; 0: the data set's own size, else 224.", 0)
     flags.DEFINE_enum(
@@ -58,16 +66,20 @@ def define_encoder() -> None:
 
 def define_method() -> None:
     """The contrast."""
-    flags.DEFINE_enum("method", "moco", ["moco"], "Pre-training method.")
+    flags.DEFINE_enum("method", "moco", METHODS, "Pre-training method, a file of moco_tf/methods.")
     flags.DEFINE_string("views", "moco_v2", "Named random view of an image, see moco_tf/data/views.py.")
     flags.DEFINE_list("crop_scale", None, "Range of the crop's area, as 0.2,1; default: the view's own.")
     flags.DEFINE_bool("exact_blur", True, "Blur as PIL does, or with a true Gaussian of 23 taps.")
+    flags.DEFINE_float("temperature", 0.2, "tau.", 1e-6)
     flags.DEFINE_integer("queue_size", 65536, "K, keys in the queue.", 1)
     flags.DEFINE_float("key_momentum", 0.999, "m of the key encoder's moving average.", 0.0, 1.0)
+    flags.DEFINE_enum("key_momentum_schedule", "constant", ["constant", "cosine"], "m as it is, or rising to 1.")
     flags.DEFINE_enum("key_update", "before", ["before", "after"], "The moving average, before or after the step.")
-    flags.DEFINE_float("temperature", 0.2, "tau.", 1e-6)
-    flags.DEFINE_bool("symmetric", False, "Sum the losses of both directions.")
+    flags.DEFINE_bool("symmetric", False, "Sum the losses of both directions (moco).")
     flags.DEFINE_bool("shuffle_bn", True, "Shuffle key images across ranks and splits (ShuffleBN).")
+    flags.DEFINE_integer("negatives", 4096, "M, noise rows of the memory bank for each image (npid).", 1)
+    flags.DEFINE_float("bank_momentum", 0.5, "Share of the new feature in a row of the memory bank (npid).", 0.0, 1.0)
+    flags.DEFINE_enum("npid_loss", "nce", ["nce", "softmax"], "Noise-contrastive, or over all images (npid).")
 
 
 def define_optimizer(learning_rate: float, epochs: int, weight_decay: float, schedule: str) -> None:
@@ -106,11 +118,16 @@ def define_knn(feature: str = "head") -> None:
     flags.DEFINE_enum("feature", feature, ["head", "backbone"], "The head's output or the pooled features.")
 
 
-def define_load() -> None:
-    """What is evaluated."""
+def define_load_path() -> None:
+    """What holds the encoder."""
     flags.DEFINE_string(
         "load", None, "Run folder, checkpoint, official MoCo .pth.tar, torchvision .pth or moco.tensorflow .npz."
     )
+
+
+def define_load() -> None:
+    """What is evaluated."""
+    define_load_path()
     flags.DEFINE_enum(
         "baseline",
         "none",
@@ -125,6 +142,12 @@ def define_probe() -> None:
     flags.DEFINE_string("train_view", "crop_flip", "Named random view of the training images.")
     flags.DEFINE_bool("cache_features", False, "Compute un-augmented features once and train on them: takes minutes.")
     flags.DEFINE_bool("standardise", False, "Give every cached feature mean 0 and deviation 1.")
+
+
+def define_export() -> None:
+    """What is written for use elsewhere."""
+    flags.DEFINE_enum("format", "savedmodel", ["savedmodel", "pth"], "TensorFlow's SavedModel, or torchvision's names.")
+    flags.DEFINE_string("output", None, "The folder (savedmodel) or the file (.pth) to write.")
 
 
 def parsed(values: flags.FlagValues) -> object:

@@ -148,6 +148,7 @@ def test_unreadable_images(bad, words, photos, tmp_path):
         path.write_bytes(b"no image")
     limit = 2 if bad < 20 else 100
     values = {"batch_size": 10, "max_bad_images": limit, "left": True}
+    values["normalise"] = "imagenet"  # measuring would find out first when none can be read
     pretrain(*words, "unreadable.txt", data_dir=tmp_path / "data", workdir=tmp_path / "run", **values)
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert len((tmp_path / "run" / "unreadable.txt").read_text().splitlines()) == bad

@@ -8,7 +8,7 @@ import parity_files
 import pytest
 import tensorflow as tf
 
-from moco_tf.contrast import losses, nce, supcon
+from moco_tf.contrast import losses, memory_bank, nce, supcon
 
 MODES = ("eager", "graph", "compiled")
 B, C, K = 6, 5, 11
@@ -105,10 +105,16 @@ def test_nce_equals_its_oracle(mode):
     rng = np.random.default_rng(6)
     features, rows = unit(rng, B, C), unit(rng, B, 1 + 9, C)
     constant = tf.constant(rows, tf.float32)
-    value, gradient = value_and_gradient(lambda x: nce.nce_loss(x, constant, 0.1, 1234.5, 200), features, mode)
+    value, gradient = value_and_gradient(
+        lambda x: nce.nce_loss(similarities(x, constant), 0.1, 1234.5, 200), features, mode
+    )
     np.testing.assert_allclose(value, oracles.nce(features, rows, 0.1, 1234.5, 200), rtol=1e-6)
     expected = oracles.numerical_gradient(lambda x: oracles.nce(x, rows, 0.1, 1234.5, 200), features)
     np.testing.assert_allclose(gradient, expected, atol=2e-6)
+
+
+def similarities(features, rows):
+    return tf.einsum("bc,bmc->bm", tf.cast(features, tf.float32), rows)
 
 
 def parity_case(name):
@@ -142,9 +148,9 @@ def test_queue_losses_equal_the_public_ones(temperature):
 def test_nce_equals_the_public_one(temperature):
     case = parity_case("queue_losses.npz")
     rows = tf.constant(case["bank"][case["bank_indices"]])
-    z = nce.normalisation_constant(tf.constant(case["query"]), rows, temperature, len(case["bank"]))
+    z = nce.normalisation_constant(similarities(case["query"], rows), temperature, len(case["bank"]))
     np.testing.assert_allclose(z, case[f"npid_t{temperature}_z"], rtol=1e-6)
-    loss = lambda x: nce.nce_loss(x, rows, temperature, z, len(case["bank"]))  # noqa: E731
+    loss = lambda x: nce.nce_loss(similarities(x, rows), temperature, z, len(case["bank"]))  # noqa: E731
     check_parity(case, f"npid_t{temperature}", loss, case["query"])
     after = nce.update_rows(rows[:, 0], tf.constant(case["query"]), float(case["bank_momentum"]))
     np.testing.assert_allclose(after, case["bank_rows_after"], atol=1e-7)
@@ -182,8 +188,8 @@ def test_nce_by_hand():
     """P_0 = e / 10 and P_1 = 1 / 10 against M / n = 1 / 4; Z = 8 (e + 1) / 2."""
     v, rows = tf.constant([[1.0, 0.0]]), tf.constant([[[1.0, 0.0], [0.0, 1.0]]])
     expected = -math.log(E1 / (E1 + 2.5)) - math.log(2.5 / (1 + 2.5))
-    np.testing.assert_allclose(nce.nce_loss(v, rows, 1.0, 10.0, 4), expected, rtol=1e-6)
-    np.testing.assert_allclose(nce.normalisation_constant(v, rows, 1.0, 8), 4 * (E1 + 1), rtol=1e-6)
+    np.testing.assert_allclose(nce.nce_loss(similarities(v, rows), 1.0, 10.0, 4), expected, rtol=1e-6)
+    np.testing.assert_allclose(nce.normalisation_constant(similarities(v, rows), 1.0, 8), 4 * (E1 + 1), rtol=1e-6)
 
 
 def test_bank_momentum_weighs_the_new_features():
@@ -272,13 +278,18 @@ def test_no_gradient_flows_into_keys(name):
     assert to_q is not None and to_k is None and to_queue is None
 
 
-def test_no_gradient_flows_into_the_bank():
-    features, rows = tf.ones([2, 3]), tf.ones([2, 4, 3])
+@pytest.mark.parametrize("count", [4, 30])  # rows are gathered; all similarities are computed
+def test_no_gradient_flows_into_the_bank(count):
+    bank = memory_bank.MemoryBank(20, 3)
+    rows = tf.constant(np.random.default_rng(0).integers(0, 20, (2, count)))
+    features = tf.constant([[1.0, 0.0, 0.0], [0.0, 0.6, 0.8]])
     with tf.GradientTape() as tape:
-        tape.watch([features, rows])
-        value = nce.nce_loss(features, rows, 0.1, 10.0, 20)
-    to_features, to_rows = tape.gradient(value, [features, rows])
+        tape.watch([features, bank.rows])
+        s = bank.similarities(features, rows)
+        value = nce.nce_loss(s, 0.1, 10.0, 20)
+    to_features, to_rows = tape.gradient(value, [features, bank.rows])
     assert to_features is not None and to_rows is None
+    np.testing.assert_allclose(s, np.einsum("bc,brc->br", features, bank.rows.numpy()[rows]), atol=1e-6)
 
 
 def test_base_temperature_scales_the_batch_loss():

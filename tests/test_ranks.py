@@ -11,7 +11,7 @@ from moco_tf.data.fashion_mnist import DEBIAN_DIR
 from moco_tf.training import device
 
 SMALL = {
-    **{"views": "moco_v2", "precision": "float32", "learning_rate": 0.01, "batch_size": 32, "queue_size": 128},
+    **{"views": "moco_v2", "precision": "float32", "learning_rate": 3e-3, "batch_size": 64, "queue_size": 128},
     **{"epochs": 3, "steps": 5, "log_every": 1, "knn_every": 0},
 }
 needs_fashion_mnist = pytest.mark.skipif(

@@ -28,5 +28,16 @@ def info_nce(logits: tf.Tensor) -> tf.Tensor:
 
 def contrast_accuracy(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Share of queries whose own key is the nearest candidate, and among the five nearest: two scalars in [0, 1]."""
-    nearer = tf.reduce_sum(tf.cast(logits[:, 1:] > logits[:, :1], tf.int32), axis=1)
+    return nearest_is_positive(logits, tf.range(logits.shape[1])[None, :] == 0)
+
+
+def nearest_is_positive(similarities: tf.Tensor, positive: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Share of anchors whose nearest candidate is a positive, and with one among the five nearest: two scalars.
+
+    Args:
+        similarities: BxA.
+        positive: whether a candidate is an anchor's positive, of a shape that broadcasts to BxA bool.
+    """
+    best = tf.reduce_max(tf.where(positive, similarities, similarities.dtype.min), axis=1, keepdims=True)
+    nearer = tf.reduce_sum(tf.cast((similarities > best) & ~positive, tf.int32), axis=1)
     return tuple(tf.reduce_mean(tf.cast(nearer < n, tf.float32)) for n in (1, 5))

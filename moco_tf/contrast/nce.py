@@ -6,41 +6,33 @@ B per-rank batch, M noise rows per image, C feature dimension, n number of image
 import tensorflow as tf
 
 
-def nce_loss(
-    features: tf.Tensor,
-    bank_rows: tf.Tensor,
-    temperature: float,
-    z: tf.Tensor | float,
-    num_examples: int,
-) -> tf.Tensor:
+def nce_loss(similarities: tf.Tensor, temperature: float, z: tf.Tensor | float, num_examples: int) -> tf.Tensor:
     """Tells each image's own bank row from M uniform ones (NPID, equation 7): scalar, the mean over the batch of
 
         -log( P_0 / (P_0 + M/n) ) - sum_j log( (M/n) / (P_j + M/n) ),   P_j = exp(s_j / temperature) / Z
 
-    with j = 0 the own row and s inner products. The gradient flows into features alone.
+    with j = 0 the own row.
 
     Args:
-        features: normalised, BxC.
-        bank_rows: the own row, then M drawn uniformly from the bank, Bx(1+M)xC.
+        similarities: s, inner products of normalised features with the own row, then with M rows drawn uniformly from
+            the bank, Bx(1+M).
         temperature: tau.
         z: Z, of normalisation_constant.
         num_examples: n.
     """
-    noise = bank_rows.shape[1] - 1
+    noise = similarities.shape[1] - 1
     # log(n P / M): the two terms are then a logistic regression, which keeps its digits where P is large or tiny.
-    log_odds = _similarities(features, bank_rows) / temperature - tf.math.log(z) - tf.math.log(noise / num_examples)
+    log_odds = similarities / temperature - tf.math.log(z) - tf.math.log(noise / num_examples)
     own, others = tf.nn.softplus(-log_odds[:, 0]), tf.nn.softplus(log_odds[:, 1:])
     return tf.reduce_mean(own + tf.reduce_sum(others, axis=1))
 
 
-def normalisation_constant(
-    features: tf.Tensor, bank_rows: tf.Tensor, temperature: float, num_examples: int
-) -> tf.Tensor:
+def normalisation_constant(similarities: tf.Tensor, temperature: float, num_examples: int) -> tf.Tensor:
     """Z = n times the mean of exp(s / temperature): a Monte Carlo estimate on the first batch, kept ever after; scalar.
 
     NPID, equation 8. As in the public code, own rows take part in the mean; arguments as of nce_loss.
     """
-    return num_examples * tf.reduce_mean(tf.exp(_similarities(features, bank_rows) / temperature))
+    return num_examples * tf.reduce_mean(tf.exp(similarities / temperature))
 
 
 def update_rows(old: tf.Tensor, new: tf.Tensor, momentum: float) -> tf.Tensor:
@@ -50,7 +42,3 @@ def update_rows(old: tf.Tensor, new: tf.Tensor, momentum: float) -> tf.Tensor:
     recipe's 0.5 is the same in both.
     """
     return tf.math.l2_normalize(momentum * new + (1.0 - momentum) * old, axis=1)
-
-
-def _similarities(features: tf.Tensor, bank_rows: tf.Tensor) -> tf.Tensor:
-    return tf.einsum("bc,bmc->bm", features, tf.stop_gradient(bank_rows))  # Bx(1+M)

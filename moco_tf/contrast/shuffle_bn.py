@@ -9,6 +9,8 @@ MoCo, section 3.3. Two numberings of the global batch of G = n B images are in u
 Permutations given to these functions are of rows: shuffled row i is the image of row permutation[i].
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from moco_tf.training.collectives import Collectives
@@ -32,6 +34,27 @@ def draw_permutation(seed: tf.Tensor, batch: int, ranks: int) -> tf.Tensor:
 def no_permutation(seed: tf.Tensor, batch: int, ranks: int) -> tf.Tensor:
     """The identity: every key stays on the rank of its query."""
     return tf.range(batch * ranks)
+
+
+def encode_shuffled(
+    encode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    images: tf.Tensor,
+    permutation: tf.Tensor,
+    collectives: Collectives,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Keys of this rank's images and of all, computed on shuffled batches: BxC, GxC.
+
+    Args:
+        encode: (images BxHxWx3, their positions B) to keys BxC.
+        images: of this rank, BxHxWx3.
+        permutation: of the G rows.
+        collectives: what crosses ranks.
+    """
+    batch = images.shape[0]
+    images = shuffle(images, permutation, collectives)
+    rows = shuffled_rows(permutation, batch, collectives)
+    keys = encode(images, row_positions(rows, batch, collectives.size))
+    return unshuffle(keys, permutation, collectives)
 
 
 def row_positions(rows: tf.Tensor, batch: int, ranks: int) -> tf.Tensor:

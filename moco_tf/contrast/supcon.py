@@ -10,6 +10,8 @@ SupCon is Khosla et al., 2020, "Supervised Contrastive Learning", numbered as th
 
 import tensorflow as tf
 
+from moco_tf.contrast.losses import nearest_is_positive
+
 _NOT_A_CANDIDATE = -1e30  # exp of it is 0; infinite, it would make gradients NaN where a row holds nothing else
 
 
@@ -135,6 +137,34 @@ def supcon_batch(
     log_p = tf.nn.log_softmax(tf.where(own, _NOT_A_CANDIDATE, s))
     loss = tf.reduce_mean(-_sum_positive(log_p, positive) / tf.maximum(_count(positive), 1.0))
     return loss if base_temperature is None else loss * (temperature / base_temperature)
+
+
+def contrast_accuracy(
+    q: tf.Tensor,
+    k: tf.Tensor,
+    queue: tf.Tensor,
+    labels: tf.Tensor,
+    key_labels: tf.Tensor,
+    queue_labels: tf.Tensor,
+    first_key: tf.Tensor | int = 0,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Share of queries whose nearest candidate is a positive, and with one among the five nearest: two scalars.
+
+    Arguments as of supcon_in.
+    """
+    return nearest_is_positive(*_against_keys(q, k, queue, labels, key_labels, queue_labels, 1.0, first_key))
+
+
+def batch_accuracy(features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Share of first views to which the same image's second is the nearest of all, and among the five nearest.
+
+    Features BxVxC to two scalars.
+    """
+    batch, views = features.shape[0], features.shape[1]
+    candidates = tf.reshape(tf.transpose(features, [1, 0, 2]), [views * batch, -1])
+    own = _diagonal(batch, views * batch, 0)
+    s = tf.where(own, _NOT_A_CANDIDATE, tf.einsum("nc,ac->na", features[:, 0], candidates))
+    return nearest_is_positive(s, _diagonal(batch, views * batch, batch))
 
 
 def _against_keys(

@@ -1,12 +1,22 @@
-"""What every method shares: encoders, compiled pieces, the optimizer's step, the state that a checkpoint holds."""
+"""What every method shares: encoders, compiled pieces, the optimizer's step, the state that a checkpoint holds.
 
+A method is a file of this folder with one class of the file's name in capitals (supcon_in: SupConIn). Its constructor's
+arguments are the flags of the same names; key_encoder and num_examples are given to those that ask for them.
+"""
+
+import importlib
+import inspect
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
+from moco_tf.contrast import shuffle_bn
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training.collectives import Collectives, SingleProcess
+
+# The uses of randomness in a step, see Method.seed_of.
+FIRST_VIEW, SECOND_VIEW, SHUFFLE, OTHER_SHUFFLE, NOISE = range(5)
 
 View = Callable[[tf.Tensor, tf.Tensor, tf.Tensor, int], tf.Tensor]  # images, seed, positions, global batch
 
@@ -16,8 +26,37 @@ def as_given(images: tf.Tensor, seed: tf.Tensor, positions: tf.Tensor, count: in
     return images
 
 
+def find(name: str) -> "type[Method]":
+    """The class of the method called name: the one that moco_tf/methods/<name>.py defines."""
+    module = importlib.import_module(f"moco_tf.methods.{name}")
+    own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    (method,) = [c for c in own if issubclass(c, Method)]
+    return method
+
+
+def parameters(method: "type[Method]") -> list[str]:
+    """Names of the arguments that a method's constructor has besides Method's own."""
+    return [name for name in inspect.signature(method).parameters if name not in ("query_encoder", "kwargs")]
+
+
+def unpack(data: object) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
+    """(images of the first view, of the second, labels B int32, indices B int64) of what train_step is given.
+
+    Args:
+        data: images, or (images, labels), or (images, labels, indices); images are BxHxWx3, or two of these where each
+            view has been cropped before. None stands for labels or indices that are not there.
+    """
+    images, labels, indices = (*data, None, None)[:3] if isinstance(data, tuple | list) else (data, None, None)
+    first, second = images if isinstance(images, tuple | list) else (images, images)
+    as_int = (None if x is None else tf.cast(x, dtype) for x, dtype in ((labels, tf.int32), (indices, tf.int64)))
+    return first, second, *as_int
+
+
 class Method(keras.Model):
-    """A contrastive method: a query encoder and a train_step of its own.
+    """A method of pre-training: a query encoder and a train_step of its own.
+
+    num_views: views of each image that a step looks at. uses_labels: whether train_step needs labels. classifies:
+    whether the encoder's head is a linear classifier, one output a class.
 
     Args:
         query_encoder: the encoder that is learnt.
@@ -26,6 +65,8 @@ class Method(keras.Model):
         jit_compile: which pieces XLA compiles: "all" between collectives, "views" alone, or "none".
         seed: of views and shuffles, the same on all ranks.
     """
+
+    num_views, uses_labels, classifies = 2, False, False
 
     def __init__(
         self,
@@ -51,6 +92,8 @@ class Method(keras.Model):
     def compile(self, optimizer: keras.optimizers.Optimizer, **kwargs: object) -> None:  # noqa: A003
         """Sets the optimizer. Keras' own jit_compile stays off: no collective may stand inside a compiled function."""
         super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
+        for encoder in self.encoders() if self.compile_pieces else ():
+            encoder.prepare_for_xla()
         optimizer.build(self.query_encoder.parameters())
 
     def piece(self, function: Callable) -> Callable:
@@ -61,9 +104,23 @@ class Method(keras.Model):
         """Outputs of the query encoder's head: BxHxWx3 float to BxC float32."""
         return self.query_encoder(images, training=training)
 
+    def encoders(self) -> list[Encoder]:
+        """The query encoder, and the key encoder where there is one."""
+        return [layer for layer in self.layers if isinstance(layer, Encoder)]
+
     def seed_of(self, use: int) -> tf.Tensor:
         """A seed (2 int32) for one use of randomness in this step; the same on all ranks."""
         return tf.stack([self.seed * 16 + use, tf.cast(self.steps_done, tf.int32)])
+
+    def view(self, images: tf.Tensor, use: int, positions: tf.Tensor | None = None) -> tf.Tensor:
+        """The random view for the images at these positions of the global batch; default: this rank's own images."""
+        batch, ranks = images.shape[0], self.collectives
+        positions = shuffle_bn.positions(batch, ranks) if positions is None else positions
+        return self.views[use](images, self.seed_of(use), positions, batch * ranks.size)
+
+    def notes(self, batch_size: int) -> list[str]:
+        """Lines to print at the start of a run; batch_size is global."""
+        return []
 
     def apply(self, gradients: list[tf.Tensor], metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Averages gradients and metrics over ranks in one exchange and takes the optimizer's step."""
@@ -94,7 +151,11 @@ class Method(keras.Model):
 
     def average_running_statistics(self) -> None:
         """Averages the encoders' running statistics over ranks, which see different batches."""
-        encoders = [layer for layer in self.layers if isinstance(layer, Encoder)]
-        statistics = [v.value for encoder in encoders for v in encoder.running_statistics()]
+        statistics = [v.value for encoder in self.encoders() for v in encoder.running_statistics()]
         for variable, mean in zip(statistics, self.collectives.mean([tf.identity(v) for v in statistics])):
             variable.assign(mean)
+
+
+def normalised(x: tf.Tensor) -> tf.Tensor:
+    """Rows of length one."""
+    return tf.math.l2_normalize(x, axis=-1)

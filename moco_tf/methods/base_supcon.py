@@ -1,0 +1,112 @@
+"""Supervised contrast on a MoCo queue: the step that supcon_in, supcon_out and supcon_suploss share.
+
+B per-rank batch, G global batch, C feature dimension, K queue size. Labels say which keys of the batch and of the queue
+are positives besides an image's own key; -1 is no label (MoCo-v2-SupContrast; losses of Khosla et al., 2020).
+"""
+
+import abc
+
+import tensorflow as tf
+
+from moco_tf.contrast import shuffle_bn, supcon
+from moco_tf.contrast.collapse import feature_std, still_random
+from moco_tf.contrast.key_queue import KeyQueue
+from moco_tf.contrast.momentum import momentum_update, start_as_copy
+from moco_tf.methods.base import FIRST_VIEW, SECOND_VIEW, SHUFFLE, Method, normalised, unpack
+from moco_tf.networks.encoder import Encoder
+
+
+class QueueSupCon(Method):
+    """MoCo's step with labels beside the keys and a supervised contrastive loss.
+
+    Args:
+        query_encoder, key_encoder, queue_size, key_momentum, temperature, key_update, shuffle_bn: of MoCo.
+        **kwargs: of Method.
+    """
+
+    uses_labels = True
+
+    def __init__(
+        self,
+        query_encoder: Encoder,
+        key_encoder: Encoder,
+        queue_size: int = 4096,
+        key_momentum: float = 0.99,
+        temperature: float = 0.2,
+        key_update: str = "before",
+        shuffle_bn: bool = True,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(query_encoder, **kwargs)
+        self.key_encoder = start_as_copy(key_encoder, query_encoder)
+        dim, dtype = query_encoder.config["feature_dim"], query_encoder.variable_dtype
+        self.queue = KeyQueue(queue_size, dim, self.seed, dtype, labelled=True)
+        self.key_momentum = tf.Variable(key_momentum, trainable=False, dtype=tf.float64)
+        self.temperature, self.update_first, self.shuffled = temperature, key_update == "before", shuffle_bn
+        self._update_keys = self.piece(self._update_key_encoder)
+        self._encode_keys = self.piece(self._key_forward)
+        self._contrast = self.piece(self._query_forward_backward)
+        self._enqueue = self.piece(self.queue.enqueue)
+
+    @abc.abstractmethod
+    def contrastive_loss(
+        self, q: tf.Tensor, k: tf.Tensor, keys: tf.Tensor, labels: tf.Tensor, key_labels: tf.Tensor
+    ) -> tf.Tensor:
+        """The loss of this rank's queries against the keys and self.queue, before these keys enter it: scalar.
+
+        Args:
+            q, k: queries and keys of this rank's images, BxC.
+            keys: of the global batch, GxC.
+            labels, key_labels: B and G int32, -1 for none.
+        """
+
+    def train_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
+        """One step on this rank's images and labels, see `unpack`; returns scalar metrics averaged over ranks."""
+        im_q, im_k, labels, _ = unpack(data)
+        if labels is None:
+            raise ValueError("supervised contrast came without labels; expected (images, labels), -1 for none")
+        draw = shuffle_bn.draw_permutation if self.shuffled else shuffle_bn.no_permutation
+        return self.step(im_q, im_k, labels, draw(self.seed_of(SHUFFLE), im_q.shape[0], self.collectives.size))
+
+    def step(self, im_q: tf.Tensor, im_k: tf.Tensor, labels: tf.Tensor, permutation: tf.Tensor) -> dict[str, tf.Tensor]:
+        """MoCo's algorithm 1 with labels; the permutation is of the G rows. Returns metrics averaged over ranks."""
+        if self.update_first:
+            self._update_keys()
+        k, keys = shuffle_bn.encode_shuffled(self._encode_keys, im_k, permutation, self.collectives)  # BxC, GxC
+        key_labels = tf.ensure_shape(self.collectives.allgather(labels), [keys.shape[0]])  # G
+        gradients, metrics = self._contrast(im_q, k, keys, labels, key_labels)
+        self._enqueue(keys, key_labels)
+        metrics["queue_random"] = still_random(self.steps_done + 1, keys.shape[0], self.queue.size)
+        metrics = self.apply(gradients, metrics)
+        if not self.update_first:
+            self._update_keys()
+        return metrics
+
+    def first_key(self, q: tf.Tensor) -> int:
+        """The row of the global batch's keys that belongs to this rank's first query."""
+        return self.collectives.rank * q.shape[0]
+
+    def _update_key_encoder(self) -> None:
+        momentum_update(self.query_encoder, self.key_encoder, self.key_momentum)
+
+    def _key_forward(self, images: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+        return normalised(self.key_encoder(self.view(images, SECOND_VIEW, positions), training=True))
+
+    def _query_forward_backward(
+        self, im_q: tf.Tensor, k: tf.Tensor, keys: tf.Tensor, labels: tf.Tensor, key_labels: tf.Tensor
+    ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            q = normalised(self.query_encoder(self.view(im_q, FIRST_VIEW), training=True))  # BxC
+            loss = self.contrastive_loss(q, k, keys, labels, key_labels)
+        gradients = tape.gradient(loss, [v.value for v in self.query_encoder.parameters()])
+        top1, top5 = supcon.contrast_accuracy(
+            q, keys, self.queue.keys, labels, key_labels, self.queue.labels, self.first_key(q)
+        )
+        return gradients, {"loss": loss, "contrast_top1": top1, "contrast_top5": top5, "feature_std": feature_std(q)}
+
+    def notes(self, batch_size: int) -> list[str]:
+        return self.queue.notes(batch_size)
+
+    def state(self) -> dict[str, dict[str, tf.Variable] | tf.Variable]:
+        keys = {name: v.value for name, v in self.key_encoder.named_variables().items()}
+        return {**super().state(), "key_encoder": keys, **self.queue.state()}
