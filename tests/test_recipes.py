@@ -22,7 +22,7 @@ FILES = sorted(
     path.relative_to(FLAGS).as_posix()
     for program in ("pretrain", "lincls")
     for path in (FLAGS / program).glob("*.cfg")
-    if path.stem != "demo"
+    if path.stem != "demo" and not path.stem.startswith("fashion_mnist_")  # own recipes reproduce no published one
 )
 
 SGD = {"optimizer": "sgd", "momentum": 0.9, "nesterov": False}
@@ -30,19 +30,22 @@ ADAM = {"optimizer": "adam", "schedule": "constant", "warmup_epochs": 0.0}
 COSINE_PER_EPOCH = {"schedule": "cosine", "schedule_per": "epoch", "final_learning_rate": 0.0, "warmup_epochs": 0.0}
 COSINE_PER_STEP = {**COSINE_PER_EPOCH, "schedule_per": "step", "first_epoch": 0}
 # What holds unless a recipe says otherwise.
+PRETRAIN = {"width": 64, "bn_splits": 1, "feature_dim": 128, "steps": 0}
 MOCO = {
+    **PRETRAIN,
     "method": "moco",
-    "width": 64,
-    "bn_splits": 1,
-    "feature_dim": 128,
     "key_update": "before",
+    "key_momentum_schedule": "constant",
     "symmetric": False,
     "shuffle_bn": True,
-    "steps": 0,
 }
+SIMCLR = {**PRETRAIN, "method": "simclr"}
+NPID = {**PRETRAIN, "method": "npid"}
+SUPCON = ("supcon_in", "supcon_out", "supcon_suploss")
+SUPERVISED = {**PRETRAIN, "method": "supervised"}
 PROBE = {"epochs": 100, "steps": 0, "warmup_epochs": 0.0, "cache_features": False, "standardise": False}
 CIFAR = {"dataset": "cifar10", "image_size": 32, "normalise": "cifar10"}
-CIFAR_ENCODER = {**CIFAR, **MOCO, "stem": "cifar", "head_init": "torch", "queue_size": 4096}
+CIFAR_ENCODER = {**CIFAR, "stem": "cifar", "head_init": "torch"}
 
 IMAGENET = {
     "dataset": "imagenet2012",
@@ -83,9 +86,11 @@ FACEBOOK = {"nesterov": False, "head_init": "torch"}
 TENSORPACK = {"nesterov": True, "head_init": "normal"}
 DEMO = {
     **CIFAR_ENCODER,
+    **MOCO,
     **SGD,
     **COSINE_PER_EPOCH,
     "arch": "resnet18",
+    "queue_size": 4096,
     "bn_splits": 8,
     "head": "linear",
     "views": "cifar",
@@ -102,6 +107,72 @@ DEMO = {
     "knn_temperature": 0.1,
     "weighting": "weighted",
     "feature": "head",
+}
+S1 = {
+    **CIFAR_ENCODER,
+    **SGD,
+    **COSINE_PER_STEP,
+    "normalise": "none",
+    "head": "mlp",
+    "hidden_dim": 2048,
+    "views": "simclr_cifar",
+    "nesterov": True,
+    "epochs": 1000,
+    "final_learning_rate": 1e-3,
+}
+S2 = {
+    **CIFAR_ENCODER,
+    "arch": "resnet50",
+    "head": "mlp_bn",
+    "hidden_dim": 512,
+    "views": "cifar",
+    "knn_every": 1,
+    "knn_bank": 0,
+    "k": 200,
+    "weighting": "weighted",
+}
+# Its MoCo and its SimCLR; its NPID has SGD.
+S2_ADAM = {
+    **S2,
+    **ADAM,
+    "temperature": 0.5,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-6,
+    "epochs": 500,
+    "knn_temperature": 0.5,
+    "feature": "backbone",
+}
+S4 = {
+    **CIFAR_ENCODER,
+    **SGD,
+    **COSINE_PER_STEP,
+    "arch": "resnet50",
+    "crop_scale": (0.2, 1.0),
+    "learning_rate": 0.12,
+    "weight_decay": 1e-4,
+    "batch_size": 256,
+    "epochs": 1000,
+    "warmup_epochs": 5.0,
+    "warmup_start": 0.0,
+}
+S4_MOCO = {
+    **S4,
+    **MOCO,
+    "head": "mlp",
+    "hidden_dim": 2048,
+    "views": "moco_v2",
+    "queue_size": 4096,
+    "key_momentum": 0.99,
+    "temperature": 0.2,
+}
+S2_PROBE = {
+    **PROBE,
+    **CIFAR,
+    **ADAM,
+    "train_view": "cifar",
+    "test_resize": 0,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-6,
 }
 IMAGENET_PROBE = {
     **PROBE,
@@ -129,63 +200,80 @@ RECIPES = {
     "pretrain/cifar10_moco.cfg": DEMO,
     "pretrain/cifar10_moco_symmetric.cfg": {**DEMO, "symmetric": True},
     "pretrain/cifar10_moco_v2_s1.cfg": {
-        **CIFAR_ENCODER,
-        **SGD,
-        **COSINE_PER_STEP,
-        "normalise": "none",
+        **S1,
+        **MOCO,
         "arch": "resnet18",
-        "head": "mlp",
-        "hidden_dim": 2048,
-        "views": "simclr_cifar",
+        "queue_size": 4096,
         "key_momentum": 0.999,
         "temperature": 0.2,
         "shuffle_bn": False,
         "learning_rate": 0.03,
-        "nesterov": True,
         "weight_decay": 1e-4,
         "batch_size": 256,
-        "epochs": 1000,
-        "final_learning_rate": 1e-3,
     },
-    "pretrain/cifar10_moco_s2.cfg": {
-        **CIFAR_ENCODER,
-        **ADAM,
-        "arch": "resnet50",
-        "head": "mlp_bn",
-        "hidden_dim": 512,
-        "views": "cifar",
-        "key_momentum": 0.999,
-        "key_update": "after",
+    "pretrain/cifar10_simclr_s1.cfg": {
+        **S1,
+        **SIMCLR,
+        "arch": "resnet34",
         "temperature": 0.5,
-        "learning_rate": 1e-3,
+        "learning_rate": 0.6,
         "weight_decay": 1e-6,
-        "batch_size": 256,
-        "epochs": 500,
-        "knn_every": 1,
+        "batch_size": 512,
+    },
+    "pretrain/cifar10_simclr.cfg": {
+        **CIFAR_ENCODER,
+        **SIMCLR,
+        **SGD,
+        **COSINE_PER_EPOCH,
+        "normalise": "none",
+        "arch": "resnet18",
+        "head": "mlp",
+        "hidden_dim": 1024,
+        "views": "cifar_mild",
+        "temperature": 0.5,
+        "learning_rate": 0.03 * 512 / 256,
+        "weight_decay": 5e-4,
+        "batch_size": 512,
+        "epochs": 1000,
+        "first_epoch": 0,
+        "knn_every": 100,  # of our choice; the published accuracy is that of the end
         "knn_bank": 0,
-        "k": 200,
-        "knn_temperature": 0.5,
-        "weighting": "weighted",
+        "k": 10,
+        "weighting": "majority",
         "feature": "backbone",
     },
-    "pretrain/cifar10_moco_v2_s4.cfg": {
-        **CIFAR_ENCODER,
-        **SGD,
-        **COSINE_PER_STEP,
-        "arch": "resnet50",
-        "head": "mlp",
-        "hidden_dim": 2048,
-        "views": "moco_v2",
-        "crop_scale": (0.2, 1.0),
-        "key_momentum": 0.99,
-        "temperature": 0.2,
-        "learning_rate": 0.12,
-        "weight_decay": 1e-4,
+    "pretrain/cifar10_moco_s2.cfg": {
+        **S2_ADAM,
+        **MOCO,
+        "queue_size": 4096,
+        "key_momentum": 0.999,
+        "key_update": "after",
         "batch_size": 256,
-        "epochs": 1000,
-        "warmup_epochs": 5.0,
-        "warmup_start": 0.0,
     },
+    "pretrain/cifar10_simclr_s2.cfg": {**S2_ADAM, **SIMCLR, "batch_size": 512},
+    "pretrain/cifar10_npid_s2.cfg": {
+        **S2,
+        **NPID,
+        **SGD,
+        "npid_loss": "nce",
+        "negatives": 4096,
+        "bank_momentum": 0.5,
+        "temperature": 0.1,
+        "learning_rate": 0.03,
+        "weight_decay": 5e-4,
+        "batch_size": 128,
+        "epochs": 200,
+        "schedule": "milestones",
+        "milestones": (120, 160),  # 60 % and 80 %
+        "decay": 0.1,
+        "first_epoch": 0,
+        "warmup_epochs": 0.0,
+        "knn_temperature": 0.1,
+        "feature": "head",
+    },
+    "pretrain/cifar10_moco_v2_s4.cfg": S4_MOCO,
+    **{f"pretrain/cifar10_{method}_s4.cfg": {**S4_MOCO, "method": method} for method in SUPCON},
+    "pretrain/cifar10_supervised_s4.cfg": {**S4, **SUPERVISED, "views": "crop_flip", "epochs": 500},
     "lincls/imagenet.cfg": IMAGENET_PROBE,
     "lincls/imagenet_s3.cfg": {**IMAGENET_PROBE, "milestones": (60, 70, 80, 90)},
     "lincls/cifar10.cfg": {
@@ -211,16 +299,35 @@ RECIPES = {
         "weight_decay": 0.0,
         "batch_size": 256,
     },
-    "lincls/cifar10_s2.cfg": {
+    "lincls/cifar10_simclr_s1.cfg": {
+        **PROBE,
+        **CIFAR,
+        **SGD,
+        **COSINE_PER_STEP,
+        "normalise": "none",
+        "train_view": "crop_flip",
+        "test_resize": 0,
+        "learning_rate": 0.1 * 512 / 256,
+        "nesterov": True,
+        "weight_decay": 0.0,
+        "batch_size": 512,
+        "final_learning_rate": 1e-3,
+    },
+    "lincls/cifar10_simclr.cfg": {
         **PROBE,
         **CIFAR,
         **ADAM,
-        "train_view": "cifar",
+        **COSINE_PER_EPOCH,
+        "normalise": "none",
+        "train_view": "crop_flip",
         "test_resize": 0,
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-6,
-        "batch_size": 256,
+        "learning_rate": 0.1,
+        "weight_decay": 5e-6,
+        "batch_size": 512,
+        "first_epoch": 0,
     },
+    "lincls/cifar10_s2.cfg": {**S2_PROBE, "batch_size": 256},
+    "lincls/cifar10_simclr_s2.cfg": {**S2_PROBE, "batch_size": 512},
     "lincls/cifar10_s4.cfg": {
         **PROBE,
         **CIFAR,
@@ -240,12 +347,15 @@ RECIPES = {
 # Area range of the random crop, whether the view's own or --crop_scale.
 CROPS = {
     **dict.fromkeys(RECIPES, (0.08, 1.0)),
-    **dict.fromkeys((name for name in RECIPES if name.startswith("pretrain/imagenet")), (0.2, 1.0)),
-    "pretrain/cifar10_moco_v2_s4.cfg": (0.2, 1.0),
+    **{name: (0.2, 1.0) for name in RECIPES if name.startswith("pretrain/imagenet") or name.endswith("_s4.cfg")},
+    "pretrain/cifar10_simclr.cfg": (0.2, 1.0),
+    "lincls/cifar10_s4.cfg": (0.08, 1.0),
 }
 
 # (steps an epoch, ((epoch from 0, learning rate at its first step), ...)), from the formulas of the recipes.
 QUARTER = 0.5 * (1 + math.sqrt(0.5))  # of half a cosine, a quarter of the way down
+S4_WARMUP = ((0, 0.0), (1, 0.024), (2.6, 0.0624), (4, 0.096), (5, 0.12))  # 0.12 e / 5
+S4_1000 = ((204, 0.06 * (1 + math.cos(math.pi / 5))), (1000, 0.0))  # half a cosine over the 995 epochs that are left
 RATES = {
     # e counts from 1: the 1st epoch has e = 1, the 200th e = 200
     "pretrain/cifar10_moco.cfg": (97, ((0, 0.0599962989744), (99, 0.03), (199, 0.0))),
@@ -260,24 +370,23 @@ RATES = {
     "pretrain/imagenet_moco_v2_s3.cfg": (5004, ((0, 0.03), (50, 0.03 * QUARTER), (100, 0.015), (200, 0.0))),
     "pretrain/cifar10_moco_v2_s1.cfg": (195, ((0, 0.03), (250, 1e-3 + 0.029 * QUARTER), (500, 0.0155), (1000, 1e-3))),
     "pretrain/cifar10_moco_s2.cfg": (195, ((0, 1e-3), (499, 1e-3))),
-    "pretrain/cifar10_moco_v2_s4.cfg": (
-        195,
-        # 0.12 e / 5, then half a cosine over the 995 epochs that are left
-        (
-            (0, 0.0),
-            (1, 0.024),
-            (2.6, 0.0624),
-            (4, 0.096),
-            (5, 0.12),
-            (204, 0.06 * (1 + math.cos(math.pi / 5))),
-            (1000, 0.0),
-        ),
+    "pretrain/cifar10_simclr_s1.cfg": (97, ((0, 0.6), (250, 1e-3 + 0.599 * QUARTER), (500, 0.3005), (1000, 1e-3))),
+    "pretrain/cifar10_simclr.cfg": (
+        97,
+        ((0, 0.06), (250, 0.06 * QUARTER), (500, 0.03), (999, 0.06 * math.sin(math.pi / 2000) ** 2)),
     ),
+    "pretrain/cifar10_simclr_s2.cfg": (97, ((0, 1e-3), (499, 1e-3))),
+    "pretrain/cifar10_npid_s2.cfg": (390, ((0, 0.03), (119, 0.03), (120, 0.003), (159, 0.003), (160, 0.0003))),
+    **dict.fromkeys((f"pretrain/cifar10_{m}_s4.cfg" for m in ("moco_v2", *SUPCON)), (195, (*S4_WARMUP, *S4_1000))),
+    "pretrain/cifar10_supervised_s4.cfg": (195, (*S4_WARMUP, (104, 0.06 * (1 + math.cos(math.pi / 5))), (500, 0.0))),
     "lincls/imagenet.cfg": (5004, ((0, 30.0), (59, 30.0), (60, 3.0), (80, 0.3), (99, 0.3))),
     "lincls/imagenet_s3.cfg": (5004, ((59, 30.0), (60, 3.0), (70, 0.3), (80, 0.03), (90, 0.003), (99, 0.003))),
     "lincls/cifar10.cfg": (195, ((0, 30.0), (25, 30 * QUARTER), (50, 15.0))),
     "lincls/cifar10_s1.cfg": (195, ((0, 1e-3), (99, 1e-3))),
     "lincls/cifar10_s2.cfg": (195, ((0, 1e-3), (99, 1e-3))),
+    "lincls/cifar10_simclr.cfg": (97, ((0, 0.1), (25, 0.1 * QUARTER), (50, 0.05))),
+    "lincls/cifar10_simclr_s1.cfg": (97, ((0, 0.2), (25, 1e-3 + 0.199 * QUARTER), (50, 0.1005), (100, 1e-3))),
+    "lincls/cifar10_simclr_s2.cfg": (97, ((0, 1e-3), (99, 1e-3))),
     "lincls/cifar10_s4.cfg": (195, ((0, 1.0), (59, 1.0), (60, 0.1), (79, 0.1), (80, 0.01), (99, 0.01))),
 }
 
