@@ -11,6 +11,7 @@ from moco_tf.data.normalisation import normalisation
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
+from moco_tf.networks.cost import cost
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint, device
 from moco_tf.training.collectives import Collectives
@@ -88,6 +89,14 @@ def report(o: object, flagfile: str, ranks: Collectives, what: str, subject: Sub
     (folder / "flags.cfg").write_text(flagfile)
     print(f"{what} of {subject.name} on {o.dataset}: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}")
     print(f"written to {folder / 'result.json'}", flush=True)
+
+
+def network_cost(subject: Subject, images: Source, classifier: Callable = tf.identity) -> dict[str, int]:
+    """Parameters and multiply-adds of the backbone (and a classifier on it) for a result; none for raw pixels."""
+    if subject.encoder is None:
+        return {}
+    counted = cost(lambda x: classifier(subject.encoder.features(x)), subject.geometry(images)[1])
+    return {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds, "thop_flops": counted.thop}
 
 
 def output_folder(o: object, what: str) -> pathlib.Path:

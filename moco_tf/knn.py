@@ -44,6 +44,7 @@ def main(o: object, flagfile: str) -> None:
     )
     top1, top5 = neighbours.accuracy(ranked, labels)
     result = {"top1": top1, "top5": top5, "k": o.k, "temperature": o.knn_temperature, "weighting": o.weighting}
+    result |= evaluate.network_cost(subject, test)
     evaluate.report(o, flagfile, ranks, "kNN", subject, result)
 
 

@@ -57,6 +57,7 @@ def main(o: object, flagfile: str) -> None:
     log.close()
     if fingerprint(subject) != before:
         raise AssertionError("the probe changed a backbone variable; its accuracy would mean nothing")
+    result |= evaluate.network_cost(subject, test, classifier.logits)
     evaluate.report(o, flagfile, ranks, "lincls", subject, result)
 
 

@@ -37,6 +37,11 @@ def define_workdir() -> None:
     flags.DEFINE_string("workdir", None, "Run folder: metrics, checkpoints, results. A run found there is resumed.")
 
 
+def define_workdirs() -> None:
+    """Run folders to look at."""
+    flags.DEFINE_list("workdir", None, "Run folders, between commas.")
+
+
 def define_run() -> None:
     """How the program runs, whatever it computes."""
     define_workdir()

@@ -1,46 +1,58 @@
-"""Prints the evaluations of a run folder as a table.
+"""Prints the evaluations of one run folder, or of several, as a table.
 
 python -m moco_tf.table --workdir=runs/demo
+python -m moco_tf.table --workdir=runs/moco,runs/simclr
 """
 
 import json
 import pathlib
+from collections.abc import Iterable, Iterator
 
 from absl import flags
 
 from moco_tf import options, program
 from moco_tf.errors import UserError
 
-ROWS = {"": "pre-trained", "_untrained": "untrained encoder", "_raw_pixels": "raw pixels"}
+BASELINES = {"_untrained": "untrained encoder", "_raw_pixels": "raw pixels"}
 COLUMNS = {"knn": "kNN top-1", "lincls": "linear top-1"}
 
 
 def define_flags() -> None:
     """Defines this program's flags."""
-    options.define_workdir()
+    options.define_workdirs()
 
 
 def main(o: object, flagfile: str) -> None:
     """Prints the table of --workdir."""
-    if not o.workdir or not pathlib.Path(o.workdir).is_dir():
-        raise UserError(f"--workdir={o.workdir or ''} is no folder; give a run folder")
-    print(table(pathlib.Path(o.workdir)))
+    runs = [pathlib.Path(name) for name in o.workdir or [""]]
+    for run in runs:
+        if not run.name or not run.is_dir():
+            raise UserError(f"--workdir={run if run.name else ''} is no folder; give a run folder, or several: a,b,c")
+    print(table(runs))
 
 
-def table(workdir: pathlib.Path) -> str:
-    """The run's accuracies beside its baselines', as Markdown; what was not evaluated is a dash."""
+def table(runs: list[pathlib.Path]) -> str:
+    """The runs' accuracies beside their baselines', as Markdown; what was not evaluated is a dash."""
     lines = ["| features | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---|" * len(COLUMNS)]
-    for suffix, name in ROWS.items():
-        cells = [_top1(workdir / f"{column}{suffix}" / "result.json") for column in COLUMNS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in _rows(runs)]
     return "\n".join(lines)
 
 
-def _top1(path: pathlib.Path) -> str:
-    try:
-        return f"{100 * json.loads(path.read_text())['top1']:.2f}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "-"
+def _rows(runs: list[pathlib.Path]) -> Iterator[tuple[str, list[str]]]:
+    for run in runs:
+        yield "pre-trained" if len(runs) == 1 else run.name, [_top1([run / column]) for column in COLUMNS]
+    for suffix, name in BASELINES.items():
+        yield name, [_top1(run / f"{column}{suffix}" for run in runs) for column in COLUMNS]
+
+
+def _top1(folders: Iterable[pathlib.Path]) -> str:
+    """The accuracy in the first folder that has one."""
+    for folder in folders:
+        try:
+            return f"{100 * json.loads((folder / 'result.json').read_text())['top1']:.2f}"
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return "-"
 
 
 if __name__ == "__main__":

@@ -89,12 +89,6 @@ def steps_kept(run):
     return sorted(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """TensorFlow of this process has chosen its threads already."""
-    monkeypatch.setattr(device, "configure", lambda *_: None)
-
-
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     return make_photos(tmp_path_factory.mktemp("photos"))

@@ -45,6 +45,10 @@ class LinearProbe:
         """What is learnt."""
         return [v.value for v in self._linear.trainable_variables]
 
+    def logits(self, features: tf.Tensor) -> tf.Tensor:
+        """BxD features to BxL."""
+        return self._linear(features)
+
     def train_step(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One step on this rank's images (or features); returns loss and accuracy, averaged over ranks."""
         batch, ranks = images.shape[0], self._collectives
@@ -54,7 +58,7 @@ class LinearProbe:
             x = self._embed(images, seed, shuffle_bn.positions(batch, ranks), batch * ranks.size)
         x = tf.stop_gradient(x)
         with tf.GradientTape() as tape:
-            logits = self._linear(x)
+            logits = self.logits(x)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.float32))
         gradients = tape.gradient(loss, self.variables())

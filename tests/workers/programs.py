@@ -1,0 +1,13 @@
+"""One rank that runs the programs one after the other for every method named. usage: programs.py OUT_DIR METHOD ..."""
+
+import sys
+
+import end_to_end
+
+from moco_tf.training import device
+
+device.configure = lambda *_: None  # it would be called again by the next program
+out, *names = sys.argv[1:]
+for name in names:
+    end_to_end.run(name, f"{out}/{name}")
+    print("finished", name, flush=True)
