@@ -133,6 +133,23 @@ def optimizer(o: object) -> keras.optimizers.Optimizer:
     return optimizers.Adam(o.learning_rate, weight_decay=o.weight_decay)
 
 
+def check_schedule(o: object) -> None:
+    """Refuses flags of the learning rate that contradict each other."""
+    try:
+        learning_rate(o, 0, 1)
+    except ValueError as error:
+        raise UserError(f"the flags of the learning rate do not fit: {error}") from None
+
+
+def check_crop(name: str, view: views.View, images: Source) -> None:
+    """Refuses a view without a crop for images of many sizes."""
+    if view.crop is None and not isinstance(images, ArraySource):
+        raise UserError(
+            f"the view {name!r} has no crop, and the images of {images.name} differ in size; give a view that crops, "
+            "such as crop_flip"
+        )
+
+
 def learning_rate(o: object, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step, counted from 0."""
     return schedules.learning_rate(

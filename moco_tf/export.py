@@ -9,57 +9,30 @@ at --output, with a card that says what it is: README.md in the folder, or encod
 
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from moco_tf import __version__, options, program
+from moco_tf import options, program
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.data.sources import ArraySource, Source
 from moco_tf.data.sources import load as load_source
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.networks.encoder import Encoder
-from moco_tf.training import checkpoint, collectives, device
-from moco_tf.weights import savedmodel
+from moco_tf.training import collectives, device
+from moco_tf.weights import card, savedmodel
 from moco_tf.weights.load import Loaded
 from moco_tf.weights.load import load as load_encoder
 from moco_tf.weights.torchvision import save_torch_file
 
 TOLERANCE = 1e-5  # of the largest value: float32 sums in another order
 COMPARED = 4  # images of the data set; two of noise besides
-MARK = "<!-- written by moco_tf.export -->"  # the first line of a card: what stands there may be replaced
-
-_USE = {
-    "savedmodel": """\
-    encoder = tf.saved_model.load("{name}")  # needs TensorFlow only
-    features = encoder.embed(images)  # uint8 BxHxWx3 of any size -> Bx{D} float32
-    tuned = encoder.features(encoder.prepare(images), training=True)  # to learn encoder.trainable_variables
-
-| signature | in | out |
-|---|---|---|
-| serving_default | image_bytes: B JPEG or PNG files | features: Bx{D} |
-| embed | images: uint8 BxHxWx3 | features: Bx{D} |
-""",
-    "pth": """\
-    python -m moco_tf.knn --load={name} --image_size={size}{normalise}
-
-    state = torch.load("{name}", weights_only=True)  # torchvision's names; the head's begin with fc
-""",
-}
-_TORCHVISION = """\
-    network = torchvision.models.{arch}()
-    network.fc = torch.nn.Identity()  # Bx{D} comes out
-    network.load_state_dict({{name: value for name, value in state.items() if not name.startswith("fc.")}})
-"""
-_PROJECT = "| project | images: uint8 BxHxWx3 | projection: Bx{C}, of length one, as the contrastive loss compares |\n"
 
 
 def define_flags() -> None:
@@ -89,7 +62,7 @@ def main(o: object, flagfile: str) -> None:
         shutil.rmtree(draft, ignore_errors=True)
     print(
         f"done: {o.output} was loaded back and gives what {subject.path} gives on {len(images)} images (largest "
-        f"difference {difference:.1g} of the largest value); {card_of(target, o.format)} says how to use it",
+        f"difference {difference:.1g} of the largest value); {card.place(o.format, target)} says how to use it",
         flush=True,
     )
 
@@ -106,7 +79,7 @@ def check(o: object) -> pathlib.Path:
     if o.format == "pth" and target.suffix != ".pth":
         raise UserError(f"--output={o.output} came, expected a name that ends in .pth; give {example['pth']}")
     try:
-        taken = in_the_way(target, card_of(target, o.format))
+        taken = in_the_way(o.format, target)
     except OSError as error:
         raise unwritable(o.output, error) from None
     if taken:
@@ -119,11 +92,12 @@ def unwritable(output: str, error: OSError) -> UserError:
     return UserError(f"--output={output} cannot be written ({error.strerror}); give another place or mend this one")
 
 
-def in_the_way(target: pathlib.Path, card: pathlib.Path) -> pathlib.Path | None:
+def in_the_way(kind: str, target: pathlib.Path) -> pathlib.Path | None:
     """What stands where the export goes and is neither an earlier export nor an empty folder for a SavedModel."""
-    replaceable = card.is_file() and card.read_text(encoding="utf-8", errors="replace").startswith(MARK)
-    if card.parent != target:
-        return next((p for p in (target, card) if p.exists() and not (replaceable and p.is_file())), None)
+    about = card.place(kind, target)
+    replaceable = card.is_card(about)
+    if kind != "savedmodel":
+        return next((p for p in (target, about) if p.exists() and not (replaceable and p.is_file())), None)
     if not target.exists():
         return None
     names = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
@@ -199,12 +173,12 @@ def _prepared(images: np.ndarray, size: int) -> tf.Tensor:
 
 def write(kind: str, subject: Loaded, path: pathlib.Path) -> pathlib.Path:
     """Writes the export and its card; returns path."""
-    about = card(kind, subject, path.name)
+    about = card.text(kind, subject, path.name)
     if kind == "savedmodel":
         savedmodel.save(subject.encoder, path, subject.image_size, subject.mean, subject.std, about)
     else:
         save_torch_file(subject.encoder, str(path))
-        card_of(path, kind).write_text(about, encoding="utf-8")
+        card.place(kind, path).write_text(about, encoding="utf-8")
     return path
 
 
@@ -250,7 +224,7 @@ def new_folder(path: pathlib.Path) -> pathlib.Path:
 def publish(made: pathlib.Path, target: pathlib.Path) -> None:
     """Moves an export and its card out of the draft folder, in place of an earlier one."""
     if not made.is_dir():
-        os.replace(made.with_suffix(".md"), target.with_suffix(".md"))  # first: without it the file would seem foreign
+        os.replace(card.place("pth", made), card.place("pth", target))  # first: without it the file would seem foreign
         os.replace(made, target)
         return
     earlier = made.with_name(f"{made.name}.earlier")  # goes with the draft folder
@@ -262,78 +236,6 @@ def publish(made: pathlib.Path, target: pathlib.Path) -> None:
         if earlier.exists():
             os.replace(earlier, target)
         raise
-
-
-def card_of(path: pathlib.Path, kind: str) -> pathlib.Path:
-    """Where an export's card stands."""
-    return path / savedmodel.CARD if kind == "savedmodel" else path.with_suffix(".md")
-
-
-def card(kind: str, subject: Loaded, name: str) -> str:
-    """The card in Markdown: what the encoder is and how to use it. What is not known is left out."""
-    size = subject.image_size
-    rows = {"source": f"{subject.path} ({subject.source}{f', step {subject.step}' if subject.step else ''})"}
-    rows |= _training(subject) | _architecture(subject.encoder)
-    rows["input"] = (
-        f"RGB, {size} x {size}; other sizes are resized (short side to {round(size * 256 / 224)}, antialiased) and "
-        "centre-cropped"
-    )
-    rows["normalisation"] = f"of RGB in [0, 1]: mean {_numbers(subject.mean)}, deviation {_numbers(subject.std)}"
-    rows["written by"] = f"moco_tf {__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
-    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-    given = subject.mean, subject.std
-    use = _use(kind, subject.encoder).format(
-        name=name,
-        arch=subject.encoder.config["arch"],
-        size=size,
-        normalise=next((f" --normalise={key}" for key, known in NORMALISATIONS.items() if known == given), ""),
-        D=subject.encoder.backbone.features,
-        C=subject.encoder.config["feature_dim"],
-    )
-    return f"{MARK}\n# {name}: an image encoder\n\n| | |\n|---|---|\n{table}\n## Use\n\n{use}"
-
-
-def _use(kind: str, encoder: Encoder) -> str:
-    config = encoder.config
-    if kind == "savedmodel":
-        return _USE[kind] + (_PROJECT if config["head"] != "none" else "")
-    known = (config["stem"], config["width"]) == ("imagenet", 64) and config["arch"] != "resnet10"
-    return _USE[kind] + (_TORCHVISION if known else "")
-
-
-def _architecture(encoder: Encoder) -> dict[str, str]:
-    config, pooled = encoder.config, encoder.backbone.features
-    rows = {"architecture": f"{config['arch']}, {config['stem']} stem, width {config['width']}"}
-    rows["parameters"] = f"{sum(int(np.prod(v.shape)) for v in encoder.parameters()):,}, float32"
-    rows["pooled features"] = f"D = {pooled}"
-    if config["head"] != "none":
-        hidden = "" if config["head"] == "linear" else f", hidden width {config['hidden_dim'] or pooled}"
-        rows["head"] = f"{config['head']}{hidden}, C = {config['feature_dim']}"
-    if config["bn_splits"] > 1:
-        rows["batch norm"] = f"in {config['bn_splits']} splits: a training batch must be a multiple of it"
-    return rows
-
-
-def _training(subject: Loaded) -> dict[str, str]:
-    """What the run folder knows: how it was trained and what was measured on this very checkpoint."""
-    place = pathlib.Path(subject.path)
-    if not (place / checkpoint.DESCRIPTION).is_file():
-        return {}
-    about = checkpoint.describe(place)
-    names = {"method": "method", "dataset": "data set", "batch_size": "batch", "ranks": "ranks"}
-    rows = {title: about[name] for name, title in names.items() if name in about}
-    for evaluation, title in (("knn", "kNN top-1"), ("lincls", "linear top-1")):
-        try:
-            result = json.loads((place.parent.parent / evaluation / "result.json").read_text())
-            if os.path.realpath(result["subject"]) == os.path.realpath(place):
-                rows[title] = f"{100 * result['top1']:.2f} on {result['dataset']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return rows
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def main(o: object, flagfile: str) -> None:
 
 def check(o: object) -> None:
     """Refuses options that contradict each other."""
+    build.check_schedule(o)
     if o.standardise and not o.cache_features:
         raise UserError("--standardise needs the features of all images; give --cache_features too")
 
@@ -76,6 +77,7 @@ def augmented(o: object, subject: evaluate.Subject, train: Source, ranks: Collec
     """Batches of randomly cropped and mirrored images, and images to features."""
     size = subject.image_size or build.image_size(o, train)
     view = views.view(o.train_view, size)  # in [0, 1]: the subject normalises
+    build.check_crop(o.train_view, view, train)
     in_step = build.in_step(view, train)
     batches = pipeline.TrainBatches(
         train,

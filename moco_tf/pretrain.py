@@ -53,6 +53,7 @@ def main(o: object, flagfile: str) -> None:
     test = build.source(o, "test", ranks) if o.knn_every else None
     mean_and_std = build.normalisation(o, train)
     view = build.random_view(o, size, mean_and_std)
+    build.check_crop(o.views, view, train)
     batches = pipeline.TrainBatches(
         train,
         o.batch_size,
@@ -150,6 +151,7 @@ def check(o: object, ranks: Collectives) -> None:
             f"--batch_size={o.batch_size} brings {keys} keys a step, expected at most --queue_size={o.queue_size}; "
             "lower the one or raise the other"
         )
+    build.check_schedule(o)
     share = o.batch_size // ranks.size
     if share % o.bn_splits:
         raise UserError(
@@ -236,8 +238,8 @@ class CollapseWatch:
         if collapsed and not self._warned:
             self._log.say(
                 f"warning: the features are collapsing at step {step}: feature_std is {std:.2g}, expected towards "
-                f"1/sqrt({self._dim}) = {self._dim**-0.5:.2g}; lower --learning_rate, or raise --key_momentum or "
-                "--temperature, or warm up with --warmup_epochs"
+                f"1/sqrt({self._dim}) = {self._dim**-0.5:.2g}; lower --learning_rate, warm up with --warmup_epochs, or "
+                "raise --temperature"
             )
         self._warned = collapsed
 

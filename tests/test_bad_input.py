@@ -165,6 +165,10 @@ def test_unreadable_images(bad, words, photos, tmp_path):
         ({"batch_size": 91, "queue_size": 128}, ["--batch_size=91", "at most 90", "give a smaller one"]),
         ({"views": "moco_v3"}, ["unknown view 'moco_v3'", "moco_v1, moco_v2"]),
         ({"bn_splits": 3}, ["--bn_splits=3", "--batch_size=16"]),
+        ({"views": "none"}, ["'none' has no crop", "differ in size", "crop_flip"]),
+        ({"epochs": 2, "warmup_epochs": 2}, ["learning rate", "warmup"]),
+        ({"schedule_per": "step", "first_epoch": 1}, ["learning rate", "first_epoch"]),
+        ({"schedule": "milestones", "milestones": ""}, ["learning rate", "milestones"]),
     ],
 )
 def test_sizes_and_views(values, words, photos, tmp_path):

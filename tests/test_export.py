@@ -4,6 +4,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint, device
-from moco_tf.weights import savedmodel, torch_file
+from moco_tf.weights import card, savedmodel, torch_file
 from moco_tf.weights.load import load
 from moco_tf.weights.torchvision import get_weights, set_weights
 
@@ -78,11 +79,9 @@ def encoder():
 
 
 @pytest.fixture(scope="module")
-def folder(encoder, tmp_path_factory):
+def folder(made):
     """A SavedModel of the encoder."""
-    folder = tmp_path_factory.mktemp("exports") / "encoder"
-    savedmodel.save(encoder, folder, SIZE, MEAN, STD, "about it")
-    return folder
+    return made["savedmodel"]
 
 
 @pytest.fixture(scope="module")
@@ -228,8 +227,8 @@ def test_what_is_written(made):
         assert {path.name for path in place.iterdir()} - {"out"} == names
 
 
-def test_savedmodel(made, encoder):
-    exported, images = tf.saved_model.load(str(made["savedmodel"])), random_images(2, 40, 30)
+def test_savedmodel(exported, encoder):
+    images = random_images(2, 40, 30)
     assert_same(exported.embed(images), evaluated(encoder, images))
     served = exported.signatures["serving_default"](tf.stack([tf.io.encode_png(image) for image in images]))
     assert_same(served["features"], evaluated(encoder, images))
@@ -247,7 +246,7 @@ def test_pth(made, encoder):
 @pytest.mark.parametrize("format", ["savedmodel", "pth"])
 def test_card(format, made, run):
     place = made[format] / "README.md" if format == "savedmodel" else made[format].with_suffix(".md")
-    card = place.read_text()
+    about = place.read_text()
     for row in (
         f"source | {run}/checkpoints/step-00000007 (moco_tf checkpoint, step 7)",
         *("method | moco", "kNN top-1 | 25.00 on cats", "resnet10, cifar stem, width 4", "D = 32"),
@@ -255,14 +254,14 @@ def test_card(format, made, run):
         f"TensorFlow {tf.__version__}",
         f'load("{made[format].name}"',
     ):
-        assert row in card, row
+        assert row in about, row
     for unknown in ("data set |", "linear top-1", "ranks |", "torchvision.models"):  # which has no such network
-        assert unknown not in card, unknown
+        assert unknown not in about, unknown
 
 
 def test_the_example_in_the_card_runs(made, encoder, monkeypatch):
-    card = (made["savedmodel"] / "README.md").read_text()
-    lines = [line.strip() for line in card.splitlines() if line.startswith("    ")]
+    about = (made["savedmodel"] / "README.md").read_text()
+    lines = [line.strip() for line in about.splitlines() if line.startswith("    ")]
     names = {"tf": tf, "images": random_images(2, 40, 30)}
     monkeypatch.chdir(made["savedmodel"].parent)
     exec("\n".join(lines), names)
@@ -280,21 +279,23 @@ def earlier(made, folder):
 
 
 @pytest.mark.parametrize("format", ["savedmodel", "pth"])
-def test_an_earlier_export_is_replaced(format, values, made, tmp_path, capsys):
+def test_an_earlier_export_is_replaced(format, values, made, encoder, tmp_path, capsys):
+    """By one of another size and normalisation: given when it is exported, they replace the run's."""
     output = earlier(made[format], tmp_path)
     names = below(tmp_path)
     time = output.stat().st_mtime_ns
     (tmp_path / f".{output.name}.draft").mkdir()  # what a killed export left
-    call("export", **{**values, "format": format, "output": output})
+    call("export", **{**values, "format": format, "output": output}, image_size=16, normalise="cifar10")
     assert below(tmp_path) == names and not list(tmp_path.glob(".*"))
     assert output.stat().st_mtime_ns != time
     assert "on 6 images" in capsys.readouterr().out  # four readable ones and two of noise
+    about = card.place(format, output).read_text()
+    assert "RGB, 16 x 16" in about and "mean 0.4914, 0.4822, 0.4465, deviation 0.2023, 0.1994, 0.201 " in about
+    if format == "savedmodel":
+        assert_other_size_and_normalisation(tf.saved_model.load(str(output)), encoder)
 
 
-def test_other_size_and_normalisation(values, encoder):
-    """Given when it is exported, they replace the run's."""
-    call("export", **values, image_size=16, normalise="cifar10")
-    exported = tf.saved_model.load(str(values["output"]))
+def assert_other_size_and_normalisation(exported, encoder):
     assert exported.prepare(random_images(1, 40, 30)).shape == (1, 16, 16, 3)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     images = random_images(1, 16, 16)
@@ -302,11 +303,12 @@ def test_other_size_and_normalisation(values, encoder):
     assert_same(exported.embed(images), expected.numpy())
 
 
-def test_what_a_file_does_not_say_is_called_assumed(values, made, tmp_path, capsys):
-    values = {**values, "load": made["pth"], "format": "pth", "output": tmp_path / "encoder.pth"}
-    for given, assumed in [({}, "image size and normalisation"), ({"image_size": 24}, "normalisation"), (None, "")]:
-        call("export", **values, **({"image_size": 24, "normalise": "cifar10"} if given is None else given))
-        for text in ((tmp_path / "encoder.md").read_text(), capsys.readouterr().out):
+def test_what_a_file_does_not_say_is_called_assumed(made, capsys):
+    both, size = {"image_size": 0, "normalise": "auto"}, {"image_size": 24, "normalise": "auto"}
+    neither = {"image_size": 24, "normalise": "cifar10"}
+    for given, assumed in [(both, "image size and normalisation"), (size, "normalisation"), (neither, "")]:
+        subject = export.load(types.SimpleNamespace(load=str(made["pth"]), **given))
+        for text in (card.text("pth", subject, "encoder.pth"), capsys.readouterr().out):
             assert ("assumed" in text) == bool(assumed) and (f"not say {assumed}: assumed" in text) == bool(assumed)
 
 
@@ -347,7 +349,7 @@ def test_broken_weights_are_refused(values, tmp_path):
     broken.named_variables()["conv1.weight"].assign_add([[[[np.nan]]]])
     torch_file.write(tmp_path / "broken.pth", get_weights(broken))
     with pytest.raises(UserError, match="not finite"):
-        call("export", **{**values, "load": tmp_path / "broken.pth"})
+        call("export", **{**values, "load": tmp_path / "broken.pth"}, image_size=SIZE)
     assert below(tmp_path) == {"broken.pth"}
 
 

@@ -18,6 +18,7 @@ from absl import flags
 from moco_tf import build, options
 from moco_tf.data import views
 from moco_tf.data.normalisation import normalisation
+from moco_tf.data.sources import ArraySource
 from moco_tf.methods.moco import MoCo
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint, device, optimizers
@@ -237,7 +238,8 @@ def method_of(debug, **values):
     o, _ = parse("pretrain", *arguments("debug/pretrain.cfg", jit_compile="false", **{**debug, **values}))
     view = views.view("moco_v2", 24, *normalisation(o.normalise, o.dataset))
     keras.utils.set_random_seed(o.seed)
-    return build.method(o, SingleProcess(), lambda x, seed, rows, count: view(x, seed, rows=rows, count=count))
+    train = ArraySource("noise", np.zeros([16, 28, 28, 3], np.uint8))
+    return build.method(o, SingleProcess(), lambda x, seed, rows, count: view(x, seed, rows=rows, count=count), train)
 
 
 def leaves(state, prefix=""):

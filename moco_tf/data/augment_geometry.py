@@ -11,14 +11,22 @@ from moco_tf.errors import UserError
 CROP_TRIES = 10  # torchvision's number of attempts before the central crop
 
 
-def resize_matrices(start: tf.Tensor, length: tf.Tensor, in_size: int, out_size: int) -> tf.Tensor:
+def resize_matrices(
+    start: tf.Tensor,
+    length: tf.Tensor,
+    in_size: int | tf.Tensor,
+    out_size: int | tf.Tensor,
+    kept: tf.Tensor | None = None,
+) -> tf.Tensor:
     """B x out x in weights that resize pixels [start, start + length) to out_size; both of shape B, float32.
 
     PIL's triangle filter: its half width is the scale, at least 1, and it sees nothing outside the window.
+    Where only some output pixels are `kept` (K numbers, float32), B x K x in.
     """
-    scale = (length / out_size)[:, None, None]
+    kept = tf.range(out_size, dtype=tf.float32) if kept is None else kept
+    scale = (length / tf.cast(out_size, tf.float32))[:, None, None]
     start, end = start[:, None, None], (start + length)[:, None, None]
-    center = start + (tf.range(out_size, dtype=tf.float32)[:, None] + 0.5) * scale  # Bxoutx1
+    center = start + (kept[:, None] + 0.5) * scale  # BxKx1
     pixel = tf.range(in_size, dtype=tf.float32) + 0.5  # in
     weights = tf.maximum(0.0, 1 - tf.abs(pixel - center) / tf.maximum(scale, 1.0))
     weights = tf.where((pixel > start) & (pixel < end), weights, 0.0)
@@ -139,11 +147,14 @@ def resize_center_crop(images: tf.Tensor, resize: int, crop: int) -> tf.Tensor:
     return from_planes(resize_planes(to_planes(to_unit_range(images)), vertical, horizontal))
 
 
-def center_crop_matrix(in_size: int, resized: int, crop: int) -> tf.Tensor:
-    """1 x crop x in: the rows of the resize to `resized` pixels that the central crop keeps."""
-    first = round((resized - crop) / 2)  # half to even, as torchvision
-    weights = resize_matrices(tf.zeros(1), tf.fill((1,), float(in_size)), in_size, resized)
-    return weights[:, first : first + crop]
+def center_crop_matrix(in_size: int | tf.Tensor, resized: int | tf.Tensor, crop: int) -> tf.Tensor:
+    """1 x crop x in: the rows of the resize to `resized` pixels that the central crop keeps.
+
+    No others are computed: those of a very long image would fill the memory.
+    """
+    first = tf.round(tf.cast(resized - crop, tf.float32) / 2)  # half to even, as torchvision
+    kept = first + tf.range(crop, dtype=tf.float32)
+    return resize_matrices(tf.zeros(1), tf.cast(in_size, tf.float32)[None], in_size, resized, kept)
 
 
 def resize_center_crop_one(image: tf.Tensor, resize: int, crop: int) -> tf.Tensor:

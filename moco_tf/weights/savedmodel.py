@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from moco_tf.data.augment_geometry import center_crop_matrix
 from moco_tf.data.sources import decode_rgb
 from moco_tf.errors import UserError
 from moco_tf.networks.encoder import Encoder
@@ -138,23 +139,11 @@ def resize_as_in_tests(images: tf.Tensor, size: int) -> tf.Tensor:
 
     def resized() -> tf.Tensor:
         short, resize = tf.minimum(height, width), round(size * 256 / 224)
-        rows, columns = (_center_crop_weights(side, resize * side // short, size) for side in (height, width))
+        rows, columns = (center_crop_matrix(side, resize * side // short, size)[0] for side in (height, width))
         return tf.einsum("bhsc,th->btsc", tf.einsum("bhwc,sw->bhsc", pixels, columns), rows)
 
     as_it_is = tf.logical_and(tf.equal(height, size), tf.equal(width, size))
     return tf.ensure_shape(tf.cond(as_it_is, lambda: pixels, resized), [None, size, size, 3])
-
-
-def _center_crop_weights(side: tf.Tensor, resized: tf.Tensor, crop: int) -> tf.Tensor:
-    """crop x side weights: `data.augment_geometry.center_crop_matrix` for sizes that are tensors.
-
-    Only the rows that are kept are ever computed: a very long image would fill the memory otherwise.
-    """
-    side, resized = tf.cast(side, tf.float32), tf.cast(resized, tf.float32)
-    first, scale = tf.round((resized - crop) / 2), side / resized  # half to even, as torchvision
-    center = (first + tf.range(crop, dtype=tf.float32)[:, None] + 0.5) * scale
-    weights = tf.maximum(0.0, 1 - tf.abs(tf.range(side) + 0.5 - center) / tf.maximum(scale, 1.0))
-    return weights / tf.reduce_sum(weights, axis=1, keepdims=True)
 
 
 def _copy_in_float32(encoder: Encoder) -> Encoder:
