@@ -15,6 +15,7 @@ from absl import flags
 
 from moco_tf import build, lincls, options, pretrain
 from moco_tf.data import views
+from moco_tf.data.normalisation import known
 from moco_tf.training.collectives import SingleProcess
 
 FLAGS = pathlib.Path(__file__).parents[1] / "flags"
@@ -44,13 +45,13 @@ NPID = {**PRETRAIN, "method": "npid"}
 SUPCON = ("supcon_in", "supcon_out", "supcon_suploss")
 SUPERVISED = {**PRETRAIN, "method": "supervised"}
 PROBE = {"epochs": 100, "steps": 0, "warmup_epochs": 0.0, "cache_features": False, "standardise": False}
-CIFAR = {"dataset": "cifar10", "image_size": 32, "normalise": "cifar10"}
+CIFAR = {"dataset": "cifar10", "image_size": 32, "normalise": "auto"}
 CIFAR_ENCODER = {**CIFAR, "stem": "cifar", "head_init": "torch"}
 
 IMAGENET = {
     "dataset": "imagenet2012",
     "image_size": 224,
-    "normalise": "imagenet",
+    "normalise": "auto",
     **MOCO,
     **SGD,
     "arch": "resnet50",
@@ -179,7 +180,7 @@ IMAGENET_PROBE = {
     **SGD,
     "dataset": "imagenet2012",
     "image_size": 224,
-    "normalise": "imagenet",
+    "normalise": "auto",
     "train_view": "crop_flip",
     "test_resize": 256,
     "learning_rate": 30.0,
@@ -507,3 +508,16 @@ def test_s3_scales_and_warms_up_as_its_header_says(read):
 def test_a_flag_that_does_not_exist_is_refused(read):
     with pytest.raises(flags.UnrecognizedFlagError, match="no_such_flag"):
         read(FILES[0], "--no_such_flag=1")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_normalisation_follows_the_data_set(read, name):
+    """With the recipe's own data set it is the published one; another --dataset brings its own."""
+    own = read(name)
+    if own.normalise == "none":
+        return
+    mean = {"cifar10": (0.4914, 0.4822, 0.4465), "imagenet2012": (0.485, 0.456, 0.406)}[own.dataset]
+    std = {"cifar10": (0.2023, 0.1994, 0.2010), "imagenet2012": (0.229, 0.224, 0.225)}[own.dataset]
+    assert known(own.normalise, own.dataset) == (mean, std)
+    assert known(read(name, "--dataset=cifar100").normalise, "cifar100")[0] == (0.5071, 0.4865, 0.4409)
+    assert known(read(name, "--dataset=folder").normalise, "folder") is None, "measured"
