@@ -93,7 +93,7 @@ def normalisation_file(o: object) -> pathlib.Path:
 
 def random_view(o: object, size: int, mean_and_std: Normalisation) -> views.View:
     """--views with a normalisation."""
-    return views.view(o.views, size, *mean_and_std, o.crop_scale, o.exact_blur)
+    return views.view(o.views, size, *mean_and_std, o.crop_scale, o.exact_blur, o.antialias, o.uniform_ratio)
 
 
 def in_step(view: views.View, images: Source) -> View:

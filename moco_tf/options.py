@@ -75,6 +75,8 @@ def define_method() -> None:
     flags.DEFINE_string("views", "moco_v2", "Named random view of an image, see moco_tf/data/views.py.")
     flags.DEFINE_list("crop_scale", None, "Range of the crop's area, as 0.2,1; default: the view's own.")
     flags.DEFINE_bool("exact_blur", True, "Blur as PIL does, or with a true Gaussian of 23 taps.")
+    flags.DEFINE_bool("antialias", True, "Resize crops with PIL's antialiasing, or with the plain bilinear filter.")
+    flags.DEFINE_bool("uniform_ratio", False, "Draw a crop's aspect ratio uniformly instead of its logarithm.")
     flags.DEFINE_float("temperature", 0.2, "tau.", 1e-6)
     flags.DEFINE_integer("queue_size", 65536, "K, keys in the queue.", 1)
     flags.DEFINE_float("key_momentum", 0.999, "m of the key encoder's moving average.", 0.0, 1.0)

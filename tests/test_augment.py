@@ -141,6 +141,22 @@ def naive_resize(pixels, start, length, out):
     return np.array(result)
 
 
+def test_crop_of_moco_tensorflow():
+    """The aspect ratio itself is uniform, and the resize is plain bilinear, as TensorFlow's own: batched and alone."""
+    crop = RandomResizedCrop(20, (0.3, 0.5), uniform_ratio=True, antialias=False)
+    _, _, height, width = crop.box(crop.draw(tf.constant([3, 4]), 20_000), 120, 160).numpy().T
+    deciles = np.arange(0.1, 1, 0.1)
+    np.testing.assert_allclose(np.quantile(width / height, deciles), 3 / 4 + deciles * (4 / 3 - 3 / 4), atol=0.015)
+    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    seed = tf.constant([5, 6])
+    box = crop.one_box(120, 160, seed).numpy()
+    window = image[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
+    expected = tf.image.resize(window, (20, 20), antialias=False).numpy()
+    planes = resized_crop(to_planes(tf.constant(image[None], tf.float32)), tf.constant([box]), 20, antialias=False)
+    np.testing.assert_allclose(from_planes(planes)[0], expected, atol=1e-3)
+    np.testing.assert_array_equal(crop.crop_one(tf.constant(image), seed), np.round(expected))
+
+
 def test_resized_crop_equals_naive_resize():
     """Non-square input, shrinking one way and growing the other, and an image smaller than the crop."""
     boxes = [(0, 0, 9, 13), (2, 3, 7, 5), (8, 12, 1, 1), (1, 0, 3, 13)]

@@ -83,8 +83,8 @@ V2 = {
     "views": "moco_v2",
     "first_epoch": 0,
 }
-FACEBOOK = {"nesterov": False, "head_init": "torch"}
-TENSORPACK = {"nesterov": True, "head_init": "normal"}
+FACEBOOK = {"nesterov": False, "head_init": "torch", "antialias": True, "uniform_ratio": False}
+TENSORPACK = {"nesterov": True, "head_init": "normal", "antialias": False, "uniform_ratio": True}
 DEMO = {
     **CIFAR_ENCODER,
     **MOCO,

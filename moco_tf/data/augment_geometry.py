@@ -1,4 +1,7 @@
-"""Crops, resizes and flips. A resize is PIL's antialiased bilinear filter, one matrix product per direction."""
+"""Crops, resizes and flips. A resize is PIL's antialiased bilinear filter, one matrix product per direction.
+
+Without antialiasing it is the plain bilinear filter, as OpenCV's and TensorFlow's.
+"""
 
 import dataclasses
 import math
@@ -17,10 +20,12 @@ def resize_matrices(
     in_size: int | tf.Tensor,
     out_size: int | tf.Tensor,
     kept: tf.Tensor | None = None,
+    antialias: bool = True,
 ) -> tf.Tensor:
     """B x out x in weights that resize pixels [start, start + length) to out_size; both of shape B, float32.
 
-    PIL's triangle filter: its half width is the scale, at least 1, and it sees nothing outside the window.
+    PIL's triangle filter: its half width is the scale, at least 1, and it sees nothing outside the window. Without
+    antialiasing its half width is 1.
     Where only some output pixels are `kept` (K numbers, float32), B x K x in.
     """
     kept = tf.range(out_size, dtype=tf.float32) if kept is None else kept
@@ -28,7 +33,8 @@ def resize_matrices(
     start, end = start[:, None, None], (start + length)[:, None, None]
     center = start + (kept[:, None] + 0.5) * scale  # BxKx1
     pixel = tf.range(in_size, dtype=tf.float32) + 0.5  # in
-    weights = tf.maximum(0.0, 1 - tf.abs(pixel - center) / tf.maximum(scale, 1.0))
+    half_width = tf.maximum(scale, 1.0) if antialias else 1.0
+    weights = tf.maximum(0.0, 1 - tf.abs(pixel - center) / half_width)
     weights = tf.where((pixel > start) & (pixel < end), weights, 0.0)
     return weights / tf.reduce_sum(weights, axis=2, keepdims=True)
 
@@ -41,12 +47,12 @@ def resize_planes(planes: tf.Tensor, vertical: tf.Tensor, horizontal: tf.Tensor)
     return tf.reshape(resized, (-1, size[0], 3, size[1]))
 
 
-def resized_crop(planes: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:
+def resized_crop(planes: tf.Tensor, box: tf.Tensor, size: int, antialias: bool = True) -> tf.Tensor:
     """Crops each image to its box (Bx4 int: top, left, height, width) and resizes to size x size."""
     _, height, _, width = planes.shape
     top, left, box_height, box_width = tf.unstack(tf.cast(box, tf.float32), axis=1)
-    vertical = resize_matrices(top, box_height, height, size)
-    return resize_planes(planes, vertical, resize_matrices(left, box_width, width, size))
+    vertical = resize_matrices(top, box_height, height, size, antialias=antialias)
+    return resize_planes(planes, vertical, resize_matrices(left, box_width, width, size, antialias=antialias))
 
 
 def flip_left_right(planes: tf.Tensor, applied: tf.Tensor) -> tf.Tensor:
@@ -59,18 +65,23 @@ class RandomResizedCrop(ImageOp):
     """Crop of random area (fraction uniform in scale) and aspect ratio (log-uniform in ratio), resized to size x size.
 
     As torchvision: the first of ten draws that fits; if none does, the largest central crop of an allowed aspect ratio.
+    moco.tensorflow draws the aspect ratio itself uniformly (uniform_ratio) and resizes without antialiasing.
     """
 
     size: int
     scale: tuple[float, float]
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    uniform_ratio: bool = False
+    antialias: bool = True
 
     def draw(self, seed: tf.Tensor, count: int) -> Parameters:
         """`area` and `log_ratio` (count x 10 candidates), `corner` (count x 2, in [0, 1)); needs no image size."""
         draws = uniform(seed, count, 2 * CROP_TRIES + 2)
+        place = draws[:, CROP_TRIES : 2 * CROP_TRIES]
+        uniform_log = between(place, *(math.log(r) for r in self.ratio))
         return {
             "area": between(draws[:, :CROP_TRIES], *self.scale),
-            "log_ratio": between(draws[:, CROP_TRIES : 2 * CROP_TRIES], *(math.log(r) for r in self.ratio)),
+            "log_ratio": tf.math.log(between(place, *self.ratio)) if self.uniform_ratio else uniform_log,
             "corner": draws[:, 2 * CROP_TRIES :],
         }
 
@@ -102,7 +113,7 @@ class RandomResizedCrop(ImageOp):
 
     def apply_planes(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
         """BxHx3xW -> BxSx3xS."""
-        return resized_crop(planes, self.box(parameters, planes.shape[1], planes.shape[3]), self.size)
+        return resized_crop(planes, self.box(parameters, planes.shape[1], planes.shape[3]), self.size, self.antialias)
 
     def one_box(self, height: int | tf.Tensor, width: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """The box (4 int32: top, left, height, width) of one image; for decoders that decode only a window."""
@@ -113,12 +124,13 @@ class RandomResizedCrop(ImageOp):
         shape = tf.shape(image)
         top, left, height, width = tf.unstack(self.one_box(shape[0], shape[1], seed))
         window = image[top : top + height, left : left + width]
-        return tf.ensure_shape(resize_one(window, self.size, self.size), (self.size, self.size, 3))
+        resized = resize_one(window, self.size, self.size, self.antialias)
+        return tf.ensure_shape(resized, (self.size, self.size, 3))
 
 
-def resize_one(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
-    """Antialiased bilinear resize of one HxWx3 uint8 image, rounded to uint8."""
-    resized = tf.image.resize(image, (height, width), method="bilinear", antialias=True)
+def resize_one(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor, antialias: bool = True) -> tf.Tensor:
+    """Bilinear resize of one HxWx3 uint8 image, rounded to uint8."""
+    resized = tf.image.resize(image, (height, width), method="bilinear", antialias=antialias)
     return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
 
 

@@ -88,15 +88,22 @@ def view(
     std: Color = (1.0, 1.0, 1.0),
     crop_scale: tuple[float, float] | None = None,
     exact_blur: bool = True,
+    antialias: bool = True,
+    uniform_ratio: bool = False,
 ) -> View:
     """The view called `name`, of image_size x image_size pixels; mean 0 and std 1 mean no normalisation.
 
-    crop_scale overrides the range of the crop's area; exact_blur=False is the true Gaussian of the TensorFlow MoCo.
+    crop_scale overrides the range of the crop's area. moco.tensorflow's views have exact_blur=False (a true Gaussian),
+    antialias=False and uniform_ratio=True (see RandomResizedCrop).
     """
     if name not in VIEWS:
         raise UserError(f"unknown view {name!r}; known views: {', '.join(sorted(VIEWS))}")
     scale, ops = VIEWS[name]
-    crop = RandomResizedCrop(image_size, crop_scale or scale) if scale else None
+    crop = (
+        RandomResizedCrop(image_size, crop_scale or scale, antialias=antialias, uniform_ratio=uniform_ratio)
+        if scale
+        else None
+    )
     if not exact_blur:
         ops = tuple(dataclasses.replace(op, exact=False) if isinstance(op, GaussianBlur) else op for op in ops)
     return View(crop, ops, Normalize(tuple(mean), tuple(std)))
