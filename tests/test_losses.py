@@ -264,6 +264,12 @@ def test_small_losses_keep_their_digits():
     q, queue = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     arguments = f32(q, q, queue, np.array([0]), np.array([0]), np.array([1]))
     np.testing.assert_allclose(supcon.supcon_in(*arguments, 1 / 30), math.exp(-30), rtol=1e-5)
+    with tf.GradientTape() as tape:
+        tape.watch(arguments[0])
+        loss = info_nce(*arguments[:3], 1 / 30)
+    np.testing.assert_allclose(loss, math.exp(-30), rtol=1e-5)
+    gradient = 30 * math.exp(-30) * np.array([[-1.0, 1.0]])  # p of the negative over tau: towards the key, off the queue
+    np.testing.assert_allclose(tape.gradient(loss, arguments[0]), gradient, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", QUEUE_LOSSES)

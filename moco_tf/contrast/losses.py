@@ -22,8 +22,9 @@ def info_nce_logits(q: tf.Tensor, k: tf.Tensor, queue: tf.Tensor, temperature: f
 
 def info_nce(logits: tf.Tensor) -> tf.Tensor:
     """Mean over the batch of -log softmax(logits)[0], the InfoNCE loss (MoCo, section 3.1, equation 1): scalar."""
-    # log_softmax subtracts the largest logit first: log-sum-exp minus the positive would lose small losses to rounding.
-    return -tf.reduce_mean(tf.nn.log_softmax(logits)[:, 0])
+    # -log softmax = softplus(log-sum-exp of the negatives - the positive): keeps the digits of a loss near 0 and of its
+    # gradient, which 1 + small and 1 - softmax would round off.
+    return tf.reduce_mean(tf.nn.softplus(tf.reduce_logsumexp(logits[:, 1:], axis=1) - logits[:, 0]))
 
 
 def contrast_accuracy(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
