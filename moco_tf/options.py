@@ -16,12 +16,20 @@ from moco_tf.data.normalisation import NORMALISATIONS
 METHODS = sorted(m.name for m in pkgutil.iter_modules(methods.__path__) if not m.name.startswith("base"))
 
 
+def define_source() -> None:
+    """Which images."""
+    flags.DEFINE_string(
+        "dataset", "fashion_mnist", "TensorFlow Datasets name, fashion_mnist, imagenet100, `folder`, or `packed`."
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "Where the data is: TFDS's folder, for `folder` the one with train/, val/, or the pack."
+    )
+    flags.DEFINE_integer("max_bad_images", 100, "Unreadable images a rank skips before it stops.", 0)
+
+
 def define_data(image_size: int = 0) -> None:
     """Which images, and how large."""
-    flags.DEFINE_string("dataset", "fashion_mnist", "TensorFlow Datasets name, fashion_mnist, or `folder`.")
-    flags.DEFINE_string(
-        "data_dir", None, "Where the data is: TFDS's folder, or for `folder` the one with train/, val/."
-    )
+    define_source()
     flags.DEFINE_integer(
         "holdout", 0, "Keep so many training images out, and test on them: to choose settings without test images.", 0
     )
@@ -29,7 +37,6 @@ def define_data(image_size: int = 0) -> None:
     flags.DEFINE_enum(
         "normalise", "auto", ["auto", *NORMALISATIONS], "Mean and deviation to normalise with; auto: the data set's."
     )
-    flags.DEFINE_integer("max_bad_images", 100, "Unreadable images a rank skips before it stops.", 0)
 
 
 def define_workdir() -> None:
@@ -47,7 +54,10 @@ def define_run() -> None:
     define_workdir()
     flags.DEFINE_integer("seed", 0, "Of initialisation, order of the images, views and shuffles.", 0, 2**26)
     flags.DEFINE_enum(
-        "precision", "auto", ["auto", "float32", "bfloat16"], "Of convolutions; auto: bfloat16 where it is fast."
+        "precision",
+        "auto",
+        ["auto", "float32", "bfloat16", "float16"],
+        "Of convolutions; auto: bfloat16 where it is fast; float16 scales the loss."
     )
     flags.DEFINE_enum(
         "jit_compile", "auto", ["auto", "true", "false"], "XLA; auto: all pieces on a GPU, only the views on a CPU."
@@ -155,6 +165,30 @@ def define_export() -> None:
     """What is written for use elsewhere."""
     flags.DEFINE_enum("format", "savedmodel", ["savedmodel", "pth"], "TensorFlow's SavedModel, or torchvision's names.")
     flags.DEFINE_string("output", None, "The folder (savedmodel) or the file (.pth) to write.")
+
+
+def define_bench() -> None:
+    """What is measured, and how often."""
+    flags.DEFINE_integer("bench_steps", 20, "Steps of a timed repeat.", 1)
+    flags.DEFINE_integer("repeats", 5, "Timed repeats; the median counts.", 1)
+    flags.DEFINE_integer("warmup_steps", 3, "Steps before the first repeat, with the one that traces and compiles.", 1)
+    flags.DEFINE_bool("fake", False, "Random images alone: no data set is needed, and no input measured.")
+    flags.DEFINE_enum("compare", "none", ["none", "torch"], "In turns with an eager PyTorch step of the same network.")
+    flags.DEFINE_string("torch_python", None, "Python that has PyTorch; default: the one that runs this.")
+    flags.DEFINE_string("json", None, "File to write all figures to.")
+
+
+def define_pack() -> None:
+    """How images are packed."""
+    flags.DEFINE_string("output", None, "The folder to write the pack into, or to verify.")
+    flags.DEFINE_integer("short_side", 256, "Larger images become smaller, so many pixels; 0: all stay as they are.", 0)
+    flags.DEFINE_integer(
+        "quality", None, "Of JPEGs that are encoded; given, those of a higher one are, too; else 90.", 1, 100
+    )
+    flags.DEFINE_float("shard_mb", 128.0, "Size of a file in 10^6 bytes, at most, but for single larger images.", 1e-3)
+    flags.DEFINE_list("splits", ["train", "test"], "What is packed.")
+    flags.DEFINE_integer("workers", 0, "Threads that decode and encode; 0: as many as there are cores.", 0)
+    flags.DEFINE_bool("verify", False, "Compare the pack in --output with its checksums, and write nothing.")
 
 
 def parsed(values: flags.FlagValues) -> object:

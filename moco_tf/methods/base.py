@@ -14,6 +14,7 @@ import tensorflow as tf
 from moco_tf.contrast import shuffle_bn
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training.collectives import Collectives, SingleProcess
+from moco_tf.training.loss_scale import LossScale
 
 # The uses of randomness in a step, see Method.seed_of.
 FIRST_VIEW, SECOND_VIEW, SHUFFLE, OTHER_SHUFFLE, NOISE = range(5)
@@ -83,6 +84,7 @@ class Method(keras.Model):
         self.collectives = collectives or SingleProcess()
         self.seed = seed
         self.steps_done = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_done")
+        self.loss_scale = LossScale() if query_encoder.compute_dtype == "float16" else None
         self.compile_pieces = jit_compile == "all"
         compile_views = jit_compile in ("all", "views")
         # One function for equal views: it is compiled once.
@@ -122,14 +124,39 @@ class Method(keras.Model):
         """Lines to print at the start of a run; batch_size is global."""
         return []
 
+    def gradients(
+        self, tape: tf.GradientTape, target: tf.Tensor, of_target: tf.Tensor | float = 1.0
+    ) -> list[tf.Tensor]:
+        """Gradients in the query encoder's parameters, times the loss scale in float16; `apply` takes it out again.
+
+        Args:
+            tape: that recorded the target.
+            target: the loss; or features, with the loss' gradient in them as of_target.
+        """
+        scale = 1.0 if self.loss_scale is None else tf.cast(self.loss_scale.scale, target.dtype)
+        output_gradients = tf.ones_like(target) * of_target * scale
+        return tape.gradient(target, [v.value for v in self.query_encoder.parameters()], output_gradients)
+
     def apply(self, gradients: list[tf.Tensor], metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Averages gradients and metrics over ranks in one exchange and takes the optimizer's step."""
-        packed = self.collectives.mean(
+        *gradients, values = self.collectives.mean(
             [*gradients, tf.stack([tf.cast(m, gradients[0].dtype) for m in metrics.values()])]
         )
-        self.optimizer.apply(packed[:-1], self.query_encoder.parameters())
+        metrics = dict(zip(metrics, tf.unstack(values)))
+        if self.loss_scale is None:
+            self.optimizer.apply(gradients, self.query_encoder.parameters())
+        else:
+            metrics["loss_scale"] = self._apply_scaled(gradients)
         self.steps_done.assign_add(1)
-        return dict(zip(metrics, tf.unstack(packed[-1])))
+        return metrics
+
+    def _apply_scaled(self, gradients: list[tf.Tensor]) -> tf.Tensor:
+        """Takes the optimizer's step unless a gradient overflowed on any rank; returns the scale that was used."""
+        used = tf.identity(self.loss_scale.scale)
+        gradients, finite = self.loss_scale.unscale(gradients)
+        tf.cond(finite, lambda: self.optimizer.apply(gradients, self.query_encoder.parameters()), lambda: None)
+        self.loss_scale.update(finite)
+        return used
 
     def state(self) -> dict[str, dict[str, tf.Variable] | tf.Variable]:
         """All variables by name, in groups; what a checkpoint holds."""
@@ -143,6 +170,7 @@ class Method(keras.Model):
             "query_encoder": {name: v.value for name, v in self.query_encoder.named_variables().items()},
             "optimizer": {**slots, "iterations": self.optimizer.iterations.value},
             "steps_done": self.steps_done,
+            **({} if self.loss_scale is None else self.loss_scale.state()),
         }
 
     def synchronise(self) -> None:

@@ -98,7 +98,7 @@ class QueueSupCon(Method):
         with tf.GradientTape() as tape:
             q = normalised(self.query_encoder(self.view(im_q, FIRST_VIEW), training=True))  # BxC
             loss = self.contrastive_loss(q, k, keys, labels, key_labels)
-        gradients = tape.gradient(loss, [v.value for v in self.query_encoder.parameters()])
+        gradients = self.gradients(tape, loss)
         top1, top5 = supcon.contrast_accuracy(
             q, keys, self.queue.keys, labels, key_labels, self.queue.labels, self.first_key(q)
         )

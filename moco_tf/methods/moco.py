@@ -112,7 +112,7 @@ class MoCo(Method):
                 q_other = normalised(self.query_encoder(self.view(im_other, SECOND_VIEW), training=True))
                 logits.append(info_nce_logits(q_other, k_other, self.queue.keys, self.temperature))
             loss = tf.add_n([info_nce(each) for each in logits])
-        gradients = tape.gradient(loss, [v.value for v in self.query_encoder.parameters()])
+        gradients = self.gradients(tape, loss)
         top1, top5 = contrast_accuracy(logits[0])
         metrics = {"loss": loss, "contrast_top1": top1, "contrast_top5": top5, "feature_std": feature_std(q)}
         return gradients, metrics, logits

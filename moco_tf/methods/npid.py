@@ -62,7 +62,7 @@ class NPID(Method):
         if self.npid_loss == "nce":
             self._fix_z(f, indices)
         gradient, metrics = self._contrast(f, indices)  # BxC
-        gradients = tape.gradient(f, [v.value for v in self.query_encoder.parameters()], gradient)
+        gradients = self.gradients(tape, f, gradient)
         every = [images.shape[0] * ranks.size, f.shape[1]]  # G, C
         self._replace(tf.ensure_shape(ranks.allgather(indices), every[:1]), tf.ensure_shape(ranks.allgather(f), every))
         metrics["bank_random"] = still_random(self.steps_done + 1, every[0], self.bank.size)

@@ -43,7 +43,7 @@ class SimCLR(Method):
         gradient, metrics = self._contrast(every)  # Gx2xC
         own = gradient[ranks.rank * batch : (ranks.rank + 1) * batch]
         # Parameters' gradients are averaged over ranks; this loss wants their sum.
-        gradients = tape.gradient(z, [v.value for v in self.query_encoder.parameters()], own * ranks.size)
+        gradients = self.gradients(tape, z, own * ranks.size)
         return self.apply(gradients, metrics)
 
     def _forward(self, images: tf.Tensor, other_images: tf.Tensor) -> tf.Tensor:

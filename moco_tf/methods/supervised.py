@@ -35,6 +35,6 @@ class Supervised(Method):
             labelled = tf.cast(labels >= 0, logits.dtype)
             entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
             loss = tf.math.divide_no_nan(tf.reduce_sum(entropy * labelled), tf.reduce_sum(labelled))
-        gradients = tape.gradient(loss, [v.value for v in self.query_encoder.parameters()])
+        gradients = self.gradients(tape, loss)
         top1, top5 = nearest_is_positive(logits, tf.one_hot(labels, logits.shape[1], True, False, dtype=tf.bool))
         return gradients, {"loss": loss, "train_top1": top1, "train_top5": top5}

@@ -27,10 +27,10 @@ def has_gpu() -> bool:
 
 
 def dtype_policy(precision: str) -> str:
-    """Keras' dtype policy for "float32", "bfloat16" or "auto": bfloat16 where the hardware multiplies it."""
+    """Keras' dtype policy for "float32", "bfloat16", "float16" or "auto": bfloat16 where the hardware multiplies it."""
     if precision == "auto":
         precision = "bfloat16" if _multiplies_bfloat16() else "float32"
-    return {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
+    return precision if precision == "float32" else f"mixed_{precision}"
 
 
 def pieces_to_compile(jit_compile: str) -> str:
