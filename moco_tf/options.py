@@ -57,7 +57,7 @@ def define_run() -> None:
         "precision",
         "auto",
         ["auto", "float32", "bfloat16", "float16"],
-        "Of convolutions; auto: bfloat16 where it is fast; float16 scales the loss."
+        "Of convolutions; auto: bfloat16 where it is fast; float16 scales the loss.",
     )
     flags.DEFINE_enum(
         "jit_compile", "auto", ["auto", "true", "false"], "XLA; auto: all pieces on a GPU, only the views on a CPU."

@@ -268,7 +268,7 @@ def test_small_losses_keep_their_digits():
         tape.watch(arguments[0])
         loss = info_nce(*arguments[:3], 1 / 30)
     np.testing.assert_allclose(loss, math.exp(-30), rtol=1e-5)
-    gradient = 30 * math.exp(-30) * np.array([[-1.0, 1.0]])  # p of the negative over tau: towards the key, off the queue
+    gradient = 30 * math.exp(-30) * np.array([[-1.0, 1.0]])  # towards the key, off the queue
     np.testing.assert_allclose(tape.gradient(loss, arguments[0]), gradient, rtol=1e-5)
 
 

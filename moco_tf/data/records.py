@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from moco_tf.data.sources import RecordSource, Source, decode_rgb
 from moco_tf.errors import RankError
+from moco_tf.training import device
 
 _AHEAD = 2  # batches prepared in advance
 
@@ -107,7 +108,12 @@ class RecordReader:
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
-            return dataset.ignore_errors(log_warning=False).batch(batch_size).prefetch(_AHEAD)
+            dataset = dataset.ignore_errors(log_warning=False).batch(batch_size).prefetch(_AHEAD)
+            # A pool of its own: tf.data would share the threads between operations, two at most, and decode two images
+            # at a time however many cores there are.
+            options = tf.data.Options()
+            options.threading.private_threadpool_size = max(2, device.threads())
+            return dataset.with_options(options)
 
     def _mend(
         self,

@@ -98,7 +98,7 @@ Source = ArraySource | RecordSource
 
 
 def load(dataset: str, split: str, data_dir: str | None = None) -> Source:
-    """The "train" or "test" split of "fashion_mnist", "imagenet100", "folder" or a data set of TensorFlow Datasets.
+    """The "train" or "test" split of "fashion_mnist", "imagenet100", "folder", "packed" or a TensorFlow Datasets name.
 
     "test" is the test split, or the validation split where there is no other. Raises UserError.
     """
@@ -117,6 +117,10 @@ def load(dataset: str, split: str, data_dir: str | None = None) -> Source:
         from moco_tf.data import folder
 
         return folder.load(split, data_dir)
+    if dataset == "packed":
+        from moco_tf.data import packed
+
+        return packed.load(split, data_dir)
     from moco_tf.data import tfds_source
 
     return tfds_source.load(dataset, split, data_dir)
