@@ -13,16 +13,21 @@ def configure(threads: int, ranks_here: int) -> None:
         threads: for this process; 0 divides the cores by the ranks.
         ranks_here: ranks on this machine.
     """
-    threads = threads or max(1, _cores() // ranks_here)
+    threads = threads or max(1, cores() // ranks_here)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(max(1, min(2, threads)))
     for gpu in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads() -> int:
     """CPU threads that this process may use, as `configure` settled it."""
-    return tf.config.threading.get_intra_op_parallelism_threads() or _cores()
+    return tf.config.threading.get_intra_op_parallelism_threads() or cores()
 
 
 def has_gpu() -> bool:
@@ -42,10 +47,6 @@ def pieces_to_compile(jit_compile: str) -> str:
     if jit_compile == "auto":
         return "all" if has_gpu() else "views"
     return {"true": "all", "false": "none"}[jit_compile]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _multiplies_bfloat16() -> bool:

@@ -1,0 +1,1 @@
+"""What moco_tf.bench measures, and how."""
