@@ -1,23 +1,17 @@
-"""The conformance matrix: every method x (eager = graph = compiled, 1 rank = 2 ranks, checkpoint, programs, export)."""
+"""The conformance matrix: every method x (eager = graph = compiled, 1 rank = 2 ranks, checkpoint).
 
-import json
+The programs and the export of every method are in test_end_to_end.py.
+"""
 
-import end_to_end
 import method_cases
 import numpy as np
 import pytest
 import ranks
 import tensorflow as tf
-from test_programs import call, metrics, steps_kept
-from test_ranks import needs_fashion_mnist
 
 from moco_tf.contrast import collapse
-from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.methods import base
 from moco_tf.training import checkpoint
-from moco_tf.weights import torch_file
-from moco_tf.weights.load import load
-from moco_tf.weights.torchvision import get_weights
 
 each_method = pytest.mark.parametrize("name", method_cases.METHODS)
 
@@ -49,18 +43,34 @@ def test_modes_agree(name, mode, of_one_process):
     method = method_cases.build(name, jit_compile="all" if mode == "compiled" else "none")
     trace = method_cases.run(method, eager=mode == "eager")
     expected, state = of_one_process(name)
-    check(trace, method_cases.arrays(method), expected, state)
+    check(name, trace, method_cases.arrays(method), expected, state)
 
 
-def check(trace, arrays, expected, state):
-    """Losses to 1e-4, all that a checkpoint holds to 5e-3 of its largest value, as the parity cases' final state."""
+def check(name, trace, arrays, expected, state):
+    """Losses to 1e-4; what is learnt to 1 % of the way it went, all else to 5e-3 of its largest value: float32.
+
+    Of what is learnt the whole way counts, not each number: an activation that rounding moves across zero changes the
+    gradient of one channel by some percent.
+    """
     assert trace.keys() == expected.keys()
     np.testing.assert_allclose(trace["metric loss"], expected["metric loss"], rtol=1e-4)
-    for name, values in expected.items():
-        np.testing.assert_allclose(trace[name], values, rtol=1e-2, atol=1e-6, err_msg=name)
+    for key, values in expected.items():
+        np.testing.assert_allclose(trace[key], values, rtol=1e-2, atol=1e-6, err_msg=key)
     assert arrays.keys() == state.keys()
-    for name, value in state.items():
-        np.testing.assert_allclose(arrays[name], value, atol=5e-3 * max(1e-6, np.abs(value).max()), err_msg=name)
+    start = method_cases.arrays(method_cases.build(name))
+    rest = set(state)
+    for group in ("query_encoder ", "key_encoder ", "optimizer momentum/"):
+        learnt = {key for key in state if key.startswith(group) and ".running_" not in key}
+        way = length(state[key] - start[key] for key in learnt)
+        assert length(arrays[key] - state[key] for key in learnt) <= 0.01 * way, group
+        rest -= learnt
+    for key in rest:
+        largest = max(1e-6, np.abs(state[key]).max())
+        np.testing.assert_allclose(arrays[key], state[key], atol=5e-3 * largest, err_msg=key)
+
+
+def length(parts):
+    return np.sqrt(sum(np.sum(np.square(part, dtype=np.float64)) for part in parts))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +99,7 @@ def test_two_ranks_are_one_process_with_two_splits(name, of_two_ranks, of_one_pr
     if "queue" in found:  # ranks' keys enter one rank after the other, in one process by position
         order = nearest_rows(state["queue"], found["queue"])
         found |= {key: found[key][order] for key in found.keys() & {"queue", "queue_labels"}}
-    check({key: first[key] for key in trace}, found, trace, state)
+    check(name, {key: first[key] for key in trace}, found, trace, state)
 
 
 def nearest_rows(expected, found):
@@ -231,58 +241,3 @@ def test_feature_std_tells_a_collapse():
     assert not collapse.has_collapsed(float(collapse.feature_std(spread)), 64)
     same = tf.math.l2_normalize(tf.ones([8, 64]) + 1e-3 * tf.random.stateless_normal([8, 64], [0, 1]), axis=1)
     assert collapse.has_collapsed(float(collapse.feature_std(same)), 64)
-
-
-def check_run(run, name):
-    """A run folder of `end_to_end.run`: all four steps, healthy metrics, a resumed checkpoint, a probe."""
-    lines = [line for line in metrics(run) if "loss" in line]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    kind = base.find(name)
-    expected = {"train_top1", "train_top5"} if kind.classifies else {"contrast_top1", "contrast_top5", "feature_std"}
-    expected |= {"queue_random"} if "queue_size" in base.parameters(kind) else set()
-    expected |= {"bank_random"} if name == "npid" else set()
-    assert all(expected <= line.keys() and np.isfinite(list(line.values())).all() for line in lines)
-    assert steps_kept(run) == [2, 4]
-    result = json.loads((run / "lincls" / "result.json").read_text())
-    assert 0 < result["top1"] < result["top5"] <= 1 and result["steps"] == 4
-    assert result["parameters"] > 70_000 and result["multiply_adds"] > 3e6
-
-
-@needs_fashion_mnist
-@pytest.mark.usefixtures("in_process")
-@each_method
-def test_end_to_end(name, tmp_path):
-    """Pre-train, checkpoint, resume, probe, export in one process; the export is that checkpoint's encoder."""
-    run = tmp_path / "run"
-    end_to_end.run(name, run)
-    check_run(run, name)
-    call("export", load=run, output=tmp_path / "encoder", dataset="fashion_mnist")
-    encoder = load(str(run)).encoder
-    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), np.uint8)
-    exported = tf.saved_model.load(str(tmp_path / "encoder"))
-    (mean, std), x = NORMALISATIONS["fashion_mnist"], images / np.float32(255)
-    expected = encoder.features(tf.constant((x - np.float32(mean)) / np.float32(std))).numpy()
-    np.testing.assert_allclose(exported.embed(images), expected, atol=1e-5 * np.abs(expected).max())
-
-
-@pytest.fixture(scope="module")
-def runs_of_two_ranks(tmp_path_factory):
-    """Folder with a run folder of every method, from one launch of two ranks."""
-    out = tmp_path_factory.mktemp("runs")
-    done = ranks.horovodrun(2, ranks.TESTS / "workers" / "programs.py", out, *method_cases.METHODS)
-    assert all(done.stdout.count(f"finished {name}\n") == 2 for name in method_cases.METHODS)
-    return out
-
-
-@pytest.mark.horovod
-@needs_fashion_mnist
-@pytest.mark.usefixtures("in_process")
-@each_method
-def test_end_to_end_on_two_ranks(name, runs_of_two_ranks, tmp_path):
-    run = runs_of_two_ranks / name
-    check_run(run, name)
-    call("export", load=run, output=tmp_path / "encoder.pth", format="pth", dataset="fashion_mnist")
-    written, encoder = torch_file.read(str(tmp_path / "encoder.pth")), load(str(run)).encoder
-    weights = get_weights(encoder)
-    assert written.keys() == weights.keys()
-    assert all(np.array_equal(written[key], weights[key]) for key in weights)

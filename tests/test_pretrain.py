@@ -95,7 +95,7 @@ def test_collapse_is_said_once_until_the_features_recover():
     for step, std in enumerate([0.125, 0.0063, 0.0062, 0.001, 0.0, 0.0063, 0.0061, 0.12], start=1):
         watch(step, {"loss": 1.0, "feature_std": std})
     assert [line.split(":")[1] for line in said] == [f" the features are collapsing at step {step}" for step in (3, 7)]
-    words = "warning: ", "is 0.0062", "1/sqrt(64) = 0.12", "--learning_rate", "--key_momentum", "--temperature"
+    words = "warning: ", "is 0.0062", "1/sqrt(64) = 0.12", "--learning_rate", "--warmup_epochs", "--temperature"
     assert all(word in said[0] for word in words) and "\n" not in said[0]
 
 

@@ -11,7 +11,7 @@ from moco_tf.data.fashion_mnist import DEBIAN_DIR
 from moco_tf.training import device
 
 SMALL = {
-    **{"views": "moco_v2", "precision": "float32", "learning_rate": 3e-3, "batch_size": 64, "queue_size": 128},
+    **{"views": "moco_v2", "precision": "float32", "learning_rate": 3e-3, "batch_size": 32, "queue_size": 128},
     **{"epochs": 3, "steps": 5, "log_every": 1, "knn_every": 0},
 }
 needs_fashion_mnist = pytest.mark.skipif(
@@ -55,7 +55,7 @@ def test_two_ranks_are_one_process_with_two_splits(of_two_ranks, tmp_path, monke
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5]
     assert losses(run) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     top5 = [[line["contrast_top5"] for line in metrics(folder)] for folder in (run, tmp_path / "one")]
-    assert top5[0] == pytest.approx(top5[1])
+    assert top5[0] == pytest.approx(top5[1], abs=1.01 / 32)  # an image on the border may fall on either side
 
 
 @pytest.mark.horovod
