@@ -111,7 +111,7 @@ def nearest_rows(expected, found):
 
 @each_method
 def test_restored_method_goes_on_bit_for_bit(name, of_one_process, tmp_path):
-    """Three steps are two, a checkpoint, and one of a new method of another seed's weights and state."""
+    """Three steps are two, a checkpoint, and one of a new method whose state was overwritten first."""
     _, expected = of_one_process(name)
     method = method_cases.build(name)
     method_cases.run(method, steps=range(2))
