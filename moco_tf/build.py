@@ -62,7 +62,7 @@ def image_size(o: object, images: Source) -> int:
 
 def encoder(o: object, classes: int = 0) -> Encoder:
     """A fresh encoder; with classes, its head is a linear classifier."""
-    return Encoder(
+    built = Encoder(
         o.arch,
         o.stem,
         o.width,
@@ -73,6 +73,8 @@ def encoder(o: object, classes: int = 0) -> Encoder:
         o.head_init,
         dtype=device.dtype_policy(o.precision),
     )
+    built.save_memory(o.accumulate, o.recompute)
+    return built
 
 
 def normalisation(o: object, train: Source) -> Normalisation:

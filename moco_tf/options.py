@@ -77,6 +77,10 @@ def define_encoder() -> None:
     flags.DEFINE_integer("feature_dim", 128, "C, width of the head's output.", 1)
     flags.DEFINE_enum("head_init", "torch", ["torch", "normal"], "uniform 1/sqrt(fan_in), or N(0, 0.01) and bias 0.")
     flags.DEFINE_integer("bn_splits", 1, "Strided splits of a rank's batch in each batch norm (SplitBatchNorm).", 1)
+    flags.DEFINE_integer(
+        "accumulate", 1, "Micro-batches of a step, one held in memory at a time; batch norms see one. For more time.", 1
+    )
+    flags.DEFINE_bool("recompute", False, "Compute activations again in the backward pass: less memory, more time.")
 
 
 def define_method() -> None:

@@ -153,10 +153,10 @@ def check(o: object, ranks: Collectives) -> None:
         )
     build.check_schedule(o)
     share = o.batch_size // ranks.size
-    if share % o.bn_splits:
+    if share % (o.bn_splits * o.accumulate):
         raise UserError(
             f"--batch_size={o.batch_size} gives each of {ranks.size} ranks {share} images, expected a multiple of "
-            f"--bn_splits={o.bn_splits}; change the one or the other"
+            f"--bn_splits={o.bn_splits} times --accumulate={o.accumulate}; change the one or the other"
         )
 
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from moco_tf.contrast import shuffle_bn
 from moco_tf.networks.encoder import Encoder
+from moco_tf.training import device
 from moco_tf.training.collectives import Collectives, SingleProcess
 from moco_tf.training.loss_scale import LossScale
 
@@ -94,8 +95,11 @@ class Method(keras.Model):
     def compile(self, optimizer: keras.optimizers.Optimizer, **kwargs: object) -> None:  # noqa: A003
         """Sets the optimizer. Keras' own jit_compile stays off: no collective may stand inside a compiled function."""
         super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
-        for encoder in self.encoders() if self.compile_pieces else ():
-            encoder.prepare_for_xla()
+        for encoder in self.encoders():
+            if self.compile_pieces:
+                encoder.prepare_for_xla()
+            elif not device.has_gpu():
+                encoder.prepare_for_cpu()
         optimizer.build(self.query_encoder.parameters())
 
     def piece(self, function: Callable) -> Callable:

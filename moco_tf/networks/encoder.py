@@ -1,11 +1,15 @@
 """The encoder of a contrastive method: a ResNet backbone and a projection head."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.networks.conv import Conv2D
+from moco_tf.networks.memory import by_micro_batches
 from moco_tf.networks.norm import BatchNorm
-from moco_tf.networks.resnet import Conv2D, ResNet
+from moco_tf.networks.resnet import ResNet
 
 HEADS = ("linear", "mlp", "mlp_bn", "none")
 
@@ -50,6 +54,7 @@ class Encoder(keras.Model):
             raise ValueError(f"head is {head!r}; expected one of {list(HEADS)}")
         self.config = {"arch": arch, "stem": stem, "width": width, "bn_splits": bn_splits, "head": head}
         self.config |= {"feature_dim": feature_dim, "hidden_dim": hidden_dim, "head_init": head_init}
+        self.micro_batches = 1  # that a training pass goes through one after the other, see `save_memory`
         self.backbone = ResNet(arch, stem, width, bn_splits, dtype=self.dtype_policy)
         self.head = self._head(head, feature_dim, hidden_dim or self.backbone.features, bn_splits, head_init)
         self(tf.zeros([1, 32, 32, 3]))  # creates the variables
@@ -77,6 +82,15 @@ class Encoder(keras.Model):
         return tf.cast(x, self.variable_dtype)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if training and self.micro_batches > 1:
+            norms = [layer for _, layer in self.named_layers() if isinstance(layer, BatchNorm)]
+            row = tf.TensorSpec(
+                [self.config["feature_dim"] if self.head else self.backbone.features], self.variable_dtype
+            )
+            return by_micro_batches(partial(self._encode, training=True), images, self.micro_batches, row, norms)
+        return self._encode(images, training)
+
+    def _encode(self, images: tf.Tensor, training: bool) -> tf.Tensor:
         return self.project(self.features(images, training=training), training=training)
 
     def named_layers(self) -> list[tuple[str, keras.layers.Layer]]:
@@ -99,6 +113,21 @@ class Encoder(keras.Model):
         for _, layer in self.named_layers():
             if isinstance(layer, BatchNorm):
                 layer.for_xla = True
+
+    def save_memory(self, micro_batches: int = 1, recompute: bool = False) -> None:
+        """Makes training passes hold less activations, for a second forward pass, see `memory`.
+
+        Args:
+            micro_batches: that a batch is divided into; batch norms look at one at a time.
+            recompute: whether only the outputs of the backbone's stages are kept.
+        """
+        self.micro_batches, self.backbone.recompute = micro_batches, recompute
+
+    def prepare_for_cpu(self) -> None:
+        """Lets the training pass take what is faster on a CPU, for gradients of convolutions over small maps."""
+        for _, layer in self.named_layers():
+            if isinstance(layer, Conv2D):
+                layer.gradient_by_products = True
 
     def running_statistics(self) -> list[keras.Variable]:
         """The batch norms' running means and variances."""

@@ -32,6 +32,7 @@ class BatchNorm(keras.layers.Layer):
         # XLA replaces the kernel by E[x^2] - E[x]^2, which loses digits where the mean is larger than the deviation (10
         # times the error, as measured). Taking the first image's mean off first costs nothing there: XLA fuses it.
         self.for_xla = False
+        self.moves = True  # whether a training pass moves the running statistics
 
     def build(self, input_shape: tuple) -> None:
         def vector(name: str, initializer: str, trainable: bool) -> keras.Variable:
@@ -97,6 +98,8 @@ class BatchNorm(keras.layers.Layer):
         return (x - mean) / tf.sqrt(variance + self.epsilon) * gamma + beta
 
     def _move(self, running: keras.Variable, batch: tf.Tensor) -> None:
+        if not self.moves:
+            return
         batch = tf.reduce_mean(tf.reshape(batch, [self.splits, -1]), axis=0) if self.splits > 1 else batch
         running.assign((1.0 - self.momentum) * running.value + self.momentum * tf.stop_gradient(batch))
 

@@ -5,10 +5,13 @@ at one, as in MoCo.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import keras
 import tensorflow as tf
 
+from moco_tf.networks.conv import Conv2D
+from moco_tf.networks.memory import recomputed
 from moco_tf.networks.norm import BatchNorm
 
 DEPTHS = {  # blocks of each stage
@@ -18,34 +21,6 @@ DEPTHS = {  # blocks of each stage
     "resnet50": (3, 4, 6, 3),
 }
 STEMS = ("imagenet", "cifar")
-
-
-@keras.saving.register_keras_serializable("moco_tf")
-class Conv2D(keras.layers.Layer):
-    """k x k convolution without bias, PyTorch's padding k // 2, He normal initialisation with fan_out."""
-
-    def __init__(self, filters: int, kernel_size: int, strides: int = 1, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
-
-    def build(self, input_shape: tuple) -> None:
-        self.kernel = self.add_weight(
-            shape=(self.kernel_size, self.kernel_size, input_shape[-1], self.filters),
-            initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
-            name="kernel",
-        )
-
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        if self.strides == 1:
-            return tf.nn.conv2d(x, self.kernel, 1, "SAME")  # the same as padding k // 2 for an odd k
-        # With stride 2 "SAME" pads one side only. Explicit padding in the op has a very slow bfloat16 backward pass.
-        pad = self.kernel_size // 2
-        x = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]]) if pad else x
-        return tf.nn.conv2d(x, self.kernel, self.strides, "VALID")
-
-    def get_config(self) -> dict:
-        own = {"filters": self.filters, "kernel_size": self.kernel_size, "strides": self.strides}
-        return {**super().get_config(), **own}
 
 
 class Block(keras.layers.Layer):
@@ -105,6 +80,7 @@ class ResNet(keras.layers.Layer):
         if arch not in DEPTHS or stem not in STEMS:
             raise ValueError(f"arch {arch!r}, stem {stem!r}; expected one of {list(DEPTHS)} and one of {list(STEMS)}")
         self.stem = stem
+        self.recompute = False  # whether the backward pass computes each stage's activations again
         kernel_size, strides = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = Conv2D(width, kernel_size, strides, dtype=self.dtype_policy)
         self.bn1 = BatchNorm(splits=bn_splits, dtype=self.dtype_policy)
@@ -130,12 +106,10 @@ class ResNet(keras.layers.Layer):
         if self.stem == "imagenet":
             # After a ReLU padding with zeros is padding with minus infinity: no maximum changes.
             x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
-        for block in self._blocks():
-            x = block(x, training=training)
+        for stage in self.stages:
+            through = partial(_through, stage, training)
+            x = recomputed(through, list(_norms(stage)))(x) if self.recompute and training else through(x)
         return tf.reduce_mean(tf.cast(x, self.variable_dtype), axis=[1, 2])
-
-    def _blocks(self) -> list[Block]:
-        return [block for stage in self.stages for block in stage]
 
     def named_layers(self) -> Iterator[tuple[str, keras.layers.Layer]]:
         """(torchvision's name, layer), in torchvision's order."""
@@ -145,3 +119,13 @@ class ResNet(keras.layers.Layer):
             for i, block in enumerate(blocks):
                 for name, layer in block.named_layers():
                     yield f"layer{stage}.{i}.{name}", layer
+
+
+def _through(stage: list[Block], training: bool, x: tf.Tensor) -> tf.Tensor:
+    for block in stage:
+        x = block(x, training=training)
+    return x
+
+
+def _norms(stage: list[Block]) -> Iterator[BatchNorm]:
+    return (layer for block in stage for _, layer in block.named_layers() if isinstance(layer, BatchNorm))

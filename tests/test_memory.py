@@ -1,0 +1,80 @@
+"""Micro-batches and recomputation change what is held in memory, not what is computed."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from moco_tf.methods.moco import MoCo
+from moco_tf.methods.simclr import SimCLR
+from moco_tf.networks.encoder import Encoder
+from moco_tf.training.optimizers import SGD
+
+IMAGES = np.random.default_rng(0).random((2, 8, 16, 16, 3))
+
+
+def encoder(splits=1, dtype="float64", **save):
+    tf.keras.utils.set_random_seed(0)
+    built = Encoder("resnet10", "cifar", 8, splits, "mlp_bn", 16, dtype=dtype)
+    built.save_memory(**save)
+    return built
+
+
+def method(kind, splits=1, jit_compile="none", **save):
+    if kind == "simclr":
+        built = SimCLR(encoder(splits, "float32", **save))
+    else:
+        # The order of a shuffle decides which keys share a batch norm: without it splits are micro-batches.
+        pair = [encoder(splits, **save) for _ in range(2)]
+        built = MoCo(*pair, queue_size=16, key_momentum=0.5, shuffle_bn=False, jit_compile=jit_compile)
+    built.compile(SGD(0.05))
+    return built
+
+
+def losses_and_state(built, steps=3):
+    step = tf.function(built.train_step)
+    images = tuple(tf.constant(IMAGES, built.query_encoder.variable_dtype))
+    losses = [float(step((images, None))["loss"]) for _ in range(steps)]
+    return losses, {name: v.numpy() for name, v in built.query_encoder.named_variables().items()}
+
+
+def assert_equal(got, expected, but=(), tolerance=1e-9):
+    np.testing.assert_allclose(got[0], expected[0], rtol=tolerance)
+    for name, value in expected[1].items():
+        if not any(part in name for part in but):
+            np.testing.assert_allclose(got[1][name], value, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["moco", "simclr"])
+def test_micro_batches_are_splits_of_the_batch_norms(kind):
+    got, expected = (losses_and_state(method(kind, **how)) for how in ({"micro_batches": 4}, {"splits": 4}))
+    # The losses of In, Out and SimCLR are float32.
+    assert_equal(got, expected, but=("running",), tolerance=2e-5 if kind == "simclr" else 1e-9)
+
+
+def test_micro_batches_move_the_statistics_once_each():
+    built, images = encoder(micro_batches=2), tf.constant(IMAGES[0])
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(built(images, training=True))
+    tape.gradient(loss, [v.value for v in built.parameters()])
+    one_by_one = encoder()
+    for i in range(2):
+        one_by_one(images[i::2], training=True)
+    for a, b in zip(built.running_statistics(), one_by_one.running_statistics(), strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_recomputation_changes_nothing(micro_batches):
+    how = {"micro_batches": micro_batches}
+    assert_equal(losses_and_state(method("moco", recompute=True, **how)), losses_and_state(method("moco", **how)))
+
+
+def test_compiled_micro_batches_equal_those_of_the_graph():
+    how = {"micro_batches": 2, "recompute": True}
+    got, expected = (losses_and_state(method("moco", jit_compile=jit, **how), 2) for jit in ("all", "none"))
+    assert_equal(got, expected)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="multiple of 3"):
+        encoder(micro_batches=3)(tf.constant(IMAGES[0]), training=True)
