@@ -63,12 +63,18 @@ class SGD(_Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
-        w = variable
+        w, v = variable, self._slot("momentum", variable)
+        if self.coupled_weight_decay and self.momentum and not self.nesterov:
+            # momentum v + g + weight_decay w = momentum (v + weight_decay / momentum w) + g: one pass without a copy.
+            decay = tf.constant(-self.coupled_weight_decay / self.momentum, w.dtype)
+            tf.raw_ops.ResourceApplyGradientDescent(var=v.handle, alpha=decay, delta=w)
+        else:
+            gradient = self._with_decay(gradient, w)
         tf.raw_ops.ResourceApplyMomentum(  # one fused pass over the variable and its velocity
             var=w.handle,
-            accum=self._slot("momentum", variable).handle,
+            accum=v.handle,
             lr=tf.cast(learning_rate, w.dtype),
-            grad=self._with_decay(gradient, w),
+            grad=gradient,
             momentum=tf.constant(self.momentum, w.dtype),
             use_nesterov=self.nesterov,
         )
