@@ -25,7 +25,7 @@ from moco_tf.evaluation import features, neighbours
 from moco_tf.methods import base
 from moco_tf.methods.base import Method
 from moco_tf.networks.cost import cost
-from moco_tf.training import checkpoint, schedules
+from moco_tf.training import checkpoint, elastic, schedules
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.runlog import RunLog, make_folder
 
@@ -120,6 +120,8 @@ def fit(
         if last or is_due(step, epoch, o.checkpoint_every, o.checkpoint_steps):
             save_checkpoint(step)
             meter.restart()
+        if not last and step % o.log_every == 0:
+            elastic.commit(method.state())
 
 
 def steps(batches: pipeline.TrainBatches, start: int, total: int) -> Iterator[tuple[int, tuple]]:
@@ -162,6 +164,8 @@ def check(o: object, ranks: Collectives) -> None:
 
 def resume(method: Method, workdir: pathlib.Path, ranks: Collectives) -> int:
     """Restores the newest whole checkpoint on every rank; returns the steps done."""
+    if elastic.restore(method.state()):
+        return int(method.steps_done.numpy())
     newest, complaints = checkpoint.newest_sound(workdir / "checkpoints")
     if ranks.rank == 0:
         for complaint in complaints:
