@@ -112,8 +112,8 @@ def munge(folder):
 
 def start(undo, command, log, env=None):
     """Starts a daemon that ends with the stack."""
-    output = undo.enter_context(open(log, "w"))
-    daemon = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output, env=env)
+    with open(log, "w") as output:
+        daemon = subprocess.Popen(list(map(str, command)), stdout=output, stderr=output, env=env)
 
     def end():
         daemon.terminate()

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch on a real Slurm: signalled before its time limit, requeued, cancelled, submitted again, completed."""
+"""launch/slurm.sbatch on a real Slurm: signalled before its time limit, requeued, cancelled, submitted again."""
 
 import pathlib
 import sys
