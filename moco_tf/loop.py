@@ -1,5 +1,6 @@
 """The loop of pre-training: steps, metrics, kNN monitor, checkpoints, and what can stop it."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
@@ -66,7 +67,8 @@ def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals) 
         saves = last or is_due(step, epoch, o.checkpoint_every, o.checkpoint_steps)
         if not (logs or evaluates or saves or step % look_every == 0):
             continue
-        check_finite(run, step, log)
+        with together(run, writer):
+            check_finite(run, step, log)
         stop = method.stop.status() if not last else 0
         if logs:
             values = meter.read()
@@ -83,7 +85,8 @@ def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals) 
         if evaluates or saves:
             meter.restart()
         if stop:
-            leave(run, step, stop, writer)
+            with together(run, writer):
+                leave(run, step, stop)
 
 
 def shown(values: dict[str, float]) -> dict[str, float]:
@@ -129,10 +132,22 @@ def kept(run: Run) -> str:
     return f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
 
 
-def leave(run: Run, step: int, status: int, writer: Writer) -> None:
-    """Ends a run that was asked to stop when its checkpoint is written. Raises Stopped."""
-    writer.wait()
-    run.ranks.barrier()  # the launcher kills the ranks that are left when one has gone
+@contextlib.contextmanager
+def together(run: Run, writer: Writer) -> Iterator[None]:
+    """What stops the run in this context does so on all ranks: when they are all there, and the last checkpoint is.
+
+    A launcher kills the ranks that are left when one has gone: rank 0 too, which writes, and says why.
+    """
+    try:
+        yield
+    except (UserError, Stopped):
+        writer.wait()
+        run.ranks.barrier()
+        raise
+
+
+def leave(run: Run, step: int, status: int) -> None:
+    """Ends a run that was asked to. Raises Stopped."""
     again = "the same command goes on from there"
     why = "interrupted" if status == INTERRUPTED else "asked to stop by SIGTERM or SIGUSR1"
     raise Stopped(f"{why}: checkpoint written after step {step} of {run.total}; {again}", status)
@@ -168,7 +183,8 @@ def save(run: Run, step: int, pending: dict, writer: Writer) -> None:
     rows = rank_statistics.gather(run.method, run.ranks)
     permanent = is_due(step, step / run.batches.steps_per_epoch, o.keep_every, o.keep_steps)
     with rank_statistics.averaged(run.method):
-        check_state(run.method.state(), step, kept(run))
+        with together(run, writer):
+            check_state(run.method.state(), step, kept(run))
         if run.ranks.rank == 0:
             writer.save(step, {**run.method.state(), checkpoint.RANK_STATISTICS: rows}, about, permanent)
 

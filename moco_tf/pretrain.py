@@ -89,7 +89,7 @@ def pretrain(run: loop.Run, flagfile: str, received: Signals) -> None:
         write_whole(workdir / "flags.cfg", flagfile)
         introduce(o, run.method, run.train, run.size, ranks, found.step, run.total)
     log = RunLog(workdir, ranks.rank == 0, run.total, found.step)
-    with checkpoint_writer.Writer(workdir / "checkpoints", o.keep) as writer, received.deferred():
+    with received.deferred(), checkpoint_writer.Writer(workdir / "checkpoints", o.keep) as writer:
         loop.fit(run, found, log, writer, received)
     log.close()
     if ranks.rank == 0:
