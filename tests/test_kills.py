@@ -93,26 +93,44 @@ def test_two_ranks_killed_ten_times_end_as_if_left_alone(recipe, tmp_path):
 
 @pytest.mark.horovod
 @pytest.mark.slow
-@pytest.mark.parametrize("number, status", [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_one_rank_is_asked_and_both_stop_after_the_same_step(number, status, recipe, tmp_path):
+@pytest.mark.parametrize(
+    "number, status, ranks, values, ends, said",
+    [
+        (signal.SIGUSR1, 75, 2, {"width": 8}, [1, 1], "has --width=4 and came with --width=8, which"),
+        (
+            signal.SIGINT,
+            130,
+            1,
+            {},
+            [0],
+            "changed: 1 ranks (were 2) share the same global batch of 16, 16 images a rank",
+        ),
+    ],
+)
+def test_one_rank_is_asked_and_both_stop_after_the_same_step(
+    number, status, ranks, values, ends, said, recipe, tmp_path
+):
+    """The second command, on other ranks or with other flags, is told so once."""
     run, log = tmp_path / "run", tmp_path / "log"
-    with pretraining(2, log, workdir=run, **{**recipe, "steps": 90}) as processes:
+    recipe = {**recipe, "steps": 90}
+    with pretraining(2, log, workdir=run, **recipe) as processes:
         wait_for(lambda: steps_logged(run) >= 4, processes)
         processes[1].send_signal(number)
         assert wait(processes) == [status] * 2, log.read_text()[-3000:]
-    text = log.read_text()
     step = steps_logged(run)
-    assert text.count(f"checkpoint written after step {step} of 90; the same command goes on from there") == 1
-    assert "Traceback" not in text
     assert sorted((run / "checkpoints").iterdir())[-1].name == f"step-{step:08}"
+    with pretraining(ranks, log, workdir=run, **{**recipe, **values}) as processes:
+        assert wait(processes) == ends, log.read_text()[-3000:]
+    text = log.read_text()
+    assert text.count(f"checkpoint written after step {step} of 90; the same command goes on from there") == 1
+    assert text.count(said) == 1 and "Traceback" not in text
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_exit_status_of_a_process(number, status, recipe, tmp_path):
+def test_exit_status_of_a_process_that_is_asked_to_stop(recipe, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     with pretraining(1, log, workdir=run, **{**recipe, "epochs": 10**6, "steps": 10**6}) as processes:
         wait_for(lambda: steps_logged(run) >= 1, processes)
-        processes[0].send_signal(number)
-        assert wait(processes) == [status]
+        processes[0].send_signal(signal.SIGTERM)
+        assert wait(processes) == [75]
     assert "Traceback" not in log.read_text()
     assert state_at(run, steps_logged(run))["steps_done/.ATTRIBUTES/VARIABLE_VALUE"] == steps_logged(run)
