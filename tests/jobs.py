@@ -18,19 +18,21 @@ ENDLESS = {
 
 
 class Job:
-    """horovodrun with moco_tf.pretrain, in the background. As a context manager it leaves no process behind.
+    """horovodrun in the background, as a rule with moco_tf.pretrain. As a context manager it leaves no process behind.
 
-    options: of horovodrun. env: beside this process' environment. values: flags of pretrain beside ENDLESS.
+    options: of horovodrun. env: beside this process' environment. command: instead of pretrain. values: flags of
+    pretrain beside ENDLESS.
     """
 
-    def __init__(self, folder, *options, env=None, module=("-m", "moco_tf.pretrain"), **values):
+    def __init__(self, folder, *options, env=None, command=None, **values):
         self.workdir = folder / "run"
         self._files = [open(folder / name, "w+") for name in ("stdout.txt", "stderr.txt")]  # noqa: SIM115
         flags = arguments("debug/pretrain.cfg", **{**ENDLESS, "workdir": self.workdir, **values})
         launcher = pathlib.Path(sys.executable).with_name("horovodrun")
+        command = command or ["-m", "moco_tf.pretrain", *flags]
         path = f"{ranks.TESTS.parent}{os.pathsep}{ranks.TESTS}"
         self._launcher = psutil.Popen(
-            [str(launcher), *map(str, options), sys.executable, *module, *flags],
+            [str(part) for part in (launcher, *options, sys.executable, *command)],
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})},
             stdout=self._files[0],
             stderr=self._files[1],
@@ -102,8 +104,8 @@ class Job:
             file.flush()
         return "".join(pathlib.Path(file.name).read_text() for file in self._files)
 
-    def send(self, place, number=signal.SIGKILL):
-        """Sends a signal to a rank."""
+    def kill(self, place, number=signal.SIGKILL):
+        """Sends a signal to the rank of this host and local rank."""
         self.ranks()[place].send_signal(number)
 
 

@@ -38,7 +38,7 @@ def test_worker_dies_and_another_joins(photos, tmp_path):
     options = ["-np", 2, "--min-np", 1, "--max-np", 3, *cluster.options]
     with Job(tmp_path, *options, data_dir=photos, steps=150) as job:
         job.wait_for_step(3)
-        job.send((THERE, 0))
+        job.kill((THERE, 0))
         job.wait_until(lambda: "elastic: 1 ranks now, 2 before" in job.output())
         job.wait_for_step(job.last_step() + 20)
         cluster.offer(f"{HERE}:2")
