@@ -134,7 +134,7 @@ def is_rank_failure(error: Exception) -> bool:
 
 
 def rank_failure(error: Exception) -> Exception:
-    """The same as the error that Horovod's elastic loop understands; it knows those of some collectives only."""
+    """The same as an error that Horovod's elastic loop understands."""
     from horovod.common.exceptions import HorovodInternalError
 
     return HorovodInternalError(str(error))

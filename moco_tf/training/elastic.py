@@ -5,6 +5,7 @@ Horovod's own loop (`hvd.elastic.run`) connects the ranks that are left, and new
 goes on from what was last committed to memory. Elsewhere all of this does nothing.
 """
 
+import functools
 import gc
 import os
 from collections.abc import Callable, Mapping
@@ -38,7 +39,23 @@ def run(program: Callable[[], None], threads: int = 0) -> None:
     device.configure(threads, ranks.local_size)
     hvd = collectives.horovod()
     _state = hvd.elastic.ObjectState(hvd.broadcast_object, hvd.rank, values=None, size=0)
-    hvd.elastic.run(lambda _: _attempt(program))(_state)
+    _state.sync = _translating(_state.sync)
+    hvd.elastic.run(_translating(lambda _: _attempt(program)))(_state)
+
+
+def _translating(function: Callable) -> Callable:
+    """The function with TensorFlow's errors of lost ranks as Horovod's loop expects them; it knows a part of them."""
+
+    @functools.wraps(function)
+    def call(*arguments: object) -> object:
+        try:
+            return function(*arguments)
+        except tf.errors.OpError as error:
+            if collectives.is_rank_failure(error):
+                raise collectives.rank_failure(error) from None
+            raise
+
+    return call
 
 
 def _attempt(program: Callable[[], None]) -> None:
@@ -48,10 +65,6 @@ def _attempt(program: Callable[[], None]) -> None:
         collectives.say(f"elastic: {size} ranks now, {_state.size} before; going on after step {step}")
     try:
         program()
-    except tf.errors.OpError as error:
-        if collectives.is_rank_failure(error):
-            raise collectives.rank_failure(error) from None
-        raise
     finally:
         runlog.close_all()
         keras.backend.clear_session()

@@ -3,12 +3,12 @@
 import os
 import time
 
-from moco_tf import program
+from moco_tf import options, program
 from moco_tf.errors import UserError
 from moco_tf.training import collectives
 
 
-def main(options, flagfile):
+def main(*_):
     who, how = os.environ["FAILURE"].split("_")
     ranks = collectives.connect()
     ranks.barrier()
@@ -22,4 +22,5 @@ def main(options, flagfile):
 
 
 if __name__ == "__main__":
+    options.define_workdir()
     program.run(main)
