@@ -102,7 +102,7 @@ def _unforeseen(name: str, error: Exception) -> None:
 def _reason(error: Exception) -> str:
     """What Horovod's transport said, without its source files."""
     lines = [line for line in str(error).splitlines() if "orovod" in line] or [type(error).__name__]
-    return lines[0].rpartition("] ")[2][:200]
+    return lines[0].rpartition("}} ")[2].rpartition("] ")[2][:200]
 
 
 def _this_rank() -> str:

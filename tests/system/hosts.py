@@ -21,8 +21,9 @@ def ip(*arguments):
 
 
 def within(host, *command):
-    """A command line that runs a command on a host."""
-    return ["ip", "netns", "exec", space(host), *map(str, command)]
+    """A command line that runs a command on a host, which has its own name."""
+    named = ["unshare", "--uts", "sh", "-c", f'hostname {host} && exec "$@"', "sh"]
+    return ["ip", "netns", "exec", space(host), *named, *map(str, command)]
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ class Submission:
 
 def test_requeued_before_the_time_limit(slurm, photos, tmp_path):
     """The signal of --signal=B:USR1: the job goes back into the queue and goes on; every step is taken once."""
-    job = Submission(slurm, tmp_path, photos, steps=400)
+    job = Submission(slurm, tmp_path, photos, steps=150)
     job.wait_for_step(25)
     slurm("scancel", "--batch", "--signal=USR1", job.job)  # what Slurm sends, without the wait for the limit
     job.wait(lambda: slurm.field(job.job, "Restarts") == "1")
@@ -69,8 +69,8 @@ def test_requeued_before_the_time_limit(slurm, photos, tmp_path):
     assert job.state() == "COMPLETED", out[-6000:]
     assert out.count("slurm.sbatch: back into the queue") == 1
     assert out.count("resuming from") == 1
-    assert out.count("done: 400 steps") == 1
-    assert sorted(losses(job.run)) == list(range(1, 401))
+    assert out.count("done: 150 steps") == 1
+    assert sorted(losses(job.run)) == list(range(1, 151))
 
 
 def test_cancelled_and_submitted_again(slurm, photos, tmp_path):
@@ -108,4 +108,4 @@ def test_another_node_through_srun(slurm, tmp_path):
     out = tmp_path / "out.txt"
     job = slurm.submit("--wait", "--ntasks=1", f"--output={out}", script, cwd=tmp_path, env={})
     assert slurm.field(job, "JobState") == "COMPLETED", out.read_text()
-    assert out.read_text() == f"42 on {host} step 0\n"
+    assert out.read_text().splitlines()[-1] == f"42 on {host} step 0"
