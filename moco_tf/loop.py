@@ -69,7 +69,7 @@ def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals) 
         if not (logs or evaluates or saves or step % look_every == 0):
             continue
         with together(run, writer):
-            check_finite(run, step, log)
+            check_finite(run, step, log, lambda: kept(run, writer))
         stop = method.stop.status() if not last else 0
         if logs:
             values = meter.read()
@@ -110,8 +110,8 @@ def schedule(run: Run, step: int) -> float:
     return learning_rate
 
 
-def check_finite(run: Run, step: int, log: RunLog) -> None:
-    """Stops, or says so, when steps since the last look were not finite; on all ranks alike.
+def check_finite(run: Run, step: int, log: RunLog, kept: Callable[[], str]) -> None:
+    """Stops, or says so, when steps since the last look were not finite; on all ranks alike. kept: see check_state.
 
     Raises:
         UserError: with --nan_policy=stop, or when leaving a step out has not kept the state finite.
@@ -121,16 +121,17 @@ def check_finite(run: Run, step: int, log: RunLog) -> None:
         return
     names = [name for name in method.query_encoder.named_variables() if ".running_" not in name]
     parameters = [v.value for v in method.query_encoder.parameters()]
-    message = explanation(int(guard.last), names, parameters, guard.gradient_norms, kept(run))
+    message = explanation(int(guard.last), names, parameters, guard.gradient_norms, kept())
     if run.o.nan_policy == "stop":
         raise UserError(message)
-    check_state(method.state(), step, kept(run))
+    check_state(method.state(), step, kept)
     log.say(f"warning: {int(guard.left_out)} steps left out: {message}")
     guard.left_out.assign(0)
 
 
-def kept(run: Run) -> str:
+def kept(run: Run, writer: Writer) -> str:
     """What a run that stops can go on from, in words."""
+    writer.wait()
     found = checkpoint.existing(pathlib.Path(run.o.workdir) / "checkpoints")
     return f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
 
@@ -187,7 +188,7 @@ def save(run: Run, step: int, pending: dict, writer: Writer) -> None:
     permanent = is_due(step, step / run.batches.steps_per_epoch, o.keep_every, o.keep_steps)
     with rank_statistics.averaged(run.method):
         with together(run, writer):
-            check_state(run.method.state(), step, kept(run))
+            check_state(run.method.state(), step, lambda: kept(run, writer))
         if run.ranks.rank == 0:
             writer.save(step, {**run.method.state(), checkpoint.RANK_STATISTICS: rows}, about, permanent)
 

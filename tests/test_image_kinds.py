@@ -11,7 +11,7 @@ from moco_tf.data import sources
 from moco_tf.data.pipeline import TrainBatches, eval_batches
 
 # Smooth, so that JPEG decoders that round differently differ little.
-PHOTO = np.stack(np.meshgrid(*[np.linspace(20, 230, n) for n in (48, 40)]) + [np.full((40, 48), 120)], -1)
+PHOTO = np.stack([*np.meshgrid(*[np.linspace(20, 230, n) for n in (48, 40)]), np.full((40, 48), 120)], -1)
 PHOTO = Image.fromarray(PHOTO.astype(np.uint8))
 
 

@@ -1,6 +1,6 @@
 """Steps that are not finite: kept away from the weights, noted on the device, explained when the host looks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
@@ -51,14 +51,14 @@ def not_finite(state: Mapping, prefix: str = "") -> list[str]:
     return found
 
 
-def check_state(state: Mapping, step: int, kept: str) -> None:
-    """Raises UserError when a state is not finite; kept says what is left."""
+def check_state(state: Mapping, step: int, kept: Callable[[], str]) -> None:
+    """Raises UserError when a state is not finite; kept says what is left then."""
     names = not_finite(state)
     if names:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise UserError(
             f"after step {step} {', '.join(names[:_SHOWN])}{more} hold numbers that are not finite; no checkpoint "
-            f"of that is written, {kept}; {_ADVICE}"
+            f"of that is written, {kept()}; {_ADVICE}"
         )
 
 
