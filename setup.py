@@ -24,7 +24,10 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.9", "pre-commit>=4"],
+        "dev": [
+            *("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.9", "pre-commit>=4"),
+            *("psutil", "pyyaml", "jsonschema>=4", "kubernetes-validate>=1.30"),  # tests of jobs and of their manifest
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3.10",

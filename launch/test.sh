@@ -1,8 +1,17 @@
 #!/usr/bin/env bash
-# Sets up everything and runs all tests. usage: launch/test.sh [PYTEST ARGUMENT ...]
+# Sets up everything and runs all tests. usage: launch/test.sh [--system] [PYTEST ARGUMENT ...]
+# --system runs the tests of the launchers instead, which want root on a Debian machine: a one-machine Slurm, two hosts in
+# network namespaces, the Kubernetes manifest.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 [ -d /usr/share/datasets/fashion-mnist ] || apt dataset-fashion-mnist || true
 cd "$root"
+if [ "${1:-}" = --system ]; then
+  shift
+  for tool in slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge sshd:openssh-server ssh:openssh-client ip:iproute2; do
+    PATH=$PATH:/usr/sbin command -v "${tool%:*}" >/dev/null || apt "${tool#*:}" || true # a test says what it lacks
+  done
+  exec "$python" -m pytest tests/system -m system -rs "$@"
+fi
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 # Two processes, each with whole files of tests: half of the time of most tests is spent on one core.

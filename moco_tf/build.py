@@ -2,10 +2,12 @@
 
 import contextlib
 import pathlib
+import threading
 from collections.abc import Iterator
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from moco_tf.data import views
 from moco_tf.data.normalisation import Normalisation, found, keep, known
@@ -33,14 +35,31 @@ def source(o: object, split: str, ranks: collectives.Collectives) -> Source:
 
 @contextlib.contextmanager
 def first_rank_first(ranks: collectives.Collectives) -> Iterator[None]:
-    """The other ranks begin when rank 0 has finished."""
+    """The other ranks begin when rank 0 has finished, however long it takes."""
     if ranks.rank != 0:
-        ranks.barrier()
+        while not _first_has_finished(ranks, False):
+            pass
+        yield
+        return
+    finished = threading.Event()
+    teller = threading.Thread(target=_tell_when_finished, args=(ranks, finished), daemon=True)
+    teller.start()
     try:
         yield
     finally:
-        if ranks.rank == 0:
-            ranks.barrier()
+        finished.set()
+        teller.join()
+
+
+def _tell_when_finished(ranks: collectives.Collectives, finished: threading.Event) -> None:
+    # Again and again: ranks that waited in one collective for a download would be taken for a job that hangs.
+    while not _first_has_finished(ranks, finished.wait(10)):
+        pass
+
+
+def _first_has_finished(ranks: collectives.Collectives, mine: bool) -> bool:
+    with tf.device("/CPU:0"):
+        return float(ranks.mean([tf.constant(float(mine))])[0]) > 0
 
 
 def held_out(o: object, split: str) -> Source:

@@ -127,6 +127,14 @@ def define_monitor() -> None:
     flags.DEFINE_integer("checkpoint_every", 1, "Epochs between two checkpoints; 0: only at the end.", 0)
     flags.DEFINE_integer("checkpoint_steps", 0, "Steps between two checkpoints, besides; 0: none.", 0)
     flags.DEFINE_integer("keep", 3, "Newest checkpoints that are kept.", 1)
+    flags.DEFINE_integer("keep_every", 0, "Epochs between two checkpoints that are kept for good; 0: none.", 0)
+    flags.DEFINE_integer("keep_steps", 0, "Steps between two checkpoints that are kept for good; 0: none.", 0)
+    flags.DEFINE_enum(
+        "nan_policy",
+        "stop",
+        ["stop", "skip"],
+        "A step that is not finite: stop; or leave it out, which looks at every gradient.",
+    )
     flags.DEFINE_integer("knn_every", 0, "Epochs between two kNN evaluations; 0: none.", 0)
     flags.DEFINE_integer("knn_bank", 0, "Training images in the monitor's bank; 0: all.", 0)
 

@@ -6,17 +6,12 @@
 The same command again goes on from the run folder's newest whole checkpoint.
 """
 
-import collections
 import pathlib
-import time
-from collections.abc import Callable, Iterator
 
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
-from moco_tf import build, evaluate, options, program
-from moco_tf.contrast.collapse import has_collapsed
+from moco_tf import build, evaluate, loop, options, program
 from moco_tf.data import pipeline
 from moco_tf.data.normalisation import Normalisation
 from moco_tf.data.sources import Source
@@ -25,9 +20,13 @@ from moco_tf.evaluation import features, neighbours
 from moco_tf.methods import base
 from moco_tf.methods.base import Method
 from moco_tf.networks.cost import cost
-from moco_tf.training import checkpoint, schedules
+from moco_tf.resume import resume
+from moco_tf.training import checkpoint_writer, rank_statistics
+from moco_tf.training.agree import on_first_rank
 from moco_tf.training.collectives import Collectives
-from moco_tf.training.runlog import RunLog, make_folder
+from moco_tf.training.lock import RunLock
+from moco_tf.training.runlog import RunLog, make_folder, write_whole
+from moco_tf.training.stop import Signals, signals
 
 
 def define_flags() -> None:
@@ -43,9 +42,18 @@ def define_flags() -> None:
 
 def main(o: object, flagfile: str) -> None:
     """Pre-trains with the given options."""
-    ranks = build.connect(o)
+    with signals() as received:
+        ranks = build.connect(o)
+        run = prepare(o, ranks)
+        make_folder(pathlib.Path(o.workdir))
+        with RunLock(pathlib.Path(o.workdir)) as lock:
+            on_first_rank(ranks, lock.acquire)
+            pretrain(run, flagfile, received)
+
+
+def prepare(o: object, ranks: Collectives) -> loop.Run:
+    """Checks the options and builds all that a run needs; writes nothing."""
     check(o, ranks)
-    workdir = pathlib.Path(o.workdir)
     train = build.source(o, "train", ranks)
     size = build.image_size(o, train)
     if base.find(o.method).uses_labels:
@@ -63,80 +71,29 @@ def main(o: object, flagfile: str) -> None:
         crop=view.crop,
         one_view=base.find(o.method).num_views == 1,
         max_bad_images=o.max_bad_images,
-        bad_images_file=str(workdir / "unreadable.txt"),
+        bad_images_file=str(pathlib.Path(o.workdir) / "unreadable.txt"),
     )
     monitor = KnnMonitor(o, train, test, size, mean_and_std, ranks) if test else None
     method = build.method(o, ranks, build.in_step(view, train), train)
-    make_folder(workdir)
-    start = resume(method, workdir, ranks)
-    method.synchronise()
-    per_epoch = batches.steps_per_epoch
-    total = min(o.steps or o.epochs * per_epoch, o.epochs * per_epoch)
+    # In float16 gradients overflow now and then, and the loss scale sees to it.
+    method.guard.every_gradient = o.nan_policy == "skip" and method.loss_scale is None
+    return loop.Run(o, ranks, train, size, mean_and_std, batches, method, monitor)
+
+
+def pretrain(run: loop.Run, flagfile: str, received: Signals) -> None:
+    """Goes on from the run folder's newest checkpoint, to the end or until the run is asked to stop."""
+    o, ranks, workdir = run.o, run.ranks, pathlib.Path(run.o.workdir)
+    found = resume(o, run.method, ranks, run.train.num_examples)
     if ranks.rank == 0:
-        build.keep_normalisation(o, train, mean_and_std)
-        (workdir / "flags.cfg").write_text(flagfile)
-        introduce(o, method, train, size, ranks, start, total)
-    log = RunLog(workdir, ranks.rank == 0, total, start)
-    fit(o, method, batches, start, total, log, monitor, lambda step: save(o, method, step, size, mean_and_std, ranks))
+        build.keep_normalisation(o, run.train, run.mean_and_std)
+        write_whole(workdir / "flags.cfg", flagfile)
+        introduce(o, run.method, run.train, run.size, ranks, found.step, run.total)
+    log = RunLog(workdir, ranks.rank == 0, run.total, found.step)
+    with received.deferred(), checkpoint_writer.Writer(workdir / "checkpoints", o.keep) as writer:
+        loop.fit(run, found, log, writer, received)
     log.close()
     if ranks.rank == 0:
-        print(f"done: {total} steps; the run folder is {workdir}", flush=True)
-
-
-def fit(
-    o: object,
-    method: Method,
-    batches: pipeline.TrainBatches,
-    start: int,
-    total: int,
-    log: RunLog,
-    monitor: "KnnMonitor | None",
-    save_checkpoint: Callable[[int], None],
-) -> None:
-    """Takes the steps from start to total, with metrics, kNN monitor and checkpoints when they are due."""
-    per_epoch = batches.steps_per_epoch
-    train_step = tf.function(method.train_step)
-    meter = Meter(o.batch_size)
-    watch = CollapseWatch(method, log)
-    for step, batch in steps(batches, start, total):
-        learning_rate = build.learning_rate(o, step - 1, per_epoch)
-        method.optimizer.learning_rate.assign(learning_rate)
-        if o.key_momentum_schedule == "cosine" and hasattr(method, "key_momentum"):
-            method.key_momentum.assign(schedules.key_momentum(step - 1, o.epochs * per_epoch, o.key_momentum, "cosine"))
-        meter.add(train_step(batch))
-        log.advance()
-        epoch, last = step / per_epoch, step == total
-        if last or step % o.log_every == 0:
-            values = meter.read()
-            top1 = next(value for name, value in values.items() if name.endswith("_top1"))
-            log.show(loss=values["loss"], top1=top1, images_s=values["images_per_second"])
-            log.write(step, epoch=epoch, learning_rate=learning_rate, **values)
-            watch(step, values)
-        if monitor and (last or epoch % o.knn_every == 0):
-            values = monitor(method)
-            log.write(step, epoch=epoch, **values)
-            log.say(f"epoch {epoch:.4g}: kNN top-1 {values['knn_top1']:.2%}, top-5 {values['knn_top5']:.2%}")
-            meter.restart()
-        if last or is_due(step, epoch, o.checkpoint_every, o.checkpoint_steps):
-            save_checkpoint(step)
-            meter.restart()
-
-
-def steps(batches: pipeline.TrainBatches, start: int, total: int) -> Iterator[tuple[int, tuple]]:
-    """(number of the step from 1 on, (images, labels, indices)) from where start steps were done, across epochs."""
-    done = start
-    while done < total:
-        epoch, place = divmod(done, batches.steps_per_epoch)
-        for batch in batches.batches(epoch, place):
-            done += 1
-            yield done, batch
-            if done == total:
-                return
-
-
-def is_due(step: int, epoch: float, every_epochs: int, every_steps: int) -> bool:
-    """Whether a checkpoint is due after a step."""
-    return bool((every_epochs and epoch % every_epochs == 0) or (every_steps and step % every_steps == 0))
+        print(f"done: {run.total} steps; the run folder is {workdir}", flush=True)
 
 
 def check(o: object, ranks: Collectives) -> None:
@@ -160,30 +117,6 @@ def check(o: object, ranks: Collectives) -> None:
         )
 
 
-def resume(method: Method, workdir: pathlib.Path, ranks: Collectives) -> int:
-    """Restores the newest whole checkpoint on every rank; returns the steps done."""
-    newest, complaints = checkpoint.newest_sound(workdir / "checkpoints")
-    if ranks.rank == 0:
-        for complaint in complaints:
-            print(f"skipped: {complaint}", flush=True)
-    if newest is None:
-        return 0
-    checkpoint.restore(newest, method.state())
-    if ranks.rank == 0:
-        print(f"resuming from {newest}", flush=True)
-    return int(method.steps_done.numpy())
-
-
-def save(o: object, method: Method, step: int, size: int, mean_and_std: Normalisation, ranks: Collectives) -> None:
-    """Writes a checkpoint on rank 0, with the running statistics of all ranks."""
-    method.average_running_statistics()
-    if ranks.rank == 0:
-        mean, std = mean_and_std
-        about = {"encoder": dict(method.query_encoder.config), "image_size": size, "mean": mean, "std": std}
-        about |= {"method": o.method, "dataset": o.dataset, "ranks": ranks.size, "batch_size": o.batch_size}
-        checkpoint.save(pathlib.Path(o.workdir) / "checkpoints", step, method.state(), about, o.keep)
-
-
 def introduce(o: object, method: Method, train: Source, size: int, ranks: Collectives, start: int, total: int) -> None:
     """Prints what will run, derived numbers included."""
     config = method.query_encoder.config
@@ -195,53 +128,6 @@ def introduce(o: object, method: Method, train: Source, size: int, ranks: Collec
         f"steps {start} to {total} ({o.epochs} epochs of {train.num_examples // o.batch_size} steps)"
     )
     print("\n".join(method.notes(o.batch_size)), flush=True)
-
-
-class Meter:
-    """Means of a step's metrics and images per second since they were last read."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._sums: dict[str, list] = collections.defaultdict(list)
-        self.restart()
-
-    def restart(self) -> None:
-        """Leaves the time until now out of the images per second."""
-        self._since, self._steps = time.time(), 0
-
-    def add(self, metrics: dict[str, tf.Tensor]) -> None:
-        """Counts a step. Values stay on the device until they are read."""
-        self._steps += 1
-        for name, value in metrics.items():
-            self._sums[name].append(value)
-
-    def read(self) -> dict[str, float]:
-        """The means since the last reading."""
-        values = {name: float(np.mean([v.numpy() for v in column])) for name, column in self._sums.items()}
-        seconds = time.time() - self._since
-        values["images_per_second"] = self._steps * self._batch_size / max(seconds, 1e-9)
-        self._sums.clear()
-        self.restart()
-        return values
-
-
-class CollapseWatch:
-    """Warns when the features become the same for all images, once until they recover."""
-
-    def __init__(self, method: Method, log: RunLog) -> None:
-        self._dim, self._log, self._warned = method.query_encoder.config["feature_dim"], log, False
-
-    def __call__(self, step: int, values: dict[str, float]) -> None:
-        """Looks at the metrics of a step."""
-        std = values.get("feature_std", 1.0)
-        collapsed = has_collapsed(std, self._dim)
-        if collapsed and not self._warned:
-            self._log.say(
-                f"warning: the features are collapsing at step {step}: feature_std is {std:.2g}, expected towards "
-                f"1/sqrt({self._dim}) = {self._dim**-0.5:.2g}; lower --learning_rate, warm up with --warmup_epochs, or "
-                "raise --temperature"
-            )
-        self._warned = collapsed
 
 
 class KnnMonitor:
@@ -267,12 +153,12 @@ class KnnMonitor:
     def __call__(self, method: Method) -> dict[str, float]:
         """{"knn_top1": share, "knn_top5": share}."""
         o = self._o
-        method.average_running_statistics()
         embed = features.embedder(method.query_encoder, o.feature, *self._mean_and_std)
-        (bank, bank_labels), (queries, labels) = (
-            features.extract(embed, images, self._geometry, 256, self._ranks, o.max_bad_images)
-            for images in (self._bank, self._test)
-        )
+        with rank_statistics.averaged(method):
+            (bank, bank_labels), (queries, labels) = (
+                features.extract(embed, images, self._geometry, 256, self._ranks, o.max_bad_images)
+                for images in (self._bank, self._test)
+            )
         ranked = neighbours.classify(
             features.normalised(bank),
             bank_labels,

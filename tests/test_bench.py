@@ -18,7 +18,7 @@ from moco_tf.training.counting import sent
 TORCH_PYTHON = os.environ.get("TORCH_PYTHON", sys.executable)  # another Python may be the one with PyTorch
 SHORT = {"bench_steps": 2, "repeats": 2, "warmup_steps": 1, "batch_size": 16, "queue_size": 64}
 TINY = {**SHORT, "image_size": 24, "precision": "float32", "jit_compile": "false"}
-METRICS = 5  # loss, contrast_top1, contrast_top5, feature_std, queue_random
+METRICS = 7  # loss, contrast_top1, contrast_top5, feature_std, queue_random, and two wishes to stop
 
 
 def parameters_of_debug_recipe(width=8):

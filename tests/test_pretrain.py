@@ -11,12 +11,13 @@ from PIL import Image
 from test_bad_input import pretrain as refused
 from test_programs import TINY, arguments, call, make_photos, parse
 
-from moco_tf import build, evaluate, pretrain
+from moco_tf import build, evaluate, loop, pretrain, resume
 from moco_tf.data import augment_geometry, pipeline
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
 from moco_tf.methods import base
-from moco_tf.training import device
+from moco_tf.training import device, guard, stop
+from moco_tf.training.checkpoint_writer import Writer
 from moco_tf.training.collectives import SingleProcess
 
 
@@ -83,6 +84,9 @@ class Said(list):
     def write(self, step, **values):
         pass
 
+    def to_disk(self):
+        pass
+
 
 def of_dimension(dim):
     return SimpleNamespace(config={"feature_dim": dim})
@@ -90,7 +94,7 @@ def of_dimension(dim):
 
 def test_collapse_is_said_once_until_the_features_recover():
     said = Said()
-    watch = pretrain.CollapseWatch(SimpleNamespace(query_encoder=of_dimension(64)), said)
+    watch = loop.CollapseWatch(SimpleNamespace(query_encoder=of_dimension(64)), said)
     # The limit is 0.05 / sqrt(64) = 0.00625.
     for step, std in enumerate([0.125, 0.0063, 0.0062, 0.001, 0.0, 0.0063, 0.0061, 0.12], start=1):
         watch(step, {"loss": 1.0, "feature_std": std})
@@ -101,15 +105,16 @@ def test_collapse_is_said_once_until_the_features_recover():
 
 def test_no_word_of_a_collapse_without_feature_std():
     said = Said()
-    watch = pretrain.CollapseWatch(SimpleNamespace(query_encoder=of_dimension(64)), said)
+    watch = loop.CollapseWatch(SimpleNamespace(query_encoder=of_dimension(64)), said)
     watch(1, {"loss": 0.0, "train_top1": 1.0})
     assert said == []
 
 
-def test_a_run_watches_for_a_collapse():
+def test_a_run_watches_for_a_collapse(tmp_path, monkeypatch):
     """Features of 16 dimensions that collapse at the third step, looked at every second one."""
     method, said = SimpleNamespace(query_encoder=of_dimension(16), steps=tf.Variable(0)), Said()
     method.optimizer = SimpleNamespace(learning_rate=tf.Variable(0.0))
+    method.guard, method.stop = guard.Guard(1), stop.StopRequest()
 
     def train_step(batch):
         std = tf.where(method.steps.assign_add(1) < 3, 0.25, 0.001)
@@ -117,7 +122,9 @@ def test_a_run_watches_for_a_collapse():
 
     method.train_step = train_step
     batches = pipeline.TrainBatches(ArraySource("black", np.zeros([32, 2, 2, 3], np.uint8)), 4, 0)
-    pretrain.fit(tiny(batch_size=4, knn_every=0), method, batches, 0, 8, said, None, lambda step: None)
+    monkeypatch.setattr(loop, "save", lambda *_: None)
+    run = SimpleNamespace(o=tiny(batch_size=4), batches=batches, method=method, monitor=None, total=8)
+    loop.fit(run, resume.Found(), said, Writer(tmp_path, 1), stop.Signals())
     assert len(said) == 1 and "at step 4: feature_std is 0.001" in said[0]
 
 
@@ -132,7 +139,7 @@ def photos(tmp_path_factory):
 def trained(photos, workdir, **values):
     """The method and the first batch of a run on the photos: 90, so 5 steps an epoch and 10 in its two epochs."""
     seen = {}
-    make, steps = build.method, pretrain.steps
+    make, steps = build.method, loop.steps
 
     def method(*args):
         return seen.setdefault("method", make(*args))
@@ -145,7 +152,7 @@ def trained(photos, workdir, **values):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "configure", lambda *_: None)
         patch.setattr(build, "method", method)
-        patch.setattr(pretrain, "steps", noted)
+        patch.setattr(loop, "steps", noted)
         values = {**TINY, "key_momentum": 0.9, "knn_every": 0, "jit_compile": "false", **values}
         call("pretrain", "debug/pretrain.cfg", dataset="folder", data_dir=photos, workdir=workdir, **values)
     return SimpleNamespace(workdir=workdir, **seen)

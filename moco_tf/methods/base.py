@@ -15,7 +15,9 @@ from moco_tf.contrast import shuffle_bn
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import device
 from moco_tf.training.collectives import Collectives, SingleProcess
+from moco_tf.training.guard import Guard
 from moco_tf.training.loss_scale import LossScale
+from moco_tf.training.stop import StopRequest
 
 # The uses of randomness in a step, see Method.seed_of.
 FIRST_VIEW, SECOND_VIEW, SHUFFLE, OTHER_SHUFFLE, NOISE = range(5)
@@ -86,6 +88,8 @@ class Method(keras.Model):
         self.seed = seed
         self.steps_done = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_done")
         self.loss_scale = LossScale() if query_encoder.compute_dtype == "float16" else None
+        self.stop = StopRequest()
+        self.guard = Guard(len(query_encoder.parameters()))
         self.compile_pieces = jit_compile == "all"
         compile_views = jit_compile in ("all", "views")
         # One function for equal views: it is compiled once.
@@ -142,13 +146,20 @@ class Method(keras.Model):
         return tape.gradient(target, [v.value for v in self.query_encoder.parameters()], output_gradients)
 
     def apply(self, gradients: list[tf.Tensor], metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Averages gradients and metrics over ranks in one exchange and takes the optimizer's step."""
+        """Averages gradients and metrics over ranks in one exchange and takes the optimizer's step, if all is finite.
+
+        A rank's wish to stop goes along.
+        """
+        numbers = [*metrics.values(), *tf.unstack(self.stop.asked)]
         *gradients, values = self.collectives.mean(
-            [*gradients, tf.stack([tf.cast(m, gradients[0].dtype) for m in metrics.values()])]
+            [*gradients, tf.stack([tf.cast(x, gradients[0].dtype) for x in numbers])]
         )
-        metrics = dict(zip(metrics, tf.unstack(values)))
+        *values, requeue, interrupt = tf.unstack(values)
+        self.stop.agreed.assign(tf.cast([requeue, interrupt], tf.float32))
+        metrics = dict(zip(metrics, values, strict=True))
+        passes = self.guard.passes(metrics["loss"], gradients, self.steps_done + 1)
         if self.loss_scale is None:
-            self.optimizer.apply(gradients, self.query_encoder.parameters())
+            tf.cond(passes, lambda: self.optimizer.apply(gradients, self.query_encoder.parameters()), lambda: None)
         else:
             metrics["loss_scale"] = self._apply_scaled(gradients)
         self.steps_done.assign_add(1)

@@ -1,11 +1,12 @@
-"""Complete checkpoints: written whole or not at all, checked when read, named variables.
+"""Complete checkpoints: written whole or not at all, read back before older ones go, checked when read.
 
     checkpoints/step-00001200/variables.index, variables.data-..., checkpoint.json
 
 Each is a tf.train.Checkpoint over nested dicts of variables under torchvision's names; checkpoint.json says what made
-it (encoder, normalisation, step) and holds the files' sizes and SHA-256.
+it (encoder, normalisation, step, flags) and holds the files' sizes and SHA-256.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -20,34 +21,82 @@ import tensorflow as tf
 from moco_tf.errors import UserError
 
 DESCRIPTION = "checkpoint.json"
+# Running statistics of each rank, one row a rank; the encoders' own groups hold their means. See rank_statistics.py.
+RANK_STATISTICS = "rank_statistics"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-def save(folder: pathlib.Path, step: int, state: Mapping, description: Mapping, keep: int) -> pathlib.Path:
-    """Writes a checkpoint and removes all but the newest `keep`; returns its path.
+def save(
+    folder: pathlib.Path, step: int, state: Mapping, description: Mapping, keep: int, permanent: bool = False
+) -> pathlib.Path:
+    """Writes a checkpoint, reads it back, then removes all but the newest `keep` and permanent ones; returns its path.
 
     Raises:
         UserError: it cannot be written; what was there before is untouched.
     """
     target, draft = folder / f"step-{step:08d}", folder / f".draft-{step:08d}"
     try:
-        shutil.rmtree(draft, ignore_errors=True)
+        for left in folder.glob(".draft-*"):  # of processes that were killed
+            shutil.rmtree(left, ignore_errors=True)
         draft.mkdir(parents=True)
         tf.train.Checkpoint(**state).write(str(draft / "variables"))
+        for path in draft.iterdir():
+            _to_disk(path)
         files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in draft.iterdir()}
-        (draft / DESCRIPTION).write_text(json.dumps({**description, "step": step, "files": files}, indent=1))
+        _compare(draft, state)
+        about = {**description, "step": step, "permanent": permanent, "files": files}
+        (draft / DESCRIPTION).write_text(json.dumps(about, indent=1))
+        for path in (draft / DESCRIPTION, draft):
+            _to_disk(path)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(draft, target)
+        _to_disk(folder)
     except (OSError, tf.errors.OpError) as error:
         shutil.rmtree(draft, ignore_errors=True)
+        found = existing(folder)
+        rest = f"; the last one is {found[-1]}" if found else ""
         raise UserError(
-            f"cannot write a checkpoint to {target} ({_first_line(error)}); free or mend the disk"
+            f"cannot write a checkpoint to {target} ({_first_line(error)}); free or mend the disk{rest}"
         ) from None
-    found = existing(folder)
-    # Later ones are broken, or the run would have gone on from them: they must not take a place among the kept.
-    for old in set(found) - set(found[: found.index(target) + 1][-keep:]):
-        shutil.rmtree(old, ignore_errors=True)
+    _prune(folder, target, keep)
     return target
+
+
+def _to_disk(path: pathlib.Path) -> None:
+    """Waits until a file (or the names in a folder) is on the disk, and forgets it: what is read next is read there."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+        if path.is_file() and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
+
+
+def _compare(path: pathlib.Path, state: Mapping) -> None:
+    """Raises OSError when what can be read is not what was to be written."""
+    reader = tf.train.load_checkpoint(str(path / "variables"))
+    reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")  # has a checksum of its own
+    for key, variable in _leaves(state).items():
+        if reader.get_tensor(key + _SUFFIX).tobytes() != variable.numpy().tobytes():
+            raise OSError(errno.EIO, f"{_unescaped(key)} reads back differently")
+
+
+def _prune(folder: pathlib.Path, newest: pathlib.Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints and the permanent ones."""
+    found = existing(folder)
+    until = found[: found.index(newest) + 1]
+    for old in found:
+        # Later ones are broken, or the run would have gone on from them: they must not take a place among the kept.
+        if old not in until or (old not in until[-keep:] and not _is_permanent(old)):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_permanent(path: pathlib.Path) -> bool:
+    try:
+        return bool(describe(path).get("permanent"))
+    except UserError:
+        return False
 
 
 def existing(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -89,12 +138,13 @@ def check(path: pathlib.Path) -> None:
 
 
 def restore(path: pathlib.Path, state: Mapping) -> None:
-    """Sets every variable of a state from a checkpoint of the same structure.
+    """Sets every variable of a state from a checkpoint of the same structure; RANK_STATISTICS are passed over.
 
     Raises:
         UserError: the checkpoint holds other variables.
     """
-    difference = _difference(_shapes(path), _keys(state))
+    saved = {key: shape for key, shape in _shapes(path).items() if key != RANK_STATISTICS}
+    difference = _difference(saved, {key: tuple(variable.shape) for key, variable in _leaves(state).items()})
     if difference:
         made = " ".join(f"--{name}={value}" for name, value in describe(path).get("encoder", {}).items())
         raise UserError(
@@ -102,7 +152,9 @@ def restore(path: pathlib.Path, state: Mapping) -> None:
             f"{f'{made} and ' if made else ''}the others in the run folder's flags.cfg; give these, or another "
             "--workdir"
         )
-    tf.train.Checkpoint(**state).read(str(path / "variables")).assert_consumed()
+    status = tf.train.Checkpoint(**state).read(str(path / "variables"))
+    status.assert_existing_objects_matched()
+    status.expect_partial()  # no word about RANK_STATISTICS
 
 
 def read_group(path: pathlib.Path, group: str) -> dict[str, np.ndarray]:
@@ -110,6 +162,13 @@ def read_group(path: pathlib.Path, group: str) -> dict[str, np.ndarray]:
     reader = tf.train.load_checkpoint(str(path / "variables"))
     keys = [key for key in _shapes(path) if key.startswith(f"{group}/")]
     return {_unescaped(key[len(group) + 1 :]): reader.get_tensor(key + _SUFFIX) for key in keys}
+
+
+def read_rank_statistics(path: pathlib.Path) -> np.ndarray | None:
+    """RANK_STATISTICS of a checkpoint, one row a rank; None in those of other programs."""
+    if RANK_STATISTICS not in _shapes(path):
+        return None
+    return tf.train.load_checkpoint(str(path / "variables")).get_tensor(RANK_STATISTICS + _SUFFIX)
 
 
 def _shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
@@ -121,13 +180,13 @@ def _shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
     return {key.removesuffix(_SUFFIX): tuple(shape) for key, shape in shapes.items() if key.endswith(_SUFFIX)}
 
 
-def _keys(state: Mapping, prefix: str = "") -> dict[str, tuple[int, ...]]:
-    """Shapes by tf.train.Checkpoint's keys of the variables in a state."""
-    keys = {}
+def _leaves(state: Mapping, prefix: str = "") -> dict[str, tf.Variable]:
+    """Variables of a state by tf.train.Checkpoint's keys."""
+    leaves = {}
     for name, value in state.items():
         key = prefix + _escaped(name)
-        keys |= _keys(value, f"{key}/") if isinstance(value, Mapping) else {key: tuple(value.shape)}
-    return keys
+        leaves |= _leaves(value, f"{key}/") if isinstance(value, Mapping) else {key: value}
+    return leaves
 
 
 def _difference(saved: dict[str, tuple], expected: dict[str, tuple]) -> str:

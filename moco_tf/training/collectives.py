@@ -2,6 +2,7 @@
 
 import os
 import sys
+from types import ModuleType
 
 import tensorflow as tf
 
@@ -36,15 +37,7 @@ class Horovod:
     """The collectives of a job started by horovodrun (or srun, mpirun): one process a GPU, or several on a CPU."""
 
     def __init__(self) -> None:
-        try:
-            import horovod.tensorflow as hvd
-        except ImportError as error:
-            raise UserError(
-                f"this is rank {_launched_rank()} of a job of several ranks, but Horovod cannot be imported ({error}); "
-                "run launch/horovod.sh, or start one process without horovodrun"
-            ) from None
-        hvd.init()
-        self._hvd = hvd
+        self._hvd = hvd = horovod()
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         gpus = tf.config.list_physical_devices("GPU")
@@ -87,7 +80,7 @@ def _launched_size() -> int:
 
 def connect() -> Collectives:
     """Horovod's collectives when a launcher started this process as one of several, else those of one process."""
-    return Horovod() if _launched_size() > 1 or "HOROVOD_RANK" in os.environ else SingleProcess()
+    return Horovod() if of_several_ranks() else SingleProcess()
 
 
 def is_first_rank() -> bool:
@@ -99,3 +92,49 @@ def say(message: str) -> None:
     """Prints a line for the user on rank 0 only."""
     if is_first_rank():
         print(message, file=sys.stderr, flush=True)
+
+
+def of_several_ranks() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return _launched_size() > 1 or "HOROVOD_RANK" in os.environ
+
+
+# Seconds until Horovod names the ranks that the others wait for, and until it ends the job: without the second it waits
+# for ever. A rank whose process stands still or whose machine is lost is found by HOROVOD_GLOO_TIMEOUT_SECONDS (30).
+STALL_LIMITS = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
+
+
+def horovod() -> ModuleType:
+    """Horovod's TensorFlow module, connected to the other ranks.
+
+    Raises:
+        UserError: it is not installed, or the ranks do not find each other.
+    """
+    for name, seconds in STALL_LIMITS.items():
+        os.environ.setdefault(name, seconds)
+    try:
+        import horovod.tensorflow as hvd
+    except ImportError as error:
+        raise UserError(
+            f"this is rank {_launched_rank()} of a job of several ranks, but Horovod cannot be imported ({error}); "
+            "run launch/horovod.sh, or start one process without horovodrun"
+        ) from None
+    if not hvd.is_initialized():
+        hvd.init()
+    # An elastic job numbers its ranks anew while they run, where Python's view of the environment does not follow.
+    os.environ["HOROVOD_RANK"], os.environ["HOROVOD_SIZE"] = str(hvd.rank()), str(hvd.size())
+    return hvd
+
+
+def is_rank_failure(error: Exception) -> bool:
+    """Whether a collective ended with this error because another rank is gone, hangs or has stopped."""
+    # Horovod's collectives raise UnknownError; its Python helpers turn some of these into an error of their own.
+    failed = isinstance(error, (tf.errors.UnknownError, tf.errors.AbortedError)) and "orovod" in str(error)
+    return failed or type(error).__name__ == "HorovodInternalError"
+
+
+def rank_failure(error: Exception) -> Exception:
+    """The same as an error that Horovod's elastic loop understands."""
+    from horovod.common.exceptions import HorovodInternalError
+
+    return HorovodInternalError(str(error))

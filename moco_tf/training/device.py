@@ -5,14 +5,21 @@ import pathlib
 
 import tensorflow as tf
 
+_configured: list[bool] = []
+
 
 def configure(threads: int, ranks_here: int) -> None:
     """Limits this process to its share of the cores, and lets GPU memory grow. Call before the first operation.
+
+    A second call changes nothing: an elastic job connects more than once, and TensorFlow's threads cannot be changed.
 
     Args:
         threads: for this process; 0 divides the cores by the ranks.
         ranks_here: ranks on this machine.
     """
+    if _configured:
+        return
+    _configured.append(True)
     threads = threads or max(1, cores() // ranks_here)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(max(1, min(2, threads)))

@@ -1,10 +1,12 @@
 """What a run leaves to look at: metrics.jsonl, TensorBoard events, flags.cfg, a progress bar."""
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 import tensorflow as tf
 import tqdm
@@ -27,14 +29,15 @@ class RunLog:
         if not enabled:
             return
         self._metrics = workdir / "metrics.jsonl"
-        _drop_after(self._metrics, start)
-        self._file = open(self._metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        with writing(self._metrics):
+            _drop_after(self._metrics, start)
+            self._file = open(self._metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
         pause = 0.5 if sys.stderr.isatty() else 10.0  # horovodrun passes each redraw on as a line
         self._bar = tqdm.tqdm(
             total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=pause
         )
-        self._began = time.time()
+        self._began = time.monotonic()  # the clock of the day may jump
         _open_logs.append(self)
 
     def advance(self) -> None:
@@ -51,11 +54,19 @@ class RunLog:
         """One line of metrics.jsonl and one point of each TensorBoard curve."""
         if not self.enabled:
             return
-        self._file.write(json.dumps({"step": step, **values, "time": round(time.time() - self._began, 3)}) + "\n")
-        self._file.flush()
+        line = {"step": step, **values, "time": round(time.monotonic() - self._began, 3)}
+        with writing(self._metrics):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         with self._board.as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
+
+    def to_disk(self) -> None:
+        """Waits until metrics.jsonl is on the disk: a checkpoint's steps have their lines, whatever happens next."""
+        if self.enabled:
+            with writing(self._metrics):
+                os.fsync(self._file.fileno())
 
     def say(self, message: str) -> None:
         """Prints a line above the progress bar."""
@@ -67,7 +78,8 @@ class RunLog:
         if self in _open_logs:
             _open_logs.remove(self)
             self._bar.close()
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a line that a full disk has refused, and said so
+                self._file.close()
             self._board.close()
 
 
@@ -80,6 +92,27 @@ def close_all() -> None:
         log.close()
 
 
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Turns what the system says of a file into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}); free or mend the disk") from None
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file that has the old text or the new one, whatever happens. Raises UserError."""
+    draft = path.with_name(f".{path.name}.draft")
+    with writing(path):
+        try:
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
+
+
 def _drop_after(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
@@ -90,9 +123,7 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # a line that a crash cut off
-    draft = path.with_suffix(".draft")
-    draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, "".join(f"{line}\n" for line in kept))
 
 
 def make_folder(path: pathlib.Path) -> None:

@@ -1,0 +1,81 @@
+"""Stops that are asked for: SIGTERM and SIGUSR1 (Slurm's --signal, a preemption) and Ctrl-C.
+
+A rank that was asked passes it on in the step's exchange, so that all ranks stop after the same step.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+REQUEUE = 75  # exit status after the other signals: EX_TEMPFAIL of sysexits.h, start the same command again
+
+
+class Stopped(Exception):
+    """The run stops because it was asked to, with nothing lost; `status` is the program's exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class StopRequest:
+    """Whether a rank was asked to stop, and what all ranks agreed on in the last step.
+
+    asked: 2 float32 of this rank, 1 for a requeue and for an interrupt. agreed: their means over ranks.
+    """
+
+    def __init__(self) -> None:
+        self.asked = tf.Variable([0.0, 0.0], trainable=False, name="stop_asked")
+        self.agreed = tf.Variable([0.0, 0.0], trainable=False, name="stop_agreed")
+
+    def ask(self, status: int) -> None:
+        """Asks all ranks to stop after the next step with this exit status."""
+        self.asked.assign([float(status != INTERRUPTED), float(status == INTERRUPTED)])
+
+    def status(self) -> int:
+        """The exit status to stop with, the same on all ranks; 0: go on."""
+        requeue, interrupt = self.agreed.numpy()
+        return INTERRUPTED if interrupt > 0 else REQUEUE if requeue > 0 else 0
+
+
+class Signals:
+    """What a process was sent: `status` is the exit status that it asks for, 0 for none."""
+
+    status = 0
+    _deferred = False
+
+    def receive(self, number: int, _: object = None) -> None:
+        """Notes a signal; stops at once where nothing would be lost, or when Ctrl-C came before."""
+        again, interrupt = self.status == INTERRUPTED, number == signal.SIGINT
+        self.status = INTERRUPTED if interrupt else self.status or REQUEUE
+        if interrupt and (again or not self._deferred):
+            raise KeyboardInterrupt
+        if not self._deferred:
+            raise Stopped(f"stopped by {signal.Signals(number).name} before the first step", REQUEUE)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Signals are noted only, for the loop to look at."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[Signals]:
+    """Receives the signals in this context, where Python allows it: in the main thread."""
+    received, before = Signals(), {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            before[number] = signal.signal(number, received.receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,39 @@
+"""The rest of test_rank_failure.py, which takes long."""
+
+import signal
+
+import pytest
+from jobs import Job
+from ranks import TESTS
+from test_programs import make_photos
+from test_rank_failure import ended
+
+pytestmark = [pytest.mark.system, pytest.mark.horovod]
+
+
+def test_first_rank_killed(tmp_path):
+    with Job(tmp_path, "-np", 2, data_dir=make_photos(tmp_path / "photos")) as job:
+        job.wait_for_step(2)
+        job.kill(("localhost", 0))
+        out = ended(job)
+    assert out.count("Process name: 0\nExit code: 137") == 1
+
+
+def test_rank_that_stands_still(tmp_path):
+    """Its process answers no more, as when its machine hangs: Gloo's time limit ends the job."""
+    limit = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "10"}
+    with Job(tmp_path, "-np", 2, env=limit, data_dir=make_photos(tmp_path / "photos")) as job:
+        job.wait_for_step(2)
+        job.kill(("localhost", 1), signal.SIGSTOP)
+        out = ended(job, timeout=60)
+    assert out.count("moco_tf.pretrain: another rank ended, hangs or cannot be reached") == 1
+
+
+@pytest.mark.parametrize(
+    "failure, cause, count",
+    [("all_user", "the data is not here; copy it", 1), ("one_bug", "ZeroDivisionError: a bug", 1)],
+)
+def test_errors(failure, cause, count, tmp_path):
+    with Job(tmp_path, "-np", 2, env={"FAILURE": failure}, command=[TESTS / "workers/failing.py"]) as job:
+        out = ended(job, timeout=60)
+    assert out.count(cause) == count, out

@@ -1,0 +1,50 @@
+"""A rank that dies, fails alone or hangs: every process of the job ends, with one clear cause."""
+
+import pytest
+from jobs import Job
+from ranks import TESTS
+from test_programs import make_photos
+
+pytestmark = pytest.mark.horovod
+
+
+def ended(job, timeout=30):
+    """What a job printed that has failed and left no process."""
+    status, out, left = job.end(timeout)
+    assert not left
+    assert status not in (0, None)
+    return out
+
+
+def test_one_of_four_ranks_killed(tmp_path):
+    """Everything is gone within 30 s, the exit status is not 0, the cause is printed once."""
+    with Job(tmp_path, "-np", 4, data_dir=make_photos(tmp_path / "photos")) as job:
+        job.wait_for_step(2)
+        job.kill(("localhost", 2))
+        out = ended(job)
+    assert out.count("The first process to do so was:\nProcess name: 2\nExit code: 137") == 1
+    assert out.count("moco_tf.pretrain: ") <= 1  # rank 0's line, if it came to that before the launcher ended it
+
+
+@pytest.mark.parametrize(
+    "failure, cause, count, env",
+    [
+        # Another machine's data folder is missing: the rank says so itself, although it is not rank 0.
+        ("one_user", "moco_tf.failing: rank 1 on ", 1, {}),
+        # Python waits for a disk or a lock, while Horovod's own thread still answers.
+        (
+            "one_hang",
+            "moco_tf.failing: another rank ended, hangs or cannot be reached",
+            1,
+            {"HOROVOD_STALL_CHECK_TIME_SECONDS": "2", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "4"},
+        ),
+    ],
+)
+def test_one_of_two_ranks_fails_alone(failure, cause, count, env, tmp_path):
+    with Job(tmp_path, "-np", 2, env={**env, "FAILURE": failure}, command=[TESTS / "workers/failing.py"]) as job:
+        out = ended(job, timeout=90)
+    assert out.count(cause) == count, out
+    if failure == "one_user":
+        assert out.count("the data is not here; copy it") == 1
+    else:
+        assert "missing ranks" in out.lower()  # Horovod names them

@@ -1,0 +1,26 @@
+"""A program of several ranks, of which some fail as FAILURE says: one_user, all_user, one_bug, one_hang."""
+
+import os
+import time
+
+from moco_tf import options, program
+from moco_tf.errors import UserError
+from moco_tf.training import collectives
+
+
+def main(*_):
+    who, how = os.environ["FAILURE"].split("_")
+    ranks = collectives.connect()
+    ranks.barrier()
+    if who == "all" or ranks.rank == 1:
+        if how == "user":
+            raise UserError("the data is not here; copy it")
+        if how == "bug":
+            raise ZeroDivisionError("a bug")
+        time.sleep(600)
+    ranks.barrier()
+
+
+if __name__ == "__main__":
+    options.define_workdir()
+    program.run(main)
