@@ -23,7 +23,6 @@ from moco_tf.data import pipeline
 from moco_tf.data.normalisation import normalisation
 from moco_tf.errors import UserError
 from moco_tf.methods import base
-from moco_tf.training import device
 from moco_tf.training.collectives import Collectives, Horovod
 from moco_tf.training.counting import Counting
 
@@ -107,7 +106,9 @@ class Bench:
             "images": self.train.name,
             "image_size": self.size,
             "precision": self.method.query_encoder.compute_dtype,
-            "compiled": device.pieces_to_compile(o.jit_compile),
+            "bn": o.bn,
+            "compression": o.compression,
+            "compiled": build.pieces_to_compile(o, self.ranks),
             "ranks": self.ranks.size,
             "horovod": isinstance(self.ranks, Horovod),
         }

@@ -93,10 +93,27 @@ def define_method() -> None:
     flags.DEFINE_enum("key_momentum_schedule", "constant", ["constant", "cosine"], "m as it is, or rising to 1.")
     flags.DEFINE_enum("key_update", "before", ["before", "after"], "The moving average, before or after the step.")
     flags.DEFINE_bool("symmetric", False, "Sum the losses of both directions (moco).")
-    flags.DEFINE_bool("shuffle_bn", True, "Shuffle key images across ranks and splits (ShuffleBN).")
+    flags.DEFINE_enum(
+        "bn",
+        "shuffle",
+        ["split", "shuffle", "sync"],
+        "Batch norms see the rank's own batch (or its --bn_splits); the same, but keys are shuffled across ranks and "
+        "splits (ShuffleBN); or the batch of all ranks (SyncBN).",
+    )
+    flags.DEFINE_bool("shuffle_bn", None, "The old form of --bn=shuffle, and --noshuffle_bn of --bn=split.")
     flags.DEFINE_integer("negatives", 4096, "M, noise rows of the memory bank for each image (npid).", 1)
     flags.DEFINE_float("bank_momentum", 0.5, "Share of the new feature in a row of the memory bank (npid).", 0.0, 1.0)
     flags.DEFINE_enum("npid_loss", "nce", ["nce", "softmax"], "Noise-contrastive, or over all images (npid).")
+
+
+def define_compression() -> None:
+    """What crosses ranks."""
+    flags.DEFINE_enum(
+        "compression",
+        "none",
+        ["none", "float16", "bfloat16"],
+        "Gradients are sent to other ranks as they are, or in half the bytes.",
+    )
 
 
 def define_optimizer(learning_rate: float, epochs: int, weight_decay: float, schedule: str) -> None:
@@ -193,13 +210,24 @@ def define_pack() -> None:
 
 def parsed(values: flags.FlagValues) -> object:
     """The program's flags as a frozen object, lists of numbers converted."""
+    _rename_old(values)
     own = {f.name: f.value for module in values.flags_by_module_dict() for f in _of_module(values, module)}
+    own.pop("shuffle_bn", None)
     for name, kind in (("milestones", int), ("crop_scale", float)):
         if own.get(name):
             own[name] = _numbers(name, own[name], kind)
     _check(own)
     frozen = dataclasses.make_dataclass("Options", list(own), frozen=True)
     return frozen(**own)
+
+
+def _rename_old(values: flags.FlagValues) -> None:
+    """Gives --shuffle_bn, which flags.cfg of older run folders hold, its present name."""
+    if "shuffle_bn" not in values or values.shuffle_bn is None:
+        return
+    if values["bn"].present:
+        raise flags.IllegalFlagValueError("--shuffle_bn is the old form of --bn, and both came; leave --shuffle_bn out")
+    values.bn, values.shuffle_bn = "shuffle" if values.shuffle_bn else "split", None
 
 
 def _check(own: dict[str, object]) -> None:

@@ -36,6 +36,7 @@ def define_flags() -> None:
     options.define_run()
     options.define_encoder()
     options.define_method()
+    options.define_compression()
     options.define_optimizer(learning_rate=0.03, epochs=200, weight_decay=1e-4, schedule="cosine")
     options.define_monitor()
     options.define_knn()
@@ -152,6 +153,11 @@ def check(o: object, ranks: Collectives) -> None:
             "lower the one or raise the other"
         )
     build.check_schedule(o)
+    build.pieces_to_compile(o, ranks)
+    if o.bn == "sync" and o.bn_splits > 1:
+        raise UserError(
+            f"--bn=sync came with --bn_splits={o.bn_splits}, expected 1: its batch is that of all ranks; leave one out"
+        )
     share = o.batch_size // ranks.size
     if share % o.bn_splits:
         raise UserError(
