@@ -68,7 +68,7 @@ class Method(keras.Model):
         bn: whose batch a batch norm sees: "split", the rank's own, or each of its splits; "shuffle", the same, but key
             images are shuffled across ranks and splits before (methods with a key encoder: ShuffleBN, section 3.3 of
             MoCo); "sync", the batch of all ranks (SyncBN). With "split" statistics that a query shares with its key
-            may give the positives away. With "sync" fewer images tell less of each other, but they still are shared.
+            may give the positives away; with "sync" they still share them, but those of more images say less of one.
         compression: "float16" or "bfloat16" sends gradients to other ranks in half the bytes; "none" as they are.
     """
 
