@@ -193,6 +193,11 @@ def define_bench() -> None:
     flags.DEFINE_enum("compare", "none", ["none", "torch"], "In turns with an eager PyTorch step of the same network.")
     flags.DEFINE_string("torch_python", None, "Python that has PyTorch; default: the one that runs this.")
     flags.DEFINE_string("json", None, "File to write all figures to.")
+    flags.DEFINE_list("scale_to", None, "Numbers of ranks, as 1,8,64,1024, whose images/s are predicted.")
+    flags.DEFINE_integer("ranks_per_host", 8, "For --scale_to: ranks on a machine.", 1)
+    flags.DEFINE_float("local_gbps", 400.0, "For --scale_to: 10^9 bits a second between ranks of a machine.", 1e-6)
+    flags.DEFINE_float("link_gbps", 100.0, "For --scale_to: 10^9 bits a second from a machine to the others.", 1e-6)
+    flags.DEFINE_float("exchange_ms", 1.0, "For --scale_to: milliseconds of an exchange of no bytes.", 0.0)
 
 
 def define_pack() -> None:
@@ -213,7 +218,7 @@ def parsed(values: flags.FlagValues) -> object:
     _rename_old(values)
     own = {f.name: f.value for module in values.flags_by_module_dict() for f in _of_module(values, module)}
     own.pop("shuffle_bn", None)
-    for name, kind in (("milestones", int), ("crop_scale", float)):
+    for name, kind in (("milestones", int), ("crop_scale", float), ("scale_to", int)):
         if own.get(name):
             own[name] = _numbers(name, own[name], kind)
     _check(own)
@@ -241,6 +246,9 @@ def _check(own: dict[str, object]) -> None:
         raise flags.IllegalFlagValueError(
             f"flag --crop_scale={shown}: expected two numbers, smallest and largest area, above 0 and at most 1"
         )
+
+    if min(own.get("scale_to") or [1]) < 1:
+        raise flags.IllegalFlagValueError(f"flag --scale_to={own['scale_to']}: expected numbers of ranks, 1 or more")
 
 
 def _of_module(values: flags.FlagValues, module: str) -> list[flags.Flag]:
