@@ -1,5 +1,6 @@
 """The exchanges of a step by themselves: its gradients, and its shuffle beside the original form of it."""
 
+import functools
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -11,26 +12,28 @@ from moco_tf.training.collectives import compressed_mean
 from moco_tf.training.counting import Counting
 
 
-def exchanges(method: Method, images: tf.Tensor) -> dict[str, Callable[[], object]]:
-    """What crosses ranks in a step, by name, to be called: "gradients", and with ShuffleBN "alltoall" and "allgather".
+def exchanges(method: Method, images: tf.Tensor) -> dict[str, tuple[Callable, object]]:
+    """What crosses ranks in a step: {name: (function, its argument)}.
+
+    Names are "gradients", and with ShuffleBN "alltoall" and "allgather", its two forms.
 
     Args:
         method: whose parameters and ShuffleBN, with its collectives.
         images: of this rank, as the step shuffles them.
     """
     ranks = method.collectives
-    gradients = [tf.zeros(v.shape, v.dtype) for v in method.query_encoder.parameters()]
 
-    def average() -> list[tf.Tensor]:
+    def average(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         if method.compression == "none":
             return ranks.mean(gradients)
         return compressed_mean(ranks, gradients, method.compression)
 
-    found: dict[str, Callable[[], object]] = {"gradients": average}
+    gradients = [tf.zeros(v.shape, v.dtype) for v in method.query_encoder.parameters()]
+    found: dict[str, tuple[Callable, object]] = {"gradients": (average, gradients)}
     permutation = method.permutation(SHUFFLE, images.shape[0])
     if hasattr(method, "key_encoder") and permutation is not None:
-        found["alltoall"] = lambda: shuffle_bn.shuffle(images, permutation, ranks)
-        found["allgather"] = lambda: allgather_shuffle.shuffle(images, permutation, ranks)
+        found["alltoall"] = lambda x: shuffle_bn.shuffle(x, permutation, ranks), images
+        found["allgather"] = lambda x: allgather_shuffle.shuffle(x, permutation, ranks), images
     return found
 
 
@@ -40,9 +43,9 @@ def measure(method: Method, images: tf.Tensor, counting: Counting, steps: int, r
     Every rank takes part. Between the steps of a repeat ranks wait for each other by the exchange itself.
     """
     found = {}
-    for name, exchange in exchanges(method, images).items():
-        graph = tf.function(exchange)
-        (given,) = counting.during(graph.get_concrete_function).values()  # one collective
+    for name, (exchange, argument) in exchanges(method, images).items():
+        graph = functools.partial(tf.function(exchange), argument)
+        (given,) = counting.during(graph).values()  # one collective, which a first call traces
         found[name] = {"bytes": given["bytes"], "sent_bytes": given["sent_bytes"], "ms": None}
         if counting.size > 1:
             found[name]["ms"] = timing.spread([1000 * _seconds(graph, counting, steps) for _ in range(repeats)])

@@ -52,17 +52,13 @@ def _webp(data: tf.Tensor) -> tf.Tensor:
     b = _numbers(data, 12, 18)  # from the first chunk's name on; its contents start at 8
 
     def little_endian(*at: int) -> tf.Tensor:
-        return tf.add_n([b[i] << (8 * place) for place, i in enumerate(at)])
+        return tf.add_n([b[i] * 256**place for place, i in enumerate(at)])
 
     bits = little_endian(9, 10, 11, 12)  # of VP8L, after a signature byte: 14 for each side
-    return tf.switch_case(
-        tf.argmax(tf.stack([b[3] == ord("X"), b[3] == ord("L"), True]), output_type=tf.int32),
-        [
-            lambda: (little_endian(12, 13, 14) + 1) * (little_endian(15, 16, 17) + 1),
-            lambda: ((bits & 0x3FFF) + 1) * ((bits >> 14 & 0x3FFF) + 1),
-            lambda: (little_endian(14, 15) & 0x3FFF) * (little_endian(16, 17) & 0x3FFF),
-        ],
-    )
+    extended = (little_endian(12, 13, 14) + 1) * (little_endian(15, 16, 17) + 1)
+    lossless = (bits % 2**14 + 1) * (bits // 2**14 % 2**14 + 1)
+    lossy = little_endian(14, 15) % 2**14 * (little_endian(16, 17) % 2**14)
+    return tf.where(b[3] == ord("X"), extended, tf.where(b[3] == ord("L"), lossless, lossy))
 
 
 def _gif(data: tf.Tensor) -> tf.Tensor:
@@ -78,7 +74,7 @@ def _gif(data: tf.Tensor) -> tf.Tensor:
 
     def after_table(place: tf.Tensor, flags: tf.Tensor) -> tf.Tensor:
         """Behind a colour table, if the flags announce one."""
-        return place + tf.where(flags >= 128, 3 * tf.bitwise.left_shift(2, flags & 7), 0)
+        return place + tf.where(flags >= 128, 3 * tf.bitwise.left_shift(2, flags % 8), 0)
 
     def after_data(place: tf.Tensor) -> tf.Tensor:
         """Behind sub-blocks, each of as many bytes as its first one says, the last of none."""
@@ -88,8 +84,8 @@ def _gif(data: tf.Tensor) -> tf.Tensor:
         return end + 1
 
     def frame(place: tf.Tensor, pixels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        width, height = (at(place + i) + 256 * at(place + i + 1) for i in (5, 7))
-        pixels += tf.cast(width, tf.int64) * tf.cast(height, tf.int64)
+        width, height = (tf.cast(at(place + i) + 256 * at(place + i + 1), tf.int64) for i in (5, 7))
+        pixels += tf.where(place + 10 <= size, width * height, 0)  # else the file is cut here
         return after_data(after_table(place + 10, at(place + 9)) + 1), pixels
 
     def block(place: tf.Tensor, pixels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
