@@ -1,6 +1,6 @@
 """A model of how a step's time grows with the number of ranks at fixed work for each: compute, then exchanges.
 
-    T(n) = compute x crowding(n) + sum over collectives of ( calls x exchange_ms + time on the links )
+    T(n) = crowding(n) x ( compute + sum over collectives of ( calls x exchange_ms + time on the links ) )
 
 Nothing overlaps: the keys wait for the shuffle, and gradients are sent when the last of them is there. On the links a
 rank sends what `counting.sent` counts. A ring (allreduce, allgather) leaves each host once and goes at the speed of its
@@ -32,7 +32,7 @@ class Cluster:
     threads: int = 1
 
     def crowding(self, ranks: int) -> float:
-        """How many times as long a rank computes as it would alone on its host."""
+        """How many times as long a rank takes as with cores of its own, for exchanges, too: Gloo's are CPU work."""
         return max(1.0, min(ranks, self.ranks_per_host) * self.threads / self.cores)
 
     def link_seconds(self, collective: str, given: int, ranks: int) -> float:
@@ -59,8 +59,8 @@ class Cluster:
 def compute_seconds(
     step_seconds: float, collectives: Mapping[str, Mapping[str, int]], ranks: int, cluster: Cluster
 ) -> float:
-    """What of a step that so many ranks took is a rank's own work, were it alone on its host."""
-    return max(0.0, step_seconds - cluster.exchange_seconds(collectives, ranks)) / cluster.crowding(ranks)
+    """What of a step that so many ranks took is a rank's own work, had it cores of its own."""
+    return max(0.0, step_seconds / cluster.crowding(ranks) - cluster.exchange_seconds(collectives, ranks))
 
 
 def predict(
@@ -73,7 +73,7 @@ def predict(
     """For each number of ranks {"ranks", "step_ms", "exchange_ms", "images_per_second", "efficiency"}.
 
     Args:
-        compute: seconds of a rank's own work in a step, alone on its host.
+        compute: seconds of a rank's own work in a step, with cores of its own.
         collectives: calls and bytes of each in a step of one rank, the same for any number of them.
         batch: images of a rank.
         ranks: numbers of them.
@@ -83,8 +83,8 @@ def predict(
     """
     rows = []
     for n in ranks:
-        exchange = cluster.exchange_seconds(collectives, n)
-        step = compute * cluster.crowding(n) + exchange
+        exchange = cluster.crowding(n) * cluster.exchange_seconds(collectives, n)
+        step = cluster.crowding(n) * compute + exchange
         row = {"ranks": n, "step_ms": 1000 * step, "exchange_ms": 1000 * exchange}
         rows.append(row | {"images_per_second": n * batch / step, "efficiency": compute / step})
     return rows
