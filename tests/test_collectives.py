@@ -1,4 +1,4 @@
-"""Collectives on two and four ranks: compressed gradients, both forms of the shuffle, SyncBN against one process."""
+"""Collectives on two ranks: compressed gradients, both forms of the shuffle, SyncBN against one process."""
 
 import collective_cases as cases
 import method_cases
@@ -15,33 +15,26 @@ from moco_tf.networks.norm import BatchNorm
 from moco_tf.networks.sync_norm import normalise_over_ranks
 from moco_tf.training.collectives import SingleProcess, compressed_mean, gpu_of_rank
 
-SYNC = [("moco", "float64"), ("moco", "float32"), ("simclr", "float32")]  # SimCLR's loss is float32
+SYNC = [("moco", "float64"), ("simclr", "float64"), ("moco", "float32")]
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
-    """count -> folder with what each of so many ranks has found."""
-    folders = {}
-
-    def launch(count):
-        if count not in folders:
-            out = folders[count] = tmp_path_factory.mktemp(f"ranks{count}")
-            methods = [word for case in SYNC if count == 2 for word in case]
-            done = ranks.horovodrun(count, ranks.TESTS / "workers" / "collectives.py", out, *methods)
-            assert done.stdout.count("finished on rank") == count
-        return folders[count]
-
-    return launch
+def of_two_ranks(tmp_path_factory):
+    """Folder with what each of two ranks has found."""
+    out = tmp_path_factory.mktemp("ranks")
+    methods = [word for case in SYNC for word in case]
+    done = ranks.horovodrun(2, ranks.TESTS / "workers" / "collectives.py", out, *methods)
+    assert done.stdout.count("finished on rank") == 2
+    return out
 
 
 @pytest.mark.horovod
-@pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
-def test_compressed_gradients_are_the_mean_to_half_precision(count, dtype, bits, launched):
-    found = [np.load(launched(count) / f"rank{rank}.npz") for rank in range(count)]
-    for i, given in enumerate(zip(*map(cases.gradients, range(count)))):
+def test_compressed_gradients_are_the_mean_to_half_precision(dtype, bits, of_two_ranks):
+    found = [np.load(of_two_ranks / f"rank{rank}.npz") for rank in range(2)]
+    for i, given in enumerate(zip(*map(cases.gradients, range(2)))):
         mean, largest = np.mean(given, axis=0, dtype=np.float64), np.abs(given).max(axis=0)
-        for rank in range(count):
+        for rank in range(2):
             assert found[rank][f"{dtype} {i}"].dtype == np.float32
             np.testing.assert_array_equal(found[rank][f"{dtype} {i}"], found[0][f"{dtype} {i}"])
             # Each number is rounded before the sum, in it and after it: half a unit in the last of its bits.
@@ -50,16 +43,15 @@ def test_compressed_gradients_are_the_mean_to_half_precision(count, dtype, bits,
 
 
 @pytest.mark.horovod
-@pytest.mark.parametrize("count", [2, 4])
-def test_both_forms_of_the_shuffle_give_the_same_keys(count, launched):
+def test_both_forms_of_the_shuffle_give_the_same_keys(of_two_ranks):
     """And those of an encoder that is given the shuffled batches by hand."""
-    every = np.concatenate([cases.images(rank) for rank in range(count)]).astype(np.float32)
-    permutation = shuffle_bn.draw_permutation([3, 5], cases.BATCH, count).numpy()
-    batches = every[permutation].reshape(count, cases.BATCH, -1)
-    expected = np.empty((count * cases.BATCH, batches.shape[2]), np.float32)
+    every = np.concatenate([cases.images(rank) for rank in range(2)]).astype(np.float32)
+    permutation = shuffle_bn.draw_permutation([3, 5], cases.BATCH, 2).numpy()
+    batches = every[permutation].reshape(2, cases.BATCH, -1)
+    expected = np.empty((2 * cases.BATCH, batches.shape[2]), np.float32)
     expected[permutation] = (batches - batches.mean(axis=1, keepdims=True)).reshape(expected.shape)
-    for rank in range(count):
-        found = np.load(launched(count) / f"rank{rank}.npz")
+    for rank in range(2):
+        found = np.load(of_two_ranks / f"rank{rank}.npz")
         for what in ("own", "all"):
             np.testing.assert_array_equal(found[f"alltoall {what}"], found[f"allgather {what}"])
         np.testing.assert_allclose(found["alltoall all"], expected, atol=1e-3)
@@ -69,16 +61,19 @@ def test_both_forms_of_the_shuffle_give_the_same_keys(count, launched):
 
 @pytest.mark.horovod
 @pytest.mark.parametrize(("name", "dtype"), SYNC)
-def test_sync_on_two_ranks_is_one_process_with_the_whole_batch(name, dtype, launched):
+def test_sync_on_two_ranks_is_one_process_with_the_whole_batch(name, dtype, of_two_ranks):
     """Losses, gradients (by the momenta, which are sums of them) and running statistics."""
     method = method_cases.build(name, dtype=dtype)
     start = method_cases.arrays(method)
     expected = method_cases.run(method, steps=range(cases.STEPS[dtype])) | method_cases.arrays(method)
     tolerance = {"float64": 1e-9, "float32": 1e-5}[dtype]
-    first, second = (np.load(launched(2) / f"{name}-{dtype}-{rank}.npz") for rank in range(2))
+    first, second = (np.load(of_two_ranks / f"{name}-{dtype}-{rank}.npz") for rank in range(2))
     np.testing.assert_allclose(first["metric loss"], expected["metric loss"], rtol=tolerance)
-    for group in ("optimizer momentum/", "query_encoder ", "key_encoder "):
+    groups = ("optimizer momentum/", "query_encoder ", "key_encoder ")[: 3 if dtype == "float64" else 1]
+    for group in groups:  # of float32 weights the last bit is more than a thousandth of the way they went
         keys = [key for key in expected if key.startswith(group)]
+        if not keys:  # SimCLR has one encoder
+            continue
         moved = np.concatenate([(expected[key] - start[key]).ravel() for key in keys])
         error = np.concatenate([(first[key] - expected[key]).ravel() for key in keys])
         assert np.linalg.norm(error) <= tolerance * np.linalg.norm(moved), group
@@ -131,34 +126,33 @@ def test_sync_is_refused_where_it_cannot_be():
         method_cases.build("moco", bn="group")
 
 
-@pytest.mark.parametrize("bn", ["split", "shuffle", "sync"])
-def test_what_each_bn_does_in_one_process(bn):
-    """Split and sync leave keys where they are: without splits nothing differs from a shuffle but the order of sums."""
+def first_loss(**kwargs):
+    return float(method_cases.run(method_cases.build("moco", **kwargs), steps=[0])["metric loss"][0])
+
+
+@pytest.mark.parametrize("bn", ["split", "sync"])
+def test_without_a_shuffle_keys_stay_where_they_are(bn):
+    """In one process without splits that changes nothing but the order of sums."""
     method = method_cases.build("moco", bn=bn)
-    assert (method.permutation(base.SHUFFLE, 4) is None) == (bn != "shuffle")
+    assert method.permutation(base.SHUFFLE, 4) is None
     norms = [layer for _, layer in method.key_encoder.named_layers() if isinstance(layer, BatchNorm)]
     assert {norm.over_ranks is not None for norm in norms} == {bn == "sync"}
-    expected = method_cases.run(method_cases.build("moco"), steps=[0])
-    assert method_cases.run(method, steps=[0])["metric loss"] == pytest.approx(expected["metric loss"], rel=1e-5)
+    assert first_loss(bn=bn) == pytest.approx(first_loss(), rel=1e-5)
 
 
-def test_split_and_shuffle_differ_with_splits():
-    split, shuffled = (
-        method_cases.run(method_cases.build("moco", splits=2, bn=bn), steps=[0]) for bn in ("split", "shuffle")
-    )
-    assert abs(split["metric loss"] - shuffled["metric loss"]) > 1e-4
+def test_with_splits_the_shuffle_changes_the_keys():
+    assert abs(first_loss(bn="split", splits=2) - first_loss(splits=2)) > 1e-4
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_single_process_rounds_as_ranks_do(dtype):
-    given = [tf.constant([1.0 + 2.0**-12, 3.0], tf.float32)]
-    (mean,) = compressed_mean(SingleProcess(), given, dtype)
+def test_a_single_process_rounds_as_ranks_do():
+    (mean,) = compressed_mean(SingleProcess(), [tf.constant([1.0 + 2.0**-12, 3.0])], "float16")
     assert mean.dtype == tf.float32 and mean.numpy().tolist() == [1.0, 3.0]
-    method = method_cases.build("moco", compression=dtype)
-    losses = method_cases.run(method, steps=range(2))["metric loss"]
-    np.testing.assert_allclose(
-        losses, method_cases.run(method_cases.build("moco"), steps=range(2))["metric loss"], rtol=0.01
-    )
+    exact, rounded = (method_cases.build("moco", compression=dtype) for dtype in ("none", "bfloat16"))
+    for method in (exact, rounded):
+        method_cases.run(method, steps=[0])
+    moments = [v.numpy().ravel() for m in (exact, rounded) for v in m.optimizer.slots["momentum"]]
+    exact, rounded = (np.concatenate(part) for part in (moments[: len(moments) // 2], moments[len(moments) // 2 :]))
+    assert 0 < np.linalg.norm(exact - rounded) < 2**-8 * np.linalg.norm(exact)
 
 
 def test_a_rank_takes_the_gpu_of_its_place():

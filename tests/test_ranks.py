@@ -32,7 +32,7 @@ def data(request, tmp_path_factory):
     if request.param == "folder":
         photos = make_photos(tmp_path_factory.mktemp("photos"))
         return {"dataset": "folder", "data_dir": photos, "image_size": 24, "jit_compile": "false"}
-    return {"dataset": "fashion_mnist"}
+    return {"dataset": "fashion_mnist", "jit_compile": "false"}
 
 
 @pytest.fixture(scope="module")
