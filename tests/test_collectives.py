@@ -1,5 +1,7 @@
 """Collectives on two ranks: compressed gradients, both forms of the shuffle, SyncBN against one process."""
 
+import functools
+
 import collective_cases as cases
 import method_cases
 import numpy as np
@@ -126,6 +128,7 @@ def test_sync_is_refused_where_it_cannot_be():
         method_cases.build("moco", bn="group")
 
 
+@functools.cache
 def first_loss(**kwargs):
     return float(method_cases.run(method_cases.build("moco", **kwargs), steps=[0])["metric loss"][0])
 
@@ -138,10 +141,6 @@ def test_without_a_shuffle_keys_stay_where_they_are(bn):
     norms = [layer for _, layer in method.key_encoder.named_layers() if isinstance(layer, BatchNorm)]
     assert {norm.over_ranks is not None for norm in norms} == {bn == "sync"}
     assert first_loss(bn=bn) == pytest.approx(first_loss(), rel=1e-5)
-
-
-def test_with_splits_the_shuffle_changes_the_keys():
-    assert abs(first_loss(bn="split", splits=2) - first_loss(splits=2)) > 1e-4
 
 
 def test_a_single_process_rounds_as_ranks_do():

@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from moco_tf.training.collectives import Collectives
 
+_PIXELS = [0, 1, 2]  # of all images: all axes but the channels
+
 
 def normalise_over_ranks(
     x: tf.Tensor,
@@ -15,13 +17,17 @@ def normalise_over_ranks(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Algorithm 1 of Ioffe and Szegedy (2015) over the global batch of n ranks with as many images each.
 
-    Forward, the ranks average (E[x - s], E[(x - s)^2]); backward, of the gradient g in y and of x^ = (x - mean) / std
+    Forward, the ranks average their own mean m and variance v: 3C numbers, with a shift s that is near all means,
+
+        mean = s + E[m - s],   variance = E[v] + E[(m - s)^2] - E[m - s]^2
+
+    Backward, of the gradient g in y and of x^ = (x - mean) / std, they average two expectations, 2C numbers:
 
         dx = gamma / std (g - E[g] - x^ E[g x^]),   d gamma = sum g x^,   d beta = sum g
 
-    the two expectations: one exchange of 2C numbers each way. d gamma and d beta are of this rank's images alone, as
-    those of all parameters: they are averaged with them. Without the shift s the variance would be a difference of two
-    large numbers where the mean is larger than the deviation.
+    d gamma and d beta are of this rank's images alone, as all parameters' gradients, with which they are averaged.
+    E[x^2] - E[x]^2 would be shorter, but loses digits where the mean is larger than the deviation: five times the error
+    of the fused kernel in a ResNet's first gradients, as measured.
 
     Args:
         x: BxHxWxC of this rank, any floating dtype.
@@ -38,25 +44,28 @@ def normalise_over_ranks(
     @tf.custom_gradient
     def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple:
         shifted = tf.cast(x, wide) - shift
-        mean, square = _over_ranks(shifted, tf.square(shifted), collectives)
-        variance = tf.maximum(square - tf.square(mean), 0.0)
+        own = tf.reduce_mean(shifted, _PIXELS)
+        own_variance = tf.reduce_mean(tf.square(shifted - own), _PIXELS)
+        mean, square, within = _over_ranks([own, tf.square(own), own_variance], collectives)
+        variance = within + tf.maximum(square - tf.square(mean), 0.0)
         inverse = tf.math.rsqrt(variance + epsilon)
         normal = (shifted - mean) * inverse
 
         def gradient(of_y: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             g = tf.cast(of_y, wide)
-            mean_g, mean_gx = _over_ranks(g, g * normal, collectives)
+            of_beta, of_gamma = tf.reduce_sum(g, _PIXELS), tf.reduce_sum(g * normal, _PIXELS)
+            mean_g, mean_gx = _over_ranks([of_beta / here, of_gamma / here], collectives)
             of_x = gamma * inverse * (g - mean_g - normal * mean_gx)
-            return tf.cast(of_x, x.dtype), tf.reduce_sum(g * normal, [0, 1, 2]), tf.reduce_sum(g, [0, 1, 2])
+            return tf.cast(of_x, x.dtype), of_gamma, of_beta
 
-        count = tf.cast(tf.size(x) // x.shape[-1] * collectives.size, wide)
+        here = tf.cast(tf.size(x) // x.shape[-1], wide)
+        count = here * collectives.size
         return (tf.cast(normal * gamma + beta, x.dtype), mean + shift, variance * count / (count - 1.0)), gradient
 
     y, mean, variance = normalise(x, gamma, beta)
     return y, tf.stop_gradient(mean), tf.stop_gradient(variance)
 
 
-def _over_ranks(x: tf.Tensor, other: tf.Tensor, collectives: Collectives) -> list[tf.Tensor]:
-    """Each channel's mean of two BxHxWxC over the images of all ranks: C, C."""
-    local = tf.stack([tf.reduce_mean(x, [0, 1, 2]), tf.reduce_mean(other, [0, 1, 2])])
-    return tf.unstack(collectives.mean([local])[0])
+def _over_ranks(values: list[tf.Tensor], collectives: Collectives) -> list[tf.Tensor]:
+    """The means over ranks of some vectors of C, in one exchange."""
+    return tf.unstack(collectives.mean([tf.stack(values)])[0])
