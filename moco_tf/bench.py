@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import flags
 
 from moco_tf import build, evaluate, options, pretrain, program
-from moco_tf.benchmark import compare, images, machine, table, timing, work
+from moco_tf.benchmark import compare, exchanges, images, machine, scaling, table, timing, work
 from moco_tf.data import pipeline
 from moco_tf.data.normalisation import normalisation
 from moco_tf.errors import UserError
@@ -88,6 +88,8 @@ class Bench:
         step = {"views": self.repeats(stored, "views")}
         found["input"], found["together"] = (None, None) if o.fake else self.with_input()
         found["peak_memory_bytes"] = machine.peak_memory()
+        shuffled = stored[0][-1] if isinstance(stored[0], tuple) else stored[0]
+        found["exchanges"] = exchanges.measure(self.method, shuffled, self.counting, o.bench_steps, o.repeats)
         step["prepared"] = without_views if o.compare == "torch" else self.repeats(prepared, "prepared")
         graph = self.step.get_concrete_function(stored)
         found["python_overhead_ms"] = 1000 * timing.python_overhead(graph, stored, self.set_learning_rate)
@@ -96,7 +98,16 @@ class Bench:
         for kind in step.values():
             kind |= work.achieved(found["multiply_adds"], kind["ms"]["median"] / 1000, dtype)
         found |= {"step": step, "start_up": self.start_up}
+        found["scaling"] = self.scaling(step["views"]["ms"]["median"] / 1000, found["collectives"])
         return found | {"machine": machine.describe(), "versions": machine.versions()}
+
+    def scaling(self, seconds: float, collectives: dict[str, dict]) -> list[dict[str, float]]:
+        """The model's rows for --scale_to, from the seconds a step took on the ranks that there are."""
+        o = self.o
+        own = {"cores": device.cores(), "threads": device.threads()} if machine.gpu() is None else {}
+        cluster = scaling.Cluster(o.ranks_per_host, o.local_gbps, o.link_gbps, o.exchange_ms, **own)
+        compute = scaling.compute_seconds(seconds, collectives, self.ranks.size, cluster)
+        return scaling.predict(compute, collectives, self.batch, o.scale_to or (), cluster)
 
     def recipe(self) -> dict[str, object]:
         """What is measured."""
@@ -107,7 +118,9 @@ class Bench:
             "images": self.train.name,
             "image_size": self.size,
             "precision": self.method.query_encoder.compute_dtype,
-            "compiled": device.pieces_to_compile(o.jit_compile),
+            "bn": o.bn,
+            "compression": o.compression,
+            "compiled": build.pieces_to_compile(o, self.ranks),
             "ranks": self.ranks.size,
             "horovod": isinstance(self.ranks, Horovod),
         }

@@ -138,11 +138,30 @@ def method(o: object, ranks: collectives.Collectives, view: View, train: Source)
         **own,
         collectives=ranks,
         views=(view, view),
-        jit_compile=device.pieces_to_compile(o.jit_compile),
+        jit_compile=pieces_to_compile(o, ranks),
         seed=o.seed,
+        bn=o.bn,
+        compression=o.compression,
     )
     built.compile(optimizer(o))
     return built
+
+
+def pieces_to_compile(o: object, ranks: collectives.Collectives) -> str:
+    """What XLA compiles, see `Method`: with SyncBN not the encoders, which have collectives inside.
+
+    Raises:
+        UserError: the flags ask for both.
+    """
+    pieces = device.pieces_to_compile(o.jit_compile)
+    if o.bn != "sync" or ranks.size == 1 or pieces != "all":
+        return pieces
+    if o.jit_compile == "true":
+        raise UserError(
+            f"--bn=sync came with --jit_compile=true on {ranks.size} ranks, expected auto or false: XLA cannot compile "
+            "the collectives inside of the encoder; change the one or the other"
+        )
+    return "views"
 
 
 def optimizer(o: object) -> keras.optimizers.Optimizer:

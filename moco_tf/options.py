@@ -97,10 +97,27 @@ def define_method() -> None:
     flags.DEFINE_enum("key_momentum_schedule", "constant", ["constant", "cosine"], "m as it is, or rising to 1.")
     flags.DEFINE_enum("key_update", "before", ["before", "after"], "The moving average, before or after the step.")
     flags.DEFINE_bool("symmetric", False, "Sum the losses of both directions (moco).")
-    flags.DEFINE_bool("shuffle_bn", True, "Shuffle key images across ranks and splits (ShuffleBN).")
+    flags.DEFINE_enum(
+        "bn",
+        "shuffle",
+        ["split", "shuffle", "sync"],
+        "Batch norms see the rank's own batch (or its --bn_splits); the same, but keys are shuffled across ranks and "
+        "splits (ShuffleBN); or the batch of all ranks (SyncBN).",
+    )
+    flags.DEFINE_bool("shuffle_bn", None, "The old form of --bn=shuffle, and --noshuffle_bn of --bn=split.")
     flags.DEFINE_integer("negatives", 4096, "M, noise rows of the memory bank for each image (npid).", 1)
     flags.DEFINE_float("bank_momentum", 0.5, "Share of the new feature in a row of the memory bank (npid).", 0.0, 1.0)
     flags.DEFINE_enum("npid_loss", "nce", ["nce", "softmax"], "Noise-contrastive, or over all images (npid).")
+
+
+def define_compression() -> None:
+    """What crosses ranks."""
+    flags.DEFINE_enum(
+        "compression",
+        "none",
+        ["none", "float16", "bfloat16"],
+        "Gradients are sent to other ranks as they are, or in half the bytes.",
+    )
 
 
 def define_optimizer(learning_rate: float, epochs: int, weight_decay: float, schedule: str) -> None:
@@ -188,6 +205,11 @@ def define_bench() -> None:
     flags.DEFINE_enum("compare", "none", ["none", "torch"], "In turns with an eager PyTorch step of the same network.")
     flags.DEFINE_string("torch_python", None, "Python that has PyTorch; default: the one that runs this.")
     flags.DEFINE_string("json", None, "File to write all figures to.")
+    flags.DEFINE_list("scale_to", None, "Numbers of ranks, as 1,8,64,1024, whose images/s are predicted.")
+    flags.DEFINE_integer("ranks_per_host", 8, "For --scale_to: ranks on a machine.", 1)
+    flags.DEFINE_float("local_gbps", 400.0, "For --scale_to: 10^9 bits a second between ranks of a machine.", 1e-6)
+    flags.DEFINE_float("link_gbps", 100.0, "For --scale_to: 10^9 bits a second from a machine to the others.", 1e-6)
+    flags.DEFINE_float("exchange_ms", 1.0, "For --scale_to: milliseconds of an exchange of no bytes.", 0.0)
 
 
 def define_pack() -> None:
@@ -205,13 +227,24 @@ def define_pack() -> None:
 
 def parsed(values: flags.FlagValues) -> object:
     """The program's flags as a frozen object, lists of numbers converted."""
+    _rename_old(values)
     own = {f.name: f.value for module in values.flags_by_module_dict() for f in _of_module(values, module)}
-    for name, kind in (("milestones", int), ("crop_scale", float)):
+    own.pop("shuffle_bn", None)
+    for name, kind in (("milestones", int), ("crop_scale", float), ("scale_to", int)):
         if own.get(name):
             own[name] = _numbers(name, own[name], kind)
     _check(own)
     frozen = dataclasses.make_dataclass("Options", list(own), frozen=True)
     return frozen(**own)
+
+
+def _rename_old(values: flags.FlagValues) -> None:
+    """Gives --shuffle_bn, which flags.cfg of older run folders hold, its present name."""
+    if "shuffle_bn" not in values or values.shuffle_bn is None:
+        return
+    if values["bn"].present:
+        raise flags.IllegalFlagValueError("--shuffle_bn is the old form of --bn, and both came; leave --shuffle_bn out")
+    values.bn, values.shuffle_bn = "shuffle" if values.shuffle_bn else "split", None
 
 
 def _check(own: dict[str, object]) -> None:
@@ -225,6 +258,9 @@ def _check(own: dict[str, object]) -> None:
         raise flags.IllegalFlagValueError(
             f"flag --crop_scale={shown}: expected two numbers, smallest and largest area, above 0 and at most 1"
         )
+
+    if min(own.get("scale_to") or [1]) < 1:
+        raise flags.IllegalFlagValueError(f"flag --scale_to={own['scale_to']}: expected numbers of ranks, 1 or more")
 
 
 def _of_module(values: flags.FlagValues, module: str) -> list[flags.Flag]:

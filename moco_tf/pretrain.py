@@ -35,6 +35,7 @@ def define_flags() -> None:
     options.define_run()
     options.define_encoder()
     options.define_method()
+    options.define_compression()
     options.define_optimizer(learning_rate=0.03, epochs=200, weight_decay=1e-4, schedule="cosine")
     options.define_monitor()
     options.define_knn()
@@ -109,6 +110,16 @@ def check(o: object, ranks: Collectives) -> None:
             "lower the one or raise the other"
         )
     build.check_schedule(o)
+    build.pieces_to_compile(o, ranks)
+    if o.bn == "sync" and o.bn_splits > 1:
+        raise UserError(
+            f"--bn=sync came with --bn_splits={o.bn_splits}, expected 1: its batch is that of all ranks; leave one out"
+        )
+    if o.bn == "sync" and (o.accumulate > 1 or o.recompute):
+        raise UserError(
+            "--bn=sync came with --accumulate or --recompute, expected neither: a second forward pass would exchange "
+            "the statistics once more; leave the one or the other out"
+        )
     share = o.batch_size // ranks.size
     if share % (o.bn_splits * o.accumulate):
         raise UserError(

@@ -21,7 +21,7 @@ def shifted(images, seed, positions, count):
     return tf.cast(images, tf.float32) / 64.0 + shift[:, None, None, None]
 
 
-def build(name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32"):
+def build(name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32", **kwargs):
     """The method with a network that is the same at every call."""
     keras.utils.set_random_seed(5)
     kind = base.find(name)
@@ -42,6 +42,7 @@ def build(name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32
         views=(shifted, shifted),
         jit_compile=jit_compile,
         seed=seed,
+        **kwargs,
     )
     method.compile(SGD(0.005))  # small: where an activation crosses zero by rounding, modes part
     return method

@@ -38,7 +38,7 @@ MOCO = {
     "key_update": "before",
     "key_momentum_schedule": "constant",
     "symmetric": False,
-    "shuffle_bn": True,
+    "bn": "shuffle",
 }
 SIMCLR = {**PRETRAIN, "method": "simclr"}
 NPID = {**PRETRAIN, "method": "npid"}
@@ -207,7 +207,7 @@ RECIPES = {
         "queue_size": 4096,
         "key_momentum": 0.999,
         "temperature": 0.2,
-        "shuffle_bn": False,
+        "bn": "split",
         "learning_rate": 0.03,
         "weight_decay": 1e-4,
         "batch_size": 256,

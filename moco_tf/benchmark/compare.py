@@ -44,10 +44,11 @@ def python(o: object) -> str:
 def settings(o: object, method: Method, image_size: int) -> dict[str, object]:
     """What the PyTorch step is told, see torch_moco.Settings: our own network, batch, queue and threads."""
     config = method.query_encoder.config
-    flags = ("batch_size", "queue_size", "temperature", "key_momentum", "shuffle_bn", "learning_rate", "momentum")
+    flags = ("batch_size", "queue_size", "temperature", "key_momentum", "learning_rate", "momentum")
     return {
         **{name: config[name] for name in ("arch", "stem", "width", "bn_splits", "head", "hidden_dim", "feature_dim")},
         **{name: getattr(o, name) for name in (*flags, "weight_decay", "nesterov")},
+        "shuffle_bn": o.bn == "shuffle",
         "image_size": image_size,
         "precision": method.query_encoder.compute_dtype,
         "threads": device.threads(),

@@ -31,15 +31,10 @@ def draw_permutation(seed: tf.Tensor, batch: int, ranks: int) -> tf.Tensor:
     return (by_row % ranks) * batch + by_row // ranks
 
 
-def no_permutation(seed: tf.Tensor, batch: int, ranks: int) -> tf.Tensor:
-    """The identity: every key stays on the rank of its query."""
-    return tf.range(batch * ranks)
-
-
 def encode_shuffled(
     encode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     images: tf.Tensor,
-    permutation: tf.Tensor,
+    permutation: tf.Tensor | None,
     collectives: Collectives,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Keys of this rank's images and of all, computed on shuffled batches: BxC, GxC.
@@ -47,10 +42,13 @@ def encode_shuffled(
     Args:
         encode: (images BxHxWx3, their positions B) to keys BxC.
         images: of this rank, BxHxWx3.
-        permutation: of the G rows.
+        permutation: of the G rows; None leaves every image on its rank, and only keys are exchanged.
         collectives: what crosses ranks.
     """
     batch = images.shape[0]
+    if permutation is None:
+        keys = encode(images, positions(batch, collectives))
+        return keys, gather_keys(keys, collectives)
     images = shuffle(images, permutation, collectives)
     rows = shuffled_rows(permutation, batch, collectives)
     keys = encode(images, row_positions(rows, batch, collectives.size))
@@ -89,6 +87,10 @@ def unshuffle(keys: tf.Tensor, permutation: tf.Tensor, collectives: Collectives)
     One allgather serves both the positives and the queue (the original gathers twice).
     """
     batch = keys.shape[0]
-    gathered = tf.ensure_shape(collectives.allgather(keys), [batch * collectives.size, keys.shape[1]])
-    every = tf.gather(gathered, tf.math.invert_permutation(permutation))
+    every = tf.gather(gather_keys(keys, collectives), tf.math.invert_permutation(permutation))
     return every[collectives.rank * batch : (collectives.rank + 1) * batch], every
+
+
+def gather_keys(keys: tf.Tensor, collectives: Collectives) -> tf.Tensor:
+    """The keys of all ranks, in rank order: BxC to GxC."""
+    return tf.ensure_shape(collectives.allgather(keys), [keys.shape[0] * collectives.size, keys.shape[1]])

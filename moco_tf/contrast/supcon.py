@@ -134,8 +134,8 @@ def supcon_batch(
         labels = tf.tile(labels, [views])
         positive |= _same_label(labels[:count], labels)
     positive &= ~own
-    log_p = tf.nn.log_softmax(tf.where(own, _NOT_A_CANDIDATE, s))
-    loss = tf.reduce_mean(-_sum_positive(log_p, positive) / tf.maximum(_count(positive), 1.0))
+    log_p = tf.nn.log_softmax(tf.where(own, tf.cast(_NOT_A_CANDIDATE, s.dtype), s))
+    loss = tf.reduce_mean(-_sum_positive(log_p, positive) / tf.cast(tf.maximum(_count(positive), 1.0), s.dtype))
     return loss if base_temperature is None else loss * (temperature / base_temperature)
 
 
@@ -163,7 +163,8 @@ def batch_accuracy(features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     batch, views = features.shape[0], features.shape[1]
     candidates = tf.reshape(tf.transpose(features, [1, 0, 2]), [views * batch, -1])
     own = _diagonal(batch, views * batch, 0)
-    s = tf.where(own, _NOT_A_CANDIDATE, tf.einsum("nc,ac->na", features[:, 0], candidates))
+    s = tf.einsum("nc,ac->na", features[:, 0], candidates)
+    s = tf.where(own, tf.cast(_NOT_A_CANDIDATE, s.dtype), s)
     return nearest_is_positive(s, _diagonal(batch, views * batch, batch))
 
 
@@ -201,7 +202,7 @@ def _log_sum_exp(s: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 def _sum_positive(log_p: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
     # where, not a product: a masked log-probability is -1e30.
-    return tf.reduce_sum(tf.where(positive, log_p, 0.0), axis=1)
+    return tf.reduce_sum(tf.where(positive, log_p, tf.zeros_like(log_p)), axis=1)
 
 
 def _count(positive: tf.Tensor) -> tf.Tensor:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.image_bounds import within_bounds
 from moco_tf.errors import UserError
 
 SPLITS = ("train", "test")
-MAX_PIXELS = 178_956_970  # 512 MiB of RGB; PIL draws the line against decompression bombs at the same place
 
 
 class ArraySource:
@@ -127,28 +127,6 @@ def load(dataset: str, split: str, data_dir: str | None = None) -> Source:
 
 
 def decode_rgb(data: tf.Tensor) -> tf.Tensor:
-    """JPEG, PNG, GIF (first frame), BMP or WebP bytes -> uint8 HxWx3. Fails on others and on more than MAX_PIXELS."""
-    # The header is looked at first: a few kilobytes can promise gigabytes of pixels.
-    fits = tf.debugging.assert_less_equal(_num_pixels(data), tf.constant(MAX_PIXELS, tf.int64), "too many pixels")
-    with tf.control_dependencies([fits] if fits is not None else []):  # eager assertions return None
-        image = tf.io.decode_image(data, channels=3, expand_animations=False)
+    """JPEG, PNG, GIF (first frame), BMP or WebP bytes -> uint8 HxWx3. Fails on others and on too many pixels."""
+    image = tf.io.decode_image(within_bounds(data), channels=3, expand_animations=False)
     return tf.ensure_shape(image, [None, None, 3])
-
-
-def _num_pixels(data: tf.Tensor) -> tf.Tensor:
-    """Height times width in the header of a JPEG or PNG; 0 for the other formats, whose decoders set limits."""
-
-    def of_jpeg() -> tf.Tensor:
-        return tf.reduce_prod(tf.cast(tf.io.extract_jpeg_shape(data)[:2], tf.int64))
-
-    def of_png() -> tf.Tensor:  # width and height are big-endian, at bytes 16 and 20
-        digits = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.uint8), tf.int64)  # 8
-        return tf.reduce_prod(
-            tf.linalg.matvec(tf.reshape(digits, [2, 4]), tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64))
-        )
-
-    def of_other() -> tf.Tensor:
-        return tf.constant(0, tf.int64)
-
-    is_png = tf.logical_and(tf.strings.length(data) >= 24, tf.strings.substr(data, 0, 4) == b"\x89PNG")
-    return tf.cond(tf.io.is_jpeg(data), of_jpeg, lambda: tf.cond(is_png, of_png, of_other))

@@ -14,7 +14,7 @@ import tensorflow as tf
 from moco_tf.contrast import shuffle_bn
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import device
-from moco_tf.training.collectives import Collectives, SingleProcess
+from moco_tf.training.collectives import Collectives, SingleProcess, compressed_mean
 from moco_tf.training.guard import Guard
 from moco_tf.training.loss_scale import LossScale
 from moco_tf.training.stop import StopRequest
@@ -68,6 +68,11 @@ class Method(keras.Model):
         views: the two random views of an image.
         jit_compile: which pieces XLA compiles: "all" between collectives, "views" alone, or "none".
         seed: of views and shuffles, the same on all ranks.
+        bn: whose batch a batch norm sees: "split", the rank's own, or each of its splits; "shuffle", the same, but key
+            images are shuffled across ranks and splits before (methods with a key encoder: ShuffleBN, section 3.3 of
+            MoCo); "sync", the batch of all ranks (SyncBN). With "split" statistics that a query shares with its key
+            may give the positives away; with "sync" they still share them, but those of more images say less of one.
+        compression: "float16" or "bfloat16" sends gradients to other ranks in half the bytes; "none" as they are.
     """
 
     num_views, uses_labels, classifies = 2, False, False
@@ -79,13 +84,19 @@ class Method(keras.Model):
         views: tuple[View, View] = (as_given, as_given),
         jit_compile: str = "none",
         seed: int = 0,
+        bn: str = "shuffle",
+        compression: str = "none",
     ) -> None:
         super().__init__()
         if jit_compile not in ("all", "views", "none"):
             raise ValueError(f"jit_compile is {jit_compile!r}; expected 'all', 'views' or 'none'")
+        if bn not in ("split", "shuffle", "sync"):
+            raise ValueError(f"bn is {bn!r}; expected 'split', 'shuffle' or 'sync'")
         self.query_encoder = query_encoder
         self.collectives = collectives or SingleProcess()
-        self.seed = seed
+        if bn == "sync" and jit_compile == "all" and self.collectives.size > 1:
+            raise ValueError("bn='sync' has collectives inside of the encoder; expected jit_compile 'views' or 'none'")
+        self.seed, self.bn, self.compression = seed, bn, compression
         self.steps_done = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_done")
         self.loss_scale = LossScale() if query_encoder.compute_dtype == "float16" else None
         self.stop = StopRequest()
@@ -104,6 +115,8 @@ class Method(keras.Model):
                 encoder.prepare_for_xla()
             elif not device.has_gpu():
                 encoder.prepare_for_cpu()
+            if self.bn == "sync":
+                encoder.synchronise_norms(self.collectives)
         optimizer.build(self.query_encoder.parameters())
 
     def piece(self, function: Callable) -> Callable:
@@ -128,6 +141,12 @@ class Method(keras.Model):
         positions = shuffle_bn.positions(batch, ranks) if positions is None else positions
         return self.views[use](images, self.seed_of(use), positions, batch * ranks.size)
 
+    def permutation(self, use: int, batch: int) -> tf.Tensor | None:
+        """ShuffleBN's permutation of the G rows for one use of randomness in this step; None without ShuffleBN."""
+        if self.bn != "shuffle":
+            return None
+        return shuffle_bn.draw_permutation(self.seed_of(use), batch, self.collectives.size)
+
     def notes(self, batch_size: int) -> list[str]:
         """Lines to print at the start of a run; batch_size is global."""
         return []
@@ -146,14 +165,17 @@ class Method(keras.Model):
         return tape.gradient(target, [v.value for v in self.query_encoder.parameters()], output_gradients)
 
     def apply(self, gradients: list[tf.Tensor], metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Averages gradients and metrics over ranks in one exchange and takes the optimizer's step, if all is finite.
+        """Averages gradients and metrics over ranks and takes the optimizer's step, if all is finite.
 
         A rank's wish to stop goes along.
         """
         numbers = [*metrics.values(), *tf.unstack(self.stop.asked)]
-        *gradients, values = self.collectives.mean(
-            [*gradients, tf.stack([tf.cast(x, gradients[0].dtype) for x in numbers])]
-        )
+        values = tf.stack([tf.cast(x, gradients[0].dtype) for x in numbers])
+        if self.compression == "none":
+            *gradients, values = self.collectives.mean([*gradients, values])  # one exchange
+        else:
+            gradients = compressed_mean(self.collectives, gradients, self.compression)
+            (values,) = self.collectives.mean([values])  # few bytes, as they are
         *values, requeue, interrupt = tf.unstack(values)
         self.stop.agreed.assign(tf.cast([requeue, interrupt], tf.float32))
         metrics = dict(zip(metrics, values, strict=True))

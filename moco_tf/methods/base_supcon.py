@@ -20,7 +20,7 @@ class QueueSupCon(Method):
     """MoCo's step with labels beside the keys and a supervised contrastive loss.
 
     Args:
-        query_encoder, key_encoder, queue_size, key_momentum, temperature, key_update, shuffle_bn: of MoCo.
+        query_encoder, key_encoder, queue_size, key_momentum, temperature, key_update: of MoCo.
         **kwargs: of Method.
     """
 
@@ -34,7 +34,6 @@ class QueueSupCon(Method):
         key_momentum: float = 0.99,
         temperature: float = 0.2,
         key_update: str = "before",
-        shuffle_bn: bool = True,
         **kwargs: object,
     ) -> None:
         super().__init__(query_encoder, **kwargs)
@@ -42,7 +41,7 @@ class QueueSupCon(Method):
         dim, dtype = query_encoder.config["feature_dim"], query_encoder.variable_dtype
         self.queue = KeyQueue(queue_size, dim, self.seed, dtype, labelled=True)
         self.key_momentum = tf.Variable(key_momentum, trainable=False, dtype=tf.float64)
-        self.temperature, self.update_first, self.shuffled = temperature, key_update == "before", shuffle_bn
+        self.temperature, self.update_first = temperature, key_update == "before"
         self._update_keys = self.piece(self._update_key_encoder)
         self._encode_keys = self.piece(self._key_forward)
         self._contrast = self.piece(self._query_forward_backward)
@@ -65,11 +64,16 @@ class QueueSupCon(Method):
         im_q, im_k, labels, _ = unpack(data)
         if labels is None:
             raise ValueError("supervised contrast came without labels; expected (images, labels), -1 for none")
-        draw = shuffle_bn.draw_permutation if self.shuffled else shuffle_bn.no_permutation
-        return self.step(im_q, im_k, labels, draw(self.seed_of(SHUFFLE), im_q.shape[0], self.collectives.size))
+        return self.step(im_q, im_k, labels, self.permutation(SHUFFLE, im_q.shape[0]))
 
-    def step(self, im_q: tf.Tensor, im_k: tf.Tensor, labels: tf.Tensor, permutation: tf.Tensor) -> dict[str, tf.Tensor]:
-        """MoCo's algorithm 1 with labels; the permutation is of the G rows. Returns metrics averaged over ranks."""
+    def step(
+        self, im_q: tf.Tensor, im_k: tf.Tensor, labels: tf.Tensor, permutation: tf.Tensor | None
+    ) -> dict[str, tf.Tensor]:
+        """MoCo's algorithm 1 with labels; the permutation, if any, is of the G rows.
+
+        Returns:
+            The metrics, averaged over ranks.
+        """
         if self.update_first:
             self._update_keys()
         k, keys = shuffle_bn.encode_shuffled(self._encode_keys, im_k, permutation, self.collectives)  # BxC, GxC

@@ -26,7 +26,6 @@ class MoCo(Method):
         key_momentum: m of the key encoder's moving average.
         temperature: tau.
         key_update: "before" the queries and keys are computed, as in algorithm 1, or "after" the optimizer's step.
-        shuffle_bn: shuffles key images across ranks and splits of the batch norms.
         symmetric: sums the losses of both directions, each view once as query and once as key, against the same queue;
             the keys of both enter the queue (the CIFAR-10 demo's symmetric loss).
         **kwargs: of Method.
@@ -41,15 +40,13 @@ class MoCo(Method):
         temperature: float = 0.07,
         symmetric: bool = False,
         key_update: str = "before",
-        shuffle_bn: bool = True,
         **kwargs: object,
     ) -> None:
         super().__init__(query_encoder, **kwargs)
         self.key_encoder = start_as_copy(key_encoder, query_encoder)
         self.queue = KeyQueue(queue_size, query_encoder.config["feature_dim"], self.seed, query_encoder.variable_dtype)
         self.key_momentum = tf.Variable(key_momentum, trainable=False, dtype=tf.float64)
-        self.temperature, self.symmetric = temperature, symmetric
-        self.update_first, self.shuffled = key_update == "before", shuffle_bn
+        self.temperature, self.symmetric, self.update_first = temperature, symmetric, key_update == "before"
         self._update_keys = self.piece(self._update_key_encoder)
         self._encode_keys = self.piece(self._key_forward)
         self._contrast = self.piece(self._query_forward_backward)
@@ -59,16 +56,15 @@ class MoCo(Method):
         """One step on this rank's images, see `unpack`; returns scalar metrics averaged over ranks."""
         im_q, im_k, _, _ = unpack(data)
         uses = (SHUFFLE, OTHER_SHUFFLE)[: 1 + self.symmetric]
-        draw = shuffle_bn.draw_permutation if self.shuffled else shuffle_bn.no_permutation
-        metrics, _ = self.step(
-            im_q, im_k, [draw(self.seed_of(use), im_q.shape[0], self.collectives.size) for use in uses]
-        )
+        metrics, _ = self.step(im_q, im_k, [self.permutation(use, im_q.shape[0]) for use in uses])
         return metrics
 
     def step(
-        self, im_q: tf.Tensor, im_k: tf.Tensor, shuffles: list[tf.Tensor]
+        self, im_q: tf.Tensor, im_k: tf.Tensor, shuffles: list[tf.Tensor | None]
     ) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
         """Algorithm 1 with given permutations of the G rows: one for the keys, one more for the other direction.
+
+        None stands for no shuffle.
 
         Returns:
             The metrics, averaged over ranks, and this rank's logits, Bx(1+K), of each direction.
@@ -92,7 +88,7 @@ class MoCo(Method):
     def _update_key_encoder(self) -> None:
         momentum_update(self.query_encoder, self.key_encoder, self.key_momentum)
 
-    def _keys(self, images: tf.Tensor, use: int, permutation: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _keys(self, images: tf.Tensor, use: int, permutation: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         return shuffle_bn.encode_shuffled(partial(self._encode_keys, use), images, permutation, self.collectives)
 
     def _key_forward(self, use: int, images: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:

@@ -10,6 +10,7 @@ from moco_tf.networks.conv import Conv2D
 from moco_tf.networks.memory import by_micro_batches
 from moco_tf.networks.norm import BatchNorm
 from moco_tf.networks.resnet import ResNet
+from moco_tf.training.collectives import Collectives
 
 HEADS = ("linear", "mlp", "mlp_bn", "none")
 
@@ -128,6 +129,18 @@ class Encoder(keras.Model):
         for _, layer in self.named_layers():
             if isinstance(layer, Conv2D):
                 layer.gradient_by_products = True
+
+    def synchronise_norms(self, collectives: Collectives) -> None:
+        """Gives the batch norms the statistics of all ranks' batches in training (SyncBN).
+
+        Raises:
+            ValueError: they work on splits of a rank's batch.
+        """
+        if self.config["bn_splits"] > 1:
+            raise ValueError(f"bn_splits is {self.config['bn_splits']}; expected 1 with SyncBN")
+        for _, layer in self.named_layers():
+            if isinstance(layer, BatchNorm):
+                layer.over_ranks = collectives
 
     def running_statistics(self) -> list[keras.Variable]:
         """The batch norms' running means and variances."""

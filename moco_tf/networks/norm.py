@@ -1,7 +1,10 @@
-"""Batch normalisation on TensorFlow's fused kernel, over the whole batch or over strided splits of it."""
+"""Batch normalisation on TensorFlow's fused kernel, over the whole batch or strided splits of it; or over all ranks."""
 
 import keras
 import tensorflow as tf
+
+from moco_tf.networks.sync_norm import normalise_over_ranks
+from moco_tf.training.collectives import Collectives
 
 
 @keras.saving.register_keras_serializable("moco_tf")
@@ -33,6 +36,7 @@ class BatchNorm(keras.layers.Layer):
         # times the error, as measured). Taking the first image's mean off first costs nothing there: XLA fuses it.
         self.for_xla = False
         self.moves = True  # whether a training pass moves the running statistics
+        self.over_ranks: Collectives | None = None  # set: SyncBN, training batches have the statistics of all ranks
 
     def build(self, input_shape: tuple) -> None:
         def vector(name: str, initializer: str, trainable: bool) -> keras.Variable:
@@ -65,6 +69,8 @@ class BatchNorm(keras.layers.Layer):
 
     def _normalise_batch(self, x: tf.Tensor) -> tf.Tensor:
         n = self.splits
+        if self.over_ranks and self.over_ranks.size > 1:  # one rank has the whole batch
+            return self._normalise_over_ranks(x)
         split = self._to_channels(x) if n > 1 else x  # B/n x H x W x nC: one kernel call for all splits
         if x.dtype == tf.float64:
             y = self._normalise_double(split)
@@ -84,6 +90,13 @@ class BatchNorm(keras.layers.Layer):
         self._move(self.running_mean, mean)
         self._move(self.running_variance, out.batch_variance)  # the kernel's output is the unbiased estimate
         return self._from_channels(out.y, tf.shape(x)) if n > 1 else out.y
+
+    def _normalise_over_ranks(self, x: tf.Tensor) -> tf.Tensor:
+        gamma, beta, shift = (tf.convert_to_tensor(v.value) for v in (self.gamma, self.beta, self.running_mean))
+        y, mean, variance = normalise_over_ranks(x, gamma, beta, shift, self.epsilon, self.over_ranks)
+        self._move(self.running_mean, mean)
+        self._move(self.running_variance, variance)
+        return y
 
     def _normalise_double(self, x: tf.Tensor) -> tf.Tensor:
         """The same in float64, which the fused kernel lacks: for debugging and proofs, not for speed."""

@@ -20,6 +20,8 @@ import numpy as np
 
 from moco_tf.errors import UserError
 
+MAX_BYTES = 4 * 2**30  # of all arrays; a MoCo of ResNet-50 with its optimizer takes 0.4e9
+
 _BATCH_NORM = {"gamma": "weight", "beta": "bias", "mean/EMA": "running_mean", "variance/EMA": "running_var"}
 _SLOTS = re.compile(r"/(Momentum|Adam(_\d)?|RMSProp(_\d)?|ExponentialMovingAverage|biased|local_step)$")
 _IN_ENCODER = re.compile(r"(conv\d|bn|group\d|linear|fc)[^/]*/")
@@ -31,6 +33,9 @@ def read(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name, without TensorFlow's ":0"; pickled objects are refused."""
     try:
         with np.load(path, allow_pickle=False) as file:
+            size = sum(entry.file_size for entry in file.zip.infolist())
+            if size > MAX_BYTES:  # compressed, a thousandth of it would do
+                raise ValueError(f"its arrays claim {size} bytes, more than {MAX_BYTES}")
             return {name.removesuffix(":0"): file[name] for name in file.files}
     except (OSError, ValueError, EOFError, LookupError, RuntimeError, OverflowError, MemoryError) as e:
         raise _unreadable(path, e) from e
