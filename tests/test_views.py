@@ -7,7 +7,7 @@ import parity_files
 import pytest
 import tensorflow as tf
 
-from moco_tf.data import views
+from moco_tf.data import augment_geometry, views
 from moco_tf.data.augment_blur import GaussianBlur
 from moco_tf.errors import UserError
 
@@ -200,10 +200,12 @@ def test_crop_of_one_image_equals_the_batched_crop():
 
 @pytest.mark.parametrize(("name", "size"), [("moco_v2", 100), ("moco_v1", 24), ("cifar", 24)])
 @pytest.mark.parametrize("fast", [False, True])
-def test_a_view_in_pieces_equals_the_whole(name, size, fast, monkeypatch):
-    """In chunks of 4, 4 and 2 images; at 100 px the blur goes by blocks, the last of which overlaps the one before."""
+@pytest.mark.parametrize("large", [30, 31])
+def test_a_view_in_pieces_equals_the_whole(name, size, fast, large, monkeypatch):
+    """In chunks of 4, 4 and 2 images, cropped one by one or not; at 100 px the blur goes by shifts."""
     view = views.view(name, size, MEAN, STD, fast=fast)
     monkeypatch.setattr(views, "CHUNK", 4 * 30 * 34)
+    monkeypatch.setattr(augment_geometry, "LARGE", large)
     images, rows = random_images(10, 30, 34), tf.range(3, 13)
     pieces = []
 

@@ -1,6 +1,7 @@
 """Gaussian blur as matrix products: a depthwise convolution compiled for a CPU is 30 to 50 times slower.
 
-A blur reaches a few pixels, so that its matrix is a narrow band. Where that pays, only blocks along it are multiplied.
+A blur reaches a few pixels, so that its matrix is a narrow band. Of large images, where most products would be by zero,
+shifted images are summed instead.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from moco_tf.data.augment import ImageOp, Parameters, Run, between, per_image, u
 
 BOX_PASSES = 3  # PIL's number of box blurs
 MAX_TAPS = 23  # S3's true Gaussian
-BLOCK = 32  # pixels; 16 and 56 are slower by 5 and 40 % at 224 px
+LARGE = 64  # pixels from which shifted sums are faster than matrix products
 
 
 def box_radius(sigma: tf.Tensor) -> tf.Tensor:
@@ -66,37 +67,41 @@ def blur_rows_and_columns(planes: tf.Tensor, kernel: tf.Tensor, passes: int) -> 
     return tf.reshape(blurred, (-1, height, 3, width))
 
 
-def blocks(size: int, reach: int) -> list[tuple[int, int, int]]:
-    """(first pixel of a window, first pixel of a block in it, pixels that the block before it has) of each block.
+def blur_by_shifts(planes: tf.Tensor, kernel: tf.Tensor, passes: int) -> tf.Tensor:
+    """What blur_rows_and_columns gives, from shifted images, of at least 4 R + 1 pixels: R is the reach of all passes.
 
-    Blocks are BLOCK pixels and cover 0..size-1; a window is `reach` wider on both sides, but stays within the image.
+    All passes together are one wider symmetric kernel, but near the edges, which every pass replicates anew: the pixels
+    there come from the first and the last rows of a small matrix, whose middle row is that kernel.
     """
-    starts = range(0, size, BLOCK)
-    inside = [min(start, size - BLOCK) for start in starts]
-    windows = [min(max(start - reach, 0), size - BLOCK - 2 * reach) for start in inside]
-    return [(window, own - window, start - own) for window, own, start in zip(windows, inside, starts)]
+    matrix = repeated(kernel, passes, 4 * passes * (kernel.shape[1] // 2) + 1)
+    return _blurred_along(_blurred_along(planes, matrix, axis=3), matrix, axis=1)
 
 
-def blur_in_blocks(planes: tf.Tensor, kernel: tf.Tensor, passes: int) -> tf.Tensor:
-    """What blur_rows_and_columns gives, with a fifth of its products at 224 pixels; both sides of at least one window.
+def _blurred_along(planes: tf.Tensor, matrix: tf.Tensor, axis: int) -> tf.Tensor:
+    """Rows (axis 3) or columns (axis 1) of BxHx3xW blurred; matrix is Bx(4R+1)x(4R+1)."""
+    reach, size = matrix.shape[1] // 4, planes.shape[axis]
 
-    The matrix of one window holds all blocks' rows: those of a block that is `reach` away from the window's ends know
-    nothing of them, and a window's end is near a block only where it is the image's own edge.
-    """
-    _, height, _, width = planes.shape
-    reach = passes * (kernel.shape[1] // 2)
-    window = BLOCK + 2 * reach
-    matrix = repeated(kernel, passes, window)
-    x = tf.reshape(planes, (-1, height * 3, width))
-    rows = [
-        tf.matmul(x[:, :, at : at + window], matrix[:, own : own + BLOCK], transpose_b=True)[:, :, known:]
-        for at, own, known in blocks(width, reach)
-    ]
-    x = tf.reshape(tf.concat(rows, axis=2), (-1, height, 3 * width))
-    blurred = [
-        (matrix[:, own : own + BLOCK] @ x[:, at : at + window])[:, known:] for at, own, known in blocks(height, reach)
-    ]
-    return tf.reshape(tf.concat(blurred, axis=1), (-1, height, 3, width))
+    def part(start: int, length: int) -> tf.Tensor:
+        begin, extent = [0, 0, 0, 0], [-1, -1, -1, -1]
+        begin[axis], extent[axis] = start, length
+        return tf.slice(planes, begin, extent)
+
+    inside = size - 2 * reach
+    row = matrix[:, 2 * reach, 2 * reach :]  # Bx(2R+1): the kernel's right half, and zeros
+    middle = per_image(row[:, 0]) * part(reach, inside)
+    for shift in range(1, reach + 1):
+        middle += per_image(row[:, shift]) * (part(reach - shift, inside) + part(reach + shift, inside))
+
+    def edge(start: int, weights: tf.Tensor) -> tf.Tensor:
+        pixels, (height, width) = part(start, 2 * reach), (planes.shape[1], planes.shape[3])
+        if axis == 1:
+            return tf.reshape(weights @ tf.reshape(pixels, (-1, 2 * reach, 3 * width)), (-1, reach, 3, width))
+        rows = tf.reshape(pixels, (-1, height * 3, 2 * reach))
+        return tf.reshape(tf.matmul(rows, weights, transpose_b=True), (-1, height, 3, reach))
+
+    first = edge(0, matrix[:, :reach, : 2 * reach])
+    last = edge(size - 2 * reach, matrix[:, -reach:, -2 * reach :])
+    return tf.concat([first, middle, last], axis=axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +128,12 @@ class GaussianBlur(ImageOp):
         return tf.where(per_image(parameters["applied"]), blurred, planes)
 
     def in_pieces(self, planes: tf.Tensor, parameters: Parameters, run: Run) -> tf.Tensor:
-        """In blocks where images are large; in a larger piece XLA would compute what is before anew for each block."""
-        large = min(planes.shape[1], planes.shape[3]) >= 2 * (BLOCK + 2 * self._passes * self._reach)
-        return run(self._apply_in_blocks if large else self.apply_planes, planes, parameters)
+        """By shifts where images are large; in a larger piece XLA would compute what is before anew for each shift."""
+        large = min(planes.shape[1], planes.shape[3]) >= max(LARGE, 4 * self._passes * self._reach + 1)
+        return run(self._apply_by_shifts if large else self.apply_planes, planes, parameters)
 
-    def _apply_in_blocks(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
-        blurred = blur_in_blocks(planes, self._kernel(parameters["sigma"]), self._passes)
+    def _apply_by_shifts(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+        blurred = blur_by_shifts(planes, self._kernel(parameters["sigma"]), self._passes)
         return tf.where(per_image(parameters["applied"]), blurred, planes)
 
     @property
