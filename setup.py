@@ -25,7 +25,7 @@ setup(
     ],
     extras_require={
         "dev": [
-            *("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.9", "pre-commit>=4"),
+            *("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "pillow>=11", "ruff>=0.9", "pre-commit>=4"),
             *("psutil", "pyyaml", "jsonschema>=4", "kubernetes-validate>=1.30"),  # tests of jobs and of their manifest
         ],
     },

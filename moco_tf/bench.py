@@ -75,6 +75,7 @@ class Bench:
         self.method.synchronise()
         self.step = tf.function(self.method.train_step)
         self.start_up: dict[str, object] = {}
+        self.collectives: dict[str, dict] = {}
 
     def figures(self) -> dict[str, object]:
         """Everything that is measured, as the JSON file has it; None where it was not."""
@@ -82,10 +83,11 @@ class Bench:
         stored = images.as_stored(self.method, self.train, self.size, self.batch)
         prepared = images.prepared(self.train, self.size, self.batch)
         found: dict[str, object] = {"recipe": self.recipe(), "bench": self.settings(), "torch": None}
+        with_views = None
         if o.compare == "torch":  # first, so that this process' peak of memory is of this step alone
-            without_views, found["torch"] = self.in_turns(prepared)
-        found["collectives"] = self.counting.during(lambda: self.step.get_concrete_function(stored))
-        step = {"views": self.repeats(stored, "views")}
+            without_views, with_views, found["torch"] = self.in_turns(prepared, stored)
+        step = {"views": with_views or self.repeats(stored, "views")}
+        found["collectives"] = self.collectives
         found["input"], found["together"] = (None, None) if o.fake else self.with_input()
         found["peak_memory_bytes"] = machine.peak_memory()
         shuffled = stored[0][-1] if isinstance(stored[0], tuple) else stored[0]
@@ -135,11 +137,13 @@ class Bench:
         return timing.rates([self.turn(data) for _ in range(self.o.repeats)], self.o.batch_size)
 
     def start(self, data: tuple, kind: str) -> None:
-        """Traces the step for a kind of data and warms it up; notes when the process' first step is done."""
+        """Traces the step for a kind of data and warms it up; notes its collectives and the first step's end."""
         if kind == "prepared":
             views, self.method.views = self.method.views, [base.as_given] * 2
             self.step.get_concrete_function(data)  # float images: of all calls, only theirs find this graph
             self.method.views = views
+        else:
+            self.collectives = self.counting.during(lambda: self.step.get_concrete_function(data))
         for _ in range(self.warmup_steps):
             timing.wait_for(self.step(data))
             self.start_up = self.start_up or {"seconds": machine.process_seconds(), "step": kind}
@@ -154,23 +158,45 @@ class Bench:
         self.ranks.barrier()
         return timing.seconds_per_step(lambda: self.step(data), self.o.bench_steps)
 
-    def in_turns(self, data: tuple) -> tuple[dict, dict | None]:
-        """(rates of the step on prepared images, the comparison or None without PyTorch), a repeat of each in turn."""
-        o = self.o
-        self.start(data, "prepared")
-        rival = compare.TorchStep(compare.python(o), compare.settings(o, self.method, self.size))
+    def in_turns(self, prepared: tuple, stored: tuple) -> tuple[dict, dict | None, dict | None]:
+        """A repeat of each in turn: rates of the step on prepared images, those with views, the comparison.
+
+        The latter two are None without PyTorch, the rates with views also where PyTorch's step cannot make them.
+        """
+        o, batch = self.o, self.o.batch_size
+        self.start(prepared, "prepared")
+        settings = compare.settings(o, self.method, self.size, self.view, self.train)
+        rival = compare.TorchStep(compare.python(o), settings)
         try:
             if "missing" in rival.about:
                 print(
                     f"no comparison: {compare.python(o)} has no PyTorch ({rival.about['missing']}); "
                     "install torch there, or name another with --torch_python"
                 )
-                return timing.rates([self.turn(data) for _ in range(o.repeats)], o.batch_size), None
-            turns = [(self.turn(data), rival.seconds(o.bench_steps)) for _ in range(o.repeats)]
-            ours, theirs = (list(column) for column in zip(*turns))
-            return timing.rates(ours, o.batch_size), compare.report(rival, ours, theirs, o.batch_size)
+                return timing.rates([self.turn(prepared) for _ in range(o.repeats)], batch), None, None
+            ours, theirs = self.one_and_the_other(prepared, rival, views=False)
+            found = compare.report(rival, ours, theirs, batch) | {"with_views": None}
+            rates, found["no_views"] = (
+                timing.rates(ours, batch),
+                compare.no_views(self.view, self.size, self.train, rival),
+            )
+            if found["no_views"]:
+                return rates, None, found
+            self.start(stored, "views")
+            ours, theirs = self.one_and_the_other(stored, rival, views=True)
+            ratios = {"speed_ratio": compare.ratios(ours, theirs)}
+            return rates, timing.rates(ours, batch), found | {"with_views": timing.rates(theirs, batch) | ratios}
         finally:
             rival.close()
+
+    def one_and_the_other(self, data: tuple, rival: compare.TorchStep, views: bool) -> tuple[list, list]:
+        """Seconds a step of every repeat, ours and PyTorch's."""
+        steps = self.o.bench_steps
+        if views:
+            rival.seconds(1, views)  # its workers start
+        turns = [(self.turn(data), rival.seconds(steps, views)) for _ in range(self.o.repeats)]
+        ours, theirs = (list(column) for column in zip(*turns))
+        return ours, theirs
 
     def with_input(self) -> tuple[dict, dict]:
         """(rates of the input alone, rates of input and step together with the share of time spent waiting)."""
@@ -195,6 +221,7 @@ class Bench:
             crop=self.view.crop,
             one_view=self.method.num_views == 1,
             max_bad_images=o.max_bad_images,
+            order=o.read_order,
         )
         steps = pretrain.steps(batches, 0, self.warmup_steps + o.repeats * o.bench_steps)
         timing.seconds_per_batch(steps, self.warmup_steps, use)

@@ -1,6 +1,7 @@
 """From options to objects: what the programs have in common."""
 
 import contextlib
+import dataclasses
 import pathlib
 import threading
 from collections.abc import Iterator
@@ -114,13 +115,27 @@ def normalisation_file(o: object) -> pathlib.Path:
 
 def random_view(o: object, size: int, mean_and_std: Normalisation) -> views.View:
     """--views with a normalisation."""
-    return views.view(o.views, size, *mean_and_std, o.crop_scale, o.exact_blur, o.antialias, o.uniform_ratio)
+    recipe = (o.crop_scale, o.exact_blur, o.antialias, o.uniform_ratio)
+    return views.view(o.views, size, *mean_and_std, *recipe, fast=o.fast_views)
 
 
 def in_step(view: views.View, images: Source) -> View:
     """What of a view happens in the step: all of it, or what follows the crop where images differ in size."""
-    view = view if isinstance(images, ArraySource) else view.without_crop()
-    return lambda x, seed, positions, count: view(x, seed, rows=positions, count=count)
+    return InStep(view if isinstance(images, ArraySource) else view.without_crop())
+
+
+@dataclasses.dataclass(frozen=True)
+class InStep:
+    """A view as a method calls it."""
+
+    view: views.View
+
+    def __call__(self, x: tf.Tensor, seed: tf.Tensor, positions: tf.Tensor, count: int) -> tf.Tensor:
+        return self.view(x, seed, rows=positions, count=count)
+
+    def in_pieces(self) -> View:
+        """The same for a CPU, from compiled pieces."""
+        return self.view.in_pieces()
 
 
 def method(o: object, ranks: collectives.Collectives, view: View, train: Source) -> base.Method:

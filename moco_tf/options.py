@@ -11,6 +11,7 @@ from absl import flags
 
 from moco_tf import methods
 from moco_tf.data.normalisation import NORMALISATIONS
+from moco_tf.data.order import ORDERS
 
 # Found by name: every file of moco_tf/methods but the base classes is a method.
 METHODS = sorted(m.name for m in pkgutil.iter_modules(methods.__path__) if not m.name.startswith("base"))
@@ -90,7 +91,14 @@ def define_method() -> None:
     flags.DEFINE_list("crop_scale", None, "Range of the crop's area, as 0.2,1; default: the view's own.")
     flags.DEFINE_bool("exact_blur", True, "Blur as PIL does, or with a true Gaussian of 23 taps.")
     flags.DEFINE_bool("antialias", True, "Resize crops with PIL's antialiasing, or with the plain bilinear filter.")
+    flags.DEFINE_bool("fast_views", False, "Crops without antialiasing, and a Gaussian of 13 taps for PIL's blur.")
     flags.DEFINE_bool("uniform_ratio", False, "Draw a crop's aspect ratio uniformly instead of its logarithm.")
+    flags.DEFINE_enum(
+        "read_order",
+        "random",
+        ORDERS,
+        "Any, or by blocks of large files: for a pack on a network disk, see data/order.py.",
+    )
     flags.DEFINE_float("temperature", 0.2, "tau.", 1e-6)
     flags.DEFINE_integer("queue_size", 65536, "K, keys in the queue.", 1)
     flags.DEFINE_float("key_momentum", 0.999, "m of the key encoder's moving average.", 0.0, 1.0)

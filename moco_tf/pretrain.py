@@ -73,6 +73,7 @@ def prepare(o: object, ranks: Collectives) -> loop.Run:
         one_view=base.find(o.method).num_views == 1,
         max_bad_images=o.max_bad_images,
         bad_images_file=str(pathlib.Path(o.workdir) / "unreadable.txt"),
+        order=o.read_order,
     )
     monitor = KnnMonitor(o, train, test, size, mean_and_std, ranks) if test else None
     method = build.method(o, ranks, build.in_step(view, train), train)

@@ -9,7 +9,14 @@ import pytest
 import tensorflow as tf
 
 from moco_tf.data.augment import from_planes, to_planes, to_unit_range
-from moco_tf.data.augment_blur import GaussianBlur, box_kernel, box_radius, gaussian_kernel
+from moco_tf.data.augment_blur import (
+    GaussianBlur,
+    blur_by_shifts,
+    blur_rows_and_columns,
+    box_kernel,
+    box_radius,
+    gaussian_kernel,
+)
 from moco_tf.data.augment_colour import (
     ColorJitter,
     Normalize,
@@ -215,6 +222,15 @@ def test_exact_blur_equals_three_box_blurs_each_way():
         for axis in (1, 1, 1, 0, 0, 0):
             image = np.apply_along_axis(naive_box_blur, axis, image, radius)
         np.testing.assert_allclose(result, image, atol=2e-6)
+
+
+@pytest.mark.parametrize(("kernel", "passes"), [(box_kernel, 3), (gaussian_kernel, 1)])
+def test_blur_by_shifts_equals_matrix_products(kernel, passes):
+    """The widest blur and the narrowest, edges included; the smallest height that is possible."""
+    images = random_images(3, 25 if passes == 3 else 9, 41)
+    kernels = kernel(tf.constant([0.1, 1.1, 2.0]), 2)
+    products, shifts = (on_images(blur, images, kernels, passes) for blur in (blur_rows_and_columns, blur_by_shifts))
+    np.testing.assert_allclose(shifts, products, atol=1e-6)
 
 
 def test_three_boxes_have_the_variance_of_the_gaussian():

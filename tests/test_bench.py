@@ -6,11 +6,16 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import ranks
+from PIL import Image
 from test_programs import arguments, call, make_photos
 
-from moco_tf.benchmark import machine, work
+from moco_tf.benchmark import compare, machine, pil_views, work
+from moco_tf.benchmark import views as view_rates
+from moco_tf.benchmark.views import photos
+from moco_tf.data import views
 from moco_tf.errors import UserError
 from moco_tf.methods import base
 from moco_tf.training.counting import sent
@@ -59,15 +64,15 @@ def bare_python(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def folder(tmp_path_factory):
     return make_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.mark.usefixtures("in_process")
-def test_all_figures(photos, bare_python, tmp_path, capsys):
+def test_all_figures(folder, bare_python, tmp_path, capsys):
     """A data set of many sizes, cropped by the pipeline; without PyTorch, which one line says."""
     path, rival = tmp_path / "figures.json", {"compare": "torch", "torch_python": bare_python}
-    call("bench", "debug/pretrain.cfg", dataset="folder", data_dir=photos, json=path, **rival, **TINY)
+    call("bench", "debug/pretrain.cfg", dataset="folder", data_dir=folder, json=path, **rival, **TINY)
     figures = json.loads(path.read_text())
     assert str(tmp_path) not in path.read_text()
     measured = {"step", "input", "together", "python_overhead_ms", "peak_memory_bytes", "collectives", "start_up"}
@@ -132,9 +137,12 @@ def test_beside_pytorch(more, tmp_path, capsys):
         assert torch["parameters"] == parameters_of_debug_recipe(width=16)
     speed = torch["ms"]["median"] / figures["step"]["prepared"]["ms"]["median"]
     assert torch["speed_ratio"]["median"] == pytest.approx(speed)
+    speed = torch["with_views"]["ms"]["median"] / figures["step"]["views"]["ms"]["median"]
+    assert torch["with_views"]["speed_ratio"]["median"] == pytest.approx(speed)
     assert torch["speed_ratio"]["min"] <= torch["speed_ratio"]["max"]
     assert figures["start_up"]["step"] == "prepared"
-    assert capsys.readouterr().out.count(" times as fast as PyTorch ") == 1
+    out = capsys.readouterr().out
+    assert out.count(" times as fast as PyTorch ") == out.count("with views: ") == 1
 
 
 @pytest.mark.usefixtures("in_process")
@@ -169,6 +177,43 @@ def test_forward_passes(method, passes):
     assert work.forward_passes(stub) == passes
     stub.symmetric = True
     assert work.forward_passes(stub) == (8 if passes == 4 else passes)
+
+
+@pytest.mark.parametrize("name", sorted(views.VIEWS))
+def test_pil_makes_the_same_views(name):
+    """Those whose operations come in PyTorch's order; their probabilities and ranges are ours."""
+    given = compare.pil_view(views.view(name, 16), 16)
+    if name in ("none", "moco_v1"):
+        assert given is None
+        return
+    made = pil_views.View(**given)(Image.fromarray(photos(1, 40, 30)[0]))
+    assert made.shape == (3, 16, 16) and made.dtype == np.float32 and 0 <= made.min() < made.max() <= 1
+    assert given.get("jitter_p", 0) == (0.8 if name != "crop_flip" else 0)
+    assert given.get("blur_p", 0) == (0.5 if name == "moco_v2" else 0)
+
+
+def test_pil_views_hold_to_their_draws(monkeypatch):
+    """Without crop, jitter and blur a view is the image or its mirror, grey or not; the boxes lie inside."""
+    boxes = [pil_views.crop_box(50, 40, (0.08, 1.0)) for _ in range(200)]
+    image = photos(1, 12, 12)[0]
+    view = pil_views.View(12, (1.0, 1.0), gray_p=0.5)
+    monkeypatch.setattr(pil_views, "crop_box", lambda width, height, scale: (0, 0, width, height))
+    made = [view(Image.fromarray(image)).transpose(1, 2, 0) * 255 for _ in range(40)]
+    coloured = [x for x in made if np.ptp(x, axis=2).max() > 0.5]
+    assert 5 < len(coloured) < 35
+    straight = [np.allclose(x, image, atol=1e-3) for x in coloured]
+    assert 0 < sum(straight) < len(straight)
+    assert all(np.allclose(x[:, ::-1], image, atol=1e-3) for x, same in zip(coloured, straight) if not same)
+    for left, top, width, height in boxes:
+        assert 0 <= left <= 50 - width and 0 <= top <= 40 - height and 0.05 <= width * height / 2000 <= 1
+
+
+def test_views_benchmark(tmp_path):
+    """Both tables, as quickly as they can be made."""
+    text = view_rates.report(seconds=0.0, rounds=1, batches={32: 4, 224: 1}, folder=str(tmp_path))
+    rows = [line for line in text.splitlines() if line.startswith(("| 32", "| 224", "| 500"))]
+    assert [row.count("|") for row in rows] == [7] * 4 + [4] * 2
+    assert "one core" in text and "--fast_views against exact" in text
 
 
 def test_peaks_by_name():

@@ -16,6 +16,7 @@ from test_sources import examples, image_and_label, prepare
 
 from moco_tf.data import fashion_mnist, packing, sources, tfds_source
 from moco_tf.data.augment_geometry import RandomResizedCrop, resize_one
+from moco_tf.data.order import block_order
 from moco_tf.data.pipeline import TrainBatches, eval_batches
 from moco_tf.errors import UserError
 
@@ -472,3 +473,30 @@ def test_flags_are_documented():
     options, text = parse("pack", "--dataset=folder", "--data_dir=photos", "--output=packed/", "--quality=80")
     assert options.quality == 80 and options.short_side == 256 and options.shard_mb == 128 and options.workers == 0
     assert "--quality=80" in text and not options.verify
+
+
+def test_a_pack_is_read_by_blocks(whole):
+    """Every image once, from any step, the same on two ranks; only sources of large files can be read so."""
+    source = sources.load("packed", "train", str(whole))
+    options = {"batch_size": 4, "seed": 1, "crop": RandomResizedCrop(8, (0.2, 1.0)), "order": "blocks"}
+    got = list(TrainBatches(source, **options).batches(0))
+    indices = np.concatenate([batch[2] for batch in got])
+    np.testing.assert_array_equal(indices, block_order(1, 0, source.num_examples)[: len(indices)])
+    for batch in got:
+        np.testing.assert_array_equal(batch[1], source.labels[batch[2]])
+    resumed = next(TrainBatches(source, **options).batches(0, start_step=2))
+    np.testing.assert_array_equal(resumed[0][0], got[2][0][0])
+    share = list(TrainBatches(source, rank=1, ranks=2, **options).batches(0))
+    np.testing.assert_array_equal(np.concatenate([batch[2] for batch in share]), indices[1::2])
+    with pytest.raises(UserError, match="--read_order=blocks came on 3 ranks"):
+        TrainBatches(source, ranks=3, **options | {"batch_size": 3})
+    toy = sources.ArraySource("toy", np.zeros((8, 2, 2, 3), np.uint8))
+    with pytest.raises(UserError, match="--read_order=blocks came with toy, expected a pack"):
+        TrainBatches(toy, **options)
+
+
+def test_part_of_a_pack_is_read_by_blocks_too(whole):
+    part = sources.load("packed", "train", str(whole)).subset(np.array([0, 3, 9, 11]))
+    batches = TrainBatches(part, 2, 0, crop=RandomResizedCrop(8, (0.2, 1.0)), order="blocks")
+    assert sorted(np.concatenate([batch[2] for batch in batches.batches(0)])) == [0, 1, 2, 3]
+    part.read_span(np.array([1, 3]))

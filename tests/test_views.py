@@ -7,7 +7,7 @@ import parity_files
 import pytest
 import tensorflow as tf
 
-from moco_tf.data import views
+from moco_tf.data import augment_geometry, views
 from moco_tf.data.augment_blur import GaussianBlur
 from moco_tf.errors import UserError
 
@@ -193,3 +193,33 @@ def test_crop_of_one_image_equals_the_batched_crop():
     image = np.random.default_rng(3).integers(0, 256, (50, 41, 3)).astype(np.uint8)
     batched = crop.apply(image[None] / np.float32(255), crop.draw(SEED, 1)).numpy()[0] * 255
     assert np.abs(crop.crop_one(tf.constant(image), SEED).numpy() - batched).max() <= 0.51
+
+
+# ---- in pieces
+
+
+@pytest.mark.parametrize(("name", "size"), [("moco_v2", 100), ("moco_v1", 24), ("cifar", 24)])
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("large", [30, 31])
+def test_a_view_in_pieces_equals_the_whole(name, size, fast, large, monkeypatch):
+    """In chunks of 4, 4 and 2 images, cropped one by one or not; at 100 px the blur goes by shifts."""
+    view = views.view(name, size, MEAN, STD, fast=fast)
+    monkeypatch.setattr(views, "CHUNK", 4 * 30 * 34)
+    monkeypatch.setattr(augment_geometry, "LARGE", large)
+    images, rows = random_images(10, 30, 34), tf.range(3, 13)
+    pieces = []
+
+    def run(function, *arguments):
+        pieces.append(function)
+        return function(*arguments)
+
+    result = view.in_pieces(run)(images, SEED, rows, 16)
+    np.testing.assert_allclose(result, view(images, SEED, rows, 16), atol=2e-5)
+    assert pieces.count(pieces[1]) == 3
+
+
+def test_compiled_pieces_equal_the_whole():
+    view = views.view("moco_v2", 100, MEAN, STD)
+    images = random_images(4, 30, 34)
+    compiled = tf.function(view.in_pieces())(images, SEED)
+    np.testing.assert_allclose(compiled, view(images, SEED), atol=5e-5)

@@ -11,6 +11,12 @@ import sys
 import time
 
 from moco_tf.benchmark import machine, timing
+from moco_tf.benchmark.images import Photos
+from moco_tf.data.augment_blur import GaussianBlur
+from moco_tf.data.augment_colour import ColorJitter, RandomGrayscale
+from moco_tf.data.augment_geometry import RandomHorizontalFlip
+from moco_tf.data.sources import ArraySource
+from moco_tf.data.views import View
 from moco_tf.errors import UserError
 from moco_tf.methods.base import Method
 from moco_tf.training import device
@@ -41,8 +47,8 @@ def python(o: object) -> str:
     return o.torch_python or sys.executable
 
 
-def settings(o: object, method: Method, image_size: int) -> dict[str, object]:
-    """What the PyTorch step is told, see torch_moco.Settings: our own network, batch, queue and threads."""
+def settings(o: object, method: Method, image_size: int, view: View, source: ArraySource | Photos) -> dict[str, object]:
+    """What the PyTorch step is told, see torch_moco.Settings: our own network, batch, queue, threads and views."""
     config = method.query_encoder.config
     flags = ("batch_size", "queue_size", "temperature", "key_momentum", "learning_rate", "momentum")
     return {
@@ -54,7 +60,35 @@ def settings(o: object, method: Method, image_size: int) -> dict[str, object]:
         "threads": device.threads(),
         "gpu": machine.gpu() is not None,
         "warmup_steps": max(1, o.warmup_steps),
+        "view": pil_view(view, image_size),
+        "stored": (1024, *source.image_shape, 3) if source.image_shape else None,
     }
+
+
+def no_views(view: View, image_size: int, source: ArraySource | Photos, rival: "TorchStep") -> str | None:
+    """Why views are not compared; None when they are."""
+    if not source.image_shape:
+        return "the pipeline crops images of many sizes before the step"
+    if not pil_view(view, image_size):
+        return "these views' operations come in another order than in PyTorch's step"
+    return rival.about["no_views"]
+
+
+def pil_view(view: View, image_size: int) -> dict[str, object] | None:
+    """The arguments of pil_views.View for our view; None where its operations or their order are others."""
+    ops = {type(op): op for op in view.ops}
+    order = [kind for kind in (ColorJitter, RandomGrayscale, GaussianBlur) if kind in ops]
+    if not view.crop or list(ops) != [RandomHorizontalFlip, *order]:  # a mirror commutes with the rest
+        return None
+    given = {"size": image_size, "scale": view.crop.scale, "mean": view.normalize.mean, "std": view.normalize.std}
+    if jitter := ops.get(ColorJitter):
+        given["jitter"] = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        given["jitter_p"] = jitter.p
+    if gray := ops.get(RandomGrayscale):
+        given["gray_p"] = gray.p
+    if blur := ops.get(GaussianBlur):
+        given |= {"blur_sigma": blur.sigma, "blur_p": blur.p}
+    return given
 
 
 class TorchStep:
@@ -69,10 +103,10 @@ class TorchStep:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.about = self._ask(settings)
 
-    def seconds(self, steps: int) -> float:
-        """Seconds a step, over so many in a row."""
+    def seconds(self, steps: int, views: bool = False) -> float:
+        """Seconds a step, over so many in a row, on prepared images or with views."""
         time.sleep(_PAUSE)
-        taken = self._ask({"steps": steps})["seconds"]
+        taken = self._ask({"steps": steps, "views": views})["seconds"]
         time.sleep(_PAUSE)
         return taken
 

@@ -8,6 +8,7 @@ _ROWS = {
     "input alone": ("input",),
     "input and step": ("together",),
     "PyTorch, prepared images": ("torch",),
+    "PyTorch, PIL views by a DataLoader": ("torch", "with_views"),
 }
 
 
@@ -38,7 +39,7 @@ def _rates(figures: dict) -> Iterator[str]:
     for name, path in _ROWS.items():
         found = figures
         for key in path:
-            found = found[key]
+            found = found and found[key]
         if found:
             yield f"| {name} | {_spread(found['ms'])} | {_spread(found['images_per_second'])} |"
 
@@ -103,6 +104,11 @@ def _comparison(torch: dict) -> Iterator[str]:
         f"single turns), with {torch['memory_ratio']:.2f} times its peak memory "
         f"({memory['moco_tf'] / 1e9:.2f} against {memory['torch'] / 1e9:.2f} GB)"
     )
+    if views := torch["with_views"]:
+        ratio = views["speed_ratio"]
+        yield f"with views: {ratio['median']:.2f} times ({ratio['min']:.2f} to {ratio['max']:.2f} in single turns)"
+    else:
+        yield f"views not compared: {torch['no_views']}"
 
 
 def _operations(figures: dict) -> Iterator[str]:

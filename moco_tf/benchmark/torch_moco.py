@@ -3,13 +3,15 @@
     python moco_tf/benchmark/torch_moco.py
 
 Reads one JSON object a line and answers each with one. The first holds the settings (`Settings`); the answer is
-{"torch": version, "parameters": count, "device": ...} once a few steps are done, or {"missing": reason} where PyTorch
-cannot be imported. Then {"steps": n} gives {"seconds": of a step}, and {"memory": true} the peak in bytes. It ends with
-its input.
+{"torch": version, "parameters": count, "device": ..., "no_views": why it cannot make views, or null} once a few steps
+are done, or {"missing": reason} where PyTorch cannot be imported. Then {"steps": n} gives {"seconds": of a step},
+{"steps": n, "views": true} the same with PIL views of random images, and {"memory": true} the peak in bytes. It ends
+with its input.
 
 The step does what MoCo.step does on prepared images: the key encoder's moving average, shuffled keys, queries forward
 and backward against the queue, SGD, enqueue. Everything is done the way that is fast in eager PyTorch: channels_last,
-autocast, operations on lists of tensors.
+autocast, operations on lists of tensors. Views are made by a DataLoader with as many workers as there are threads;
+what they have prepared when a measurement begins, two batches each, is in PyTorch's favour.
 """
 
 import dataclasses
@@ -25,6 +27,13 @@ try:
 except ImportError as error:
     print(json.dumps({"missing": f"{error}"}), flush=True)
     sys.exit()
+try:
+    import pil_views  # beside this file
+    from PIL import Image
+
+    NO_VIEWS = None
+except ImportError as error:
+    NO_VIEWS = f"{error}"
 
 DEPTHS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 
@@ -54,6 +63,8 @@ class Settings:
     threads: int
     gpu: bool
     warmup_steps: int
+    view: dict | None = None  # pil_views.View's arguments
+    stored: tuple[int, int, int, int] | None = None  # shape of the random images that views are made of, NxHxWx3
 
 
 class SplitNorm(nn.BatchNorm2d):
@@ -132,6 +143,28 @@ def head(s: Settings, inputs: int) -> list[nn.Module]:
     return [*layers, nn.ReLU(inplace=True), nn.Linear(hidden, s.feature_dim)]
 
 
+class Pairs(torch.utils.data.Dataset):
+    """Two views of each of some random images."""
+
+    def __init__(self, s: Settings) -> None:
+        self.images = torch.randint(0, 256, s.stored, dtype=torch.uint8).numpy()
+        self.view = pil_views.View(**s.view)
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image = Image.fromarray(self.images[index % len(self.images)])
+        return torch.from_numpy(self.view(image)), torch.from_numpy(self.view(image))
+
+
+def loader(s: Settings) -> torch.utils.data.DataLoader:
+    """Endless batches of pairs."""
+    return torch.utils.data.DataLoader(
+        Pairs(s), s.batch_size, num_workers=s.threads, drop_last=True, pin_memory=s.gpu and torch.cuda.is_available()
+    )
+
+
 class Step:
     """One MoCo step after another on the same random images."""
 
@@ -149,14 +182,15 @@ class Step:
         self.pointer = 0
         shape = (s.batch_size, 3, s.image_size, s.image_size)
         self.images = [self.place(torch.randn(shape)) for _ in range(2)]
+        self.batches = None
 
     def place(self, x: nn.Module | torch.Tensor) -> nn.Module | torch.Tensor:
         """On the device, channels last."""
-        return x.to(self.device, memory_format=torch.channels_last)
+        return x.to(self.device, memory_format=torch.channels_last, non_blocking=True)
 
-    def __call__(self) -> tuple[torch.Tensor, ...]:
-        """The step; returns its metrics, which may still be being computed."""
-        im_q, im_k = self.images
+    def __call__(self, views: bool = False) -> tuple[torch.Tensor, ...]:
+        """The step on prepared images or on views; returns its metrics, which may still be being computed."""
+        im_q, im_k = [self.place(x) for x in next(self.batches)] if views else self.images
         with torch.no_grad():
             keys, queries = self.pairs
             torch._foreach_lerp_(keys, queries, 1 - self.s.key_momentum)
@@ -192,11 +226,14 @@ class Step:
         self.queue.index_copy_(0, rows, k)
         self.pointer = (self.pointer + len(k)) % self.s.queue_size
 
-    def seconds(self, steps: int) -> float:
+    def seconds(self, steps: int, views: bool = False) -> float:
         """Seconds a step, over so many in a row, until the last one's metrics can be read."""
+        if views and self.batches is None:
+            self.batches = iter(loader(self.s))
+            self(views)
         start = time.perf_counter()
         for _ in range(steps):
-            metrics = self()
+            metrics = self(views)
         for value in metrics:
             value.item()
         return (time.perf_counter() - start) / steps
@@ -217,11 +254,14 @@ def main() -> None:
     step = Step(settings)
     step.seconds(settings.warmup_steps)
     parameters = sum(p.numel() for p in step.query.parameters())
-    answer = {"torch": torch.__version__, "parameters": parameters, "device": step.device.type}
+    answer = {"torch": torch.__version__, "parameters": parameters, "device": step.device.type, "no_views": NO_VIEWS}
     print(json.dumps(answer), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        answer = {"seconds": step.seconds(asked["steps"])} if "steps" in asked else {"bytes": step.peak_memory()}
+        if "steps" in asked:
+            answer = {"seconds": step.seconds(asked["steps"], asked["views"])}
+        else:
+            answer = {"bytes": step.peak_memory()}
         print(json.dumps(answer), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What every augmentation op shares: the layout, the random draws, and the two methods draw and apply.
+"""What every augmentation op shares: the layout, the random draws, and the methods draw and apply.
 
 An op is a frozen dataclass. `draw` gives the per-image random parameters of a whole *global* batch, so that an image's
 parameters belong to its global position and do not depend on how many ranks share the batch; `apply` is deterministic
@@ -10,10 +10,29 @@ colour's pixels stay contiguous.
 """
 
 import abc
+from collections.abc import Callable
 
 import tensorflow as tf
 
 Parameters = dict[str, tf.Tensor]
+Run = Callable[..., tf.Tensor]  # run(function, *arguments): how a piece of an operation is called
+
+
+def call(function: Callable[..., tf.Tensor], *arguments: object) -> tf.Tensor:
+    """Runs a piece as it is."""
+    return function(*arguments)
+
+
+class Compiled:
+    """Runs pieces compiled by XLA, each by itself and once for all calls with the same shapes."""
+
+    def __init__(self) -> None:
+        self._functions: dict[Callable, Callable] = {}
+
+    def __call__(self, function: Callable[..., tf.Tensor], *arguments: object) -> tf.Tensor:
+        if function not in self._functions:
+            self._functions[function] = tf.function(function, jit_compile=True)
+        return self._functions[function](*arguments)
 
 
 def to_planes(images: tf.Tensor) -> tf.Tensor:
@@ -62,6 +81,10 @@ class ImageOp(abc.ABC):
     @abc.abstractmethod
     def apply_planes(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
         """The operation on BxHx3xW float32 in [0, 1]."""
+
+    def in_pieces(self, planes: tf.Tensor, parameters: Parameters, run: Run) -> tf.Tensor:
+        """apply_planes as one or several pieces, each of which `run` calls."""
+        return run(self.apply_planes, planes, parameters)
 
     def apply(self, images: tf.Tensor, parameters: Parameters) -> tf.Tensor:
         """The operation on BxHxWx3 float32 in [0, 1]; the same parameters give the same result."""

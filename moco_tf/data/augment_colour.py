@@ -8,7 +8,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from moco_tf.data.augment import ImageOp, Parameters, between, per_image, uniform
+from moco_tf.data.augment import ImageOp, Parameters, Run, between, call, per_image, uniform
 
 # PIL's integer weights of ITU-R 601, in 1/65536.
 GRAY_WEIGHTS = (19595 / 65536, 38470 / 65536, 7471 / 65536)
@@ -106,6 +106,10 @@ class ColorJitter(ImageOp):
         }
 
     def apply_planes(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+        """Jittered where applied."""
+        return self.in_pieces(planes, parameters, call)
+
+    def in_pieces(self, planes: tf.Tensor, parameters: Parameters, run: Run) -> tf.Tensor:
         """Three blends before the hue and three after it; a blend that has nothing to do for an image is the identity.
 
         Every order is some assignment to these seven, and the costly hue is computed once.
@@ -113,12 +117,12 @@ class ColorJitter(ImageOp):
         no_hue = self.hue == 0
         hue_place = parameters["position"][:, 3]
         for slot in range(4 if no_hue else 3):
-            planes = self._blend_in(planes, slot, parameters, (hue_place > slot) | no_hue)
+            planes = run(self._blend_in, planes, slot, parameters, (hue_place > slot) | no_hue)
         if no_hue:
             return planes
-        planes = adjust_hue(planes, tf.where(parameters["applied"], parameters["hue"], 0.0))
+        planes = run(adjust_hue, planes, tf.where(parameters["applied"], parameters["hue"], 0.0))
         for slot in (1, 2, 3):
-            planes = self._blend_in(planes, slot, parameters, hue_place < slot)
+            planes = run(self._blend_in, planes, slot, parameters, hue_place < slot)
         return planes
 
     def _blend_in(self, planes: tf.Tensor, slot: int, parameters: Parameters, active: tf.Tensor) -> tf.Tensor:

@@ -8,9 +8,20 @@ import math
 
 import tensorflow as tf
 
-from moco_tf.data.augment import ImageOp, Parameters, between, from_planes, per_image, to_planes, to_unit_range, uniform
+from moco_tf.data.augment import (
+    ImageOp,
+    Parameters,
+    Run,
+    between,
+    from_planes,
+    per_image,
+    to_planes,
+    to_unit_range,
+    uniform,
+)
 from moco_tf.errors import UserError
 
+LARGE = 128  # pixels from which matrix products are slower than going through the rows
 CROP_TRIES = 10  # torchvision's number of attempts before the central crop
 
 
@@ -115,6 +126,22 @@ class RandomResizedCrop(ImageOp):
         """BxHx3xW -> BxSx3xS."""
         return resized_crop(planes, self.box(parameters, planes.shape[1], planes.shape[3]), self.size, self.antialias)
 
+    def in_pieces(self, planes: tf.Tensor, parameters: Parameters, run: Run) -> tf.Tensor:
+        """Large images one by one as crop_one resizes them: a tenth of the products, but nothing that XLA compiles."""
+        if min(planes.shape[1], planes.shape[3]) < LARGE:
+            return run(self.apply_planes, planes, parameters)
+        boxes = run(self.box, parameters, planes.shape[1], planes.shape[3])
+
+        def cropped(one: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            image, (top, left, height, width) = one[0], tf.unstack(one[1])
+            window = image[top : top + height, :, left : left + width]
+            rows = resize_rows(window, self.size, self.antialias)  # Sx3xw
+            columns = resize_rows(tf.transpose(rows, (2, 0, 1)), self.size, self.antialias)  # columns first: SxSx3
+            return tf.transpose(columns, (1, 2, 0))
+
+        signature = tf.TensorSpec((self.size, 3, self.size), tf.float32)
+        return tf.map_fn(cropped, (planes, boxes), fn_output_signature=signature)
+
     def one_box(self, height: int | tf.Tensor, width: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """The box (4 int32: top, left, height, width) of one image; for decoders that decode only a window."""
         return self.box(self.draw(seed, 1), height, width)[0]
@@ -130,8 +157,28 @@ class RandomResizedCrop(ImageOp):
 
 def resize_one(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor, antialias: bool = True) -> tf.Tensor:
     """Bilinear resize of one HxWx3 uint8 image, rounded to uint8."""
-    resized = tf.image.resize(image, (height, width), method="bilinear", antialias=antialias)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+    if not antialias:
+        return tf.cast(tf.round(tf.image.resize(image, (height, width), method="bilinear")), tf.uint8)
+    # What tf.image.resize(antialias=True) computes; but its kernel goes along a row pixel by pixel, three values at a
+    # time, and down the rows with long vectors. So both directions go down the rows: 2.6 times faster at 224 px.
+    columns = tf.transpose(resize_rows(image, height), (1, 0, 2))  # Wx`height`x3
+    resized = tf.transpose(resize_rows(columns, width), (1, 0, 2))
+    return tf.cast(tf.round(resized), tf.uint8)
+
+
+def resize_rows(image: tf.Tensor, rows: int | tf.Tensor, antialias: bool = True) -> tf.Tensor:
+    """HxAxB -> `rows`xAxB float32 by the filter of resize_matrices."""
+    height, *rest = tf.unstack(tf.shape(image))
+    scale = tf.stack([tf.cast(rows, tf.float32) / tf.cast(height, tf.float32), 1.0])
+    resized = tf.raw_ops.ScaleAndTranslate(
+        images=tf.reshape(image, (1, height, 1, rest[0] * rest[1])),
+        size=tf.stack([rows, 1]),
+        scale=scale,
+        translation=(0.0, 0.0),
+        kernel_type="triangle",
+        antialias=antialias,
+    )
+    return tf.reshape(resized, (rows, *rest))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from moco_tf.data.order import span_reader
 from moco_tf.data.sources import SPLITS, RecordSource
 from moco_tf.errors import UserError
 
@@ -233,4 +234,5 @@ def load(split: str, data_dir: str | None) -> RecordSource:
         except (OSError, DecodeError, IndexError):
             return f"{paths[file[index]]} record at byte {offset[index]}"
 
-    return RecordSource("packed", (file, offset, length, labels), read, describe, labels, tuple(index.class_names))
+    columns, span = (file, offset, length, labels), span_reader(paths, file, offset, length)
+    return RecordSource("packed", columns, read, describe, labels, tuple(index.class_names), span)

@@ -1,8 +1,8 @@
 """Batches of images: the order, the share of every rank, decoding, and what happens to unreadable images.
 
 Step s of an epoch takes the global batch order[s*G:(s+1)*G]; rank r of n takes its positions r, r+n, r+2n, ..., so that
-n ranks see what one process with SplitBatchNorm(n) sees. The order depends on seed and epoch only, a crop on seed,
-epoch, image and view only: a run resumes at any step, on any number of ranks, with the images it would have had.
+n ranks see what one process with SplitBatchNorm(n) sees. The order depends on seed and epoch only (order.py), a crop on
+seed, epoch, image and view only: a run resumes at any step, on any number of ranks, with the images it would have had.
 """
 
 from collections import deque
@@ -13,9 +13,12 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.order import LANES, ORDERS, ReadAhead, block_order, epoch_order
+from moco_tf.data.prefetch import to_device
 from moco_tf.data.records import RecordReader, UnreadableImages
 from moco_tf.data.sources import ArraySource, RecordSource, Source
 from moco_tf.errors import UserError
+from moco_tf.training import device
 
 _AHEAD = 2  # batches prepared in advance
 
@@ -25,11 +28,6 @@ class Crop(Protocol):
 
     def crop_one(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """uint8 HxWx3 and a stateless seed int32 2 -> uint8 SxSx3."""
-
-
-def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The permutation of all examples in an epoch, int64 N."""
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def view_seeds(seed: int, epoch: int, indices: np.ndarray, views: int) -> np.ndarray:
@@ -55,6 +53,7 @@ class TrainBatches:
     max_bad_images: unreadable images that a rank replaces by others before it stops with a UserError.
     bad_images_file: where it lists them, one line of path, tab, reason each; with many ranks, unreadable.txt becomes
         unreadable.rank0.txt and so on.
+    order: "random", or "blocks" to read large files block by block, see order.py.
     """
 
     def __init__(
@@ -69,7 +68,12 @@ class TrainBatches:
         drop_remainder: bool = True,
         max_bad_images: int = 0,
         bad_images_file: str | None = None,
+        order: str = "random",
     ) -> None:
+        if order not in ORDERS:
+            raise ValueError(f"order is {order!r}; expected one of {', '.join(ORDERS)}")
+        if order == "blocks":
+            _check_blocks(source, ranks)
         if batch_size < 1 or batch_size % ranks:
             raise UserError(f"--batch_size={batch_size} came, expected a positive multiple of the {ranks} ranks")
         if drop_remainder and batch_size > source.num_examples:
@@ -84,6 +88,7 @@ class TrainBatches:
         self.seed = seed
         self.rank = rank
         self.ranks = ranks
+        self.order = order
         self.steps_per_epoch = source.num_examples // batch_size
         if not drop_remainder:
             self.steps_per_epoch = -(-source.num_examples // batch_size)
@@ -103,13 +108,15 @@ class TrainBatches:
         """(images, labels int32 B, indices int64 B) for each step of the epoch from start_step on.
 
         images: of an ArraySource, uint8 array BxHxWx3; of a RecordSource, (crops, other crops of the same images), each
-        uint8 BxSxSx3, or the first of them with one_view.
+        uint8 BxSxSx3, or the first of them with one_view. Where there is a GPU they are tensors on it.
         """
-        order = epoch_order(self.seed, epoch, self.source.num_examples)
+        order = (block_order if self.order == "blocks" else epoch_order)(self.seed, epoch, self.source.num_examples)
         steps = range(start_step, self.steps_per_epoch)
         if isinstance(self.source, ArraySource):
-            return _array_batches(self.source, [order[self._positions(step)] for step in steps])
-        return self._record_batches(epoch, order, steps)
+            batches = _array_batches(self.source, [order[self._positions(step)] for step in steps])
+        else:
+            batches = self._record_batches(epoch, order, steps)
+        return to_device(batches, "/GPU:0") if device.has_gpu() else batches
 
     def _positions(self, step: int) -> np.ndarray:
         """Where this rank's images of a step stand in the order of the epoch."""
@@ -138,8 +145,27 @@ class TrainBatches:
             return view_seeds(self.seed, epoch, indices, self._views)
 
         batch_size = self.batch_size // self.ranks
-        for *views, labels, chosen in self._reader.batches(indices, seeds, batch_size, substitutes):
-            yield (tuple(views) if self._views > 1 else views[0]), labels, chosen
+        ahead = ReadAhead(indices, self.source.read_span) if self.order == "blocks" else None
+        try:
+            for number, batch in enumerate(self._reader.batches(indices, seeds, batch_size, substitutes)):
+                if ahead:
+                    ahead.reached(number * batch_size)
+                *views, labels, chosen = batch
+                yield (tuple(views) if self._views > 1 else views[0]), labels, chosen
+        finally:
+            if ahead:
+                ahead.close()
+
+
+def _check_blocks(source: Source, ranks: int) -> None:
+    """Whether a source can be read by blocks. Raises UserError."""
+    if not isinstance(source, RecordSource) or source.read_span is None:
+        raise UserError(
+            f"--read_order=blocks came with {source.name}, expected a pack or a TFDS set of large images; leave it "
+            "out, or pack the images with moco_tf.pack"
+        )
+    if LANES % ranks:
+        raise UserError(f"--read_order=blocks came on {ranks} ranks, expected a divisor of {LANES}; use as many ranks")
 
 
 def eval_batches(

@@ -51,6 +51,7 @@ class RecordSource:
     columns: arrays of one entry for each example; `read` gets one entry of each.
     read: graph function (*entries) -> (encoded bytes string, label int32), both scalars.
     describe: index -> path or other name of the example, for messages.
+    read_span: see order.ReadAhead; None where neighbours are not stored one after another.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class RecordSource:
         describe: Callable[[int], str],
         labels: np.ndarray | None = None,
         class_names: tuple[str, ...] = (),
+        read_span: Callable[[np.ndarray], None] | None = None,
     ) -> None:
         self.name = name
         self.read = read
+        self.read_span = read_span
         self.describe = describe
         self.labels = labels
         self.class_names = tuple(class_names)
@@ -85,6 +88,7 @@ class RecordSource:
             lambda index: self.describe(int(indices[index])),
             None if self.labels is None else self.labels[indices],
             self.class_names,
+            self.read_span and (lambda part: self.read_span(indices[part])),
         )
 
     def image(self, index: int) -> np.ndarray:

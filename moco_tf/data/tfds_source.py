@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.order import span_reader
 from moco_tf.data.sources import ArraySource, RecordSource
 from moco_tf.errors import UserError
 
@@ -179,7 +180,8 @@ def _records(name: str, builder: "tfds.core.DatasetBuilder", split: str, class_n
     def describe(index: int) -> str:
         return f"{paths[file[index]]} record at byte {offset[index]}"
 
-    return RecordSource(builder.name, (file, offset, length), read, describe, None, class_names)
+    span = span_reader(paths, file, offset, length)
+    return RecordSource(builder.name, (file, offset, length), read, describe, None, class_names, span)
 
 
 def record_places(path: str) -> np.ndarray:

@@ -56,6 +56,15 @@ def unpack(data: object) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, tf.Ten
     return first, second, *as_int
 
 
+def _compiled(view: View, jit_compile: str) -> View:
+    """Compiled by XLA as jit_compile says, see Method; "views", for a CPU, piece by piece where the view knows how."""
+    if jit_compile == "none":
+        return view
+    if jit_compile == "views" and hasattr(view, "in_pieces"):
+        return view.in_pieces()
+    return tf.function(view, jit_compile=True)
+
+
 class Method(keras.Model):
     """A method of pre-training: a query encoder and a train_step of its own.
 
@@ -102,9 +111,8 @@ class Method(keras.Model):
         self.stop = StopRequest()
         self.guard = Guard(len(query_encoder.parameters()))
         self.compile_pieces = jit_compile == "all"
-        compile_views = jit_compile in ("all", "views")
         # One function for equal views: it is compiled once.
-        functions = {view: tf.function(view, jit_compile=True) if compile_views else view for view in set(views)}
+        functions = {view: _compiled(view, jit_compile) for view in set(views)}
         self.views = [functions[view] for view in views]
 
     def compile(self, optimizer: keras.optimizers.Optimizer, **kwargs: object) -> None:  # noqa: A003
