@@ -104,8 +104,8 @@ DEMO = {
     "first_epoch": 1,
     "knn_every": 1,
     "knn_bank": 0,
-    "k": 200,
-    "knn_temperature": 0.1,
+    "k": (200,),
+    "knn_temperature": (0.1,),
     "weighting": "weighted",
     "feature": "head",
 }
@@ -129,7 +129,7 @@ S2 = {
     "views": "cifar",
     "knn_every": 1,
     "knn_bank": 0,
-    "k": 200,
+    "k": (200,),
     "weighting": "weighted",
 }
 # Its MoCo and its SimCLR; its NPID has SGD.
@@ -140,7 +140,7 @@ S2_ADAM = {
     "learning_rate": 1e-3,
     "weight_decay": 1e-6,
     "epochs": 500,
-    "knn_temperature": 0.5,
+    "knn_temperature": (0.5,),
     "feature": "backbone",
 }
 S4 = {
@@ -239,7 +239,7 @@ RECIPES = {
         "first_epoch": 0,
         "knn_every": 100,  # of our choice; the published accuracy is that of the end
         "knn_bank": 0,
-        "k": 10,
+        "k": (10,),
         "weighting": "majority",
         "feature": "backbone",
     },
@@ -269,7 +269,7 @@ RECIPES = {
         "decay": 0.1,
         "first_epoch": 0,
         "warmup_epochs": 0.0,
-        "knn_temperature": 0.1,
+        "knn_temperature": (0.1,),
         "feature": "head",
     },
     "pretrain/cifar10_moco_v2_s4.cfg": S4_MOCO,
