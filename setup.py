@@ -24,7 +24,15 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.9", "pre-commit>=4"],
+        "sklearn": ["scikit-learn>=1.5"],
+        "dev": [
+            "scikit-learn>=1.5",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "pre-commit>=4",
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3.10",

@@ -130,7 +130,9 @@ def define_monitor() -> None:
 def define_knn(feature: str = "head") -> None:
     """The weighted k-nearest-neighbour classifier."""
     flags.DEFINE_list("k", ["200"], "Neighbours; several between commas are evaluated in one pass, the first counts.")
-    flags.DEFINE_list("knn_temperature", ["0.1"], "Temperature of the neighbours' weights; or several, each with each k.")
+    flags.DEFINE_list(
+        "knn_temperature", ["0.1"], "Temperature of the neighbours' weights; or several, each with each k."
+    )
     flags.DEFINE_enum("weighting", "weighted", ["weighted", "majority"], "exp(sim / T) or one vote each.")
     flags.DEFINE_enum("feature", feature, ["head", "backbone"], "The head's output or the pooled features.")
 
@@ -162,10 +164,22 @@ def define_load() -> None:
 
 
 def define_probe() -> None:
-    """The linear probe."""
+    """The linear probe and fine-tuning."""
     flags.DEFINE_string("train_view", "crop_flip", "Named random view of the training images.")
     flags.DEFINE_bool("cache_features", False, "Compute un-augmented features once and train on them: takes minutes.")
     flags.DEFINE_bool("standardise", False, "Give every cached feature mean 0 and deviation 1.")
+    flags.DEFINE_list(
+        "learning_rates", None, "Learning rates to train together on cached features; a held-out tenth chooses one."
+    )
+    flags.DEFINE_bool("logistic_regression", False, "Check with scikit-learn's L-BFGS on the cached features.")
+    flags.DEFINE_bool("finetune", False, "Train the backbone too, in training mode.")
+    flags.DEFINE_float(
+        "backbone_learning_rate", None, "The backbone's own in fine-tuning; default: --learning_rate.", 0.0
+    )
+    flags.DEFINE_float("train_fraction", 1.0, "Share of the training images of each class to learn from.", 1e-9, 1.0)
+    flags.DEFINE_string("train_list", None, "Text file that names the training images to learn from, one a line.")
+    flags.DEFINE_integer("eval_every", 1, "Epochs between two tests; 0: only at the end.", 0)
+    flags.DEFINE_integer("checkpoint_every", 1, "Epochs between two checkpoints; 0: only at the end.", 0)
 
 
 def define_export() -> None:

@@ -66,7 +66,9 @@ def measure(
     rows, labels, indices = features.extract_share(
         normalised, bank, geometries[0], batch_size, collectives, max_bad_images
     )
-    wanted, wanted_labels = features.extract(normalised, queries, geometries[1], batch_size, collectives, max_bad_images)
+    wanted, wanted_labels = features.extract(
+        normalised, queries, geometries[1], batch_size, collectives, max_bad_images
+    )
     for found in (rows, wanted) if require_finite else ():
         features.check_finite(found, collectives)
     neighbours.check_labels(labels, queries.num_classes)
@@ -77,6 +79,8 @@ def measure(
     outcomes = []
     for k in ks:
         for temperature in temperatures:
-            ranked = neighbours.rank_classes(*(part[:, :k] for part in near), queries.num_classes, temperature, weighting)
+            ranked = neighbours.rank_classes(
+                *(part[:, :k] for part in near), queries.num_classes, temperature, weighting
+            )
             outcomes.append(Outcome(k, temperature, *neighbours.accuracy(ranked, wanted_labels), ranked[:, 0].copy()))
     return outcomes, wanted_labels

@@ -29,9 +29,7 @@ def confusion(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> 
 def per_class(counts: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
     """Top-1 accuracy of each class, None where it has no images; counts of `confusion`, LxL."""
     images = counts.sum(axis=1)
-    return {
-        name: float(counts[i, i] / images[i]) if images[i] else None for i, name in enumerate(class_names)
-    }
+    return {name: float(counts[i, i] / images[i]) if images[i] else None for i, name in enumerate(class_names)}
 
 
 def write_confusion(path: pathlib.Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
