@@ -211,8 +211,8 @@ def check_splits(o: object, subject: evaluate.Subject, ranks: Collectives) -> No
     splits = subject.encoder.config["bn_splits"] if o.finetune else 1
     if o.batch_size // ranks.size % splits:
         raise UserError(
-            f"--batch_size={o.batch_size} gives each of {ranks.size} ranks {o.batch_size // ranks.size} images, expected "
-            f"a multiple of {splits}, the splits of the encoder's batch norms; change it"
+            f"--batch_size={o.batch_size} gives each of {ranks.size} ranks {o.batch_size // ranks.size} images, "
+            f"expected a multiple of {splits}, the splits of the encoder's batch norms; change it"
         )
 
 

@@ -265,7 +265,7 @@ class KnnMonitor:
         self._geometry = features.test_geometry(train, size)
 
     def __call__(self, method: Method) -> dict[str, float]:
-        """{"knn_top1": share, "knn_top5": share} of the first --k and --knn_temperature; top-1 of the others besides."""
+        """{"knn_top1": share, "knn_top5": share} of the first --k and --knn_temperature; top-1 of the others too."""
         o = self._o
         method.average_running_statistics()
         embed = features.embedder(method.query_encoder, o.feature, *self._mean_and_std)

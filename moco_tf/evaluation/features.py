@@ -93,9 +93,7 @@ def extract_share(
     """
     rank, ranks = collectives.rank, collectives.size
     if source.num_examples < ranks:
-        raise UserError(
-            f"{source.name} has {source.num_examples} images, expected one for each of {ranks} ranks"
-        )
+        raise UserError(f"{source.name} has {source.num_examples} images, expected one for each of {ranks} ranks")
     compute = tf.function(lambda images: embed(prepare_batch(images, geometry)), reduce_retracing=True)
     prepare_one = None if isinstance(source, ArraySource) else lambda image: resize_center_crop_one(image, *geometry)
     count, filled, columns = len(range(rank, source.num_examples, ranks)), 0, ()

@@ -1,4 +1,4 @@
-"""kNN accuracy of an encoder: features of both sets, the neighbours once, and every setting's classification of them."""
+"""kNN accuracy of an encoder: features of both sets, the neighbours once, and what every setting makes of them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,7 +7,6 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.sources import Source
-from moco_tf.errors import UserError
 from moco_tf.evaluation import features, neighbours
 from moco_tf.training.collectives import Collectives
 
@@ -66,9 +65,7 @@ def measure(
     rows, labels, indices = features.extract_share(
         normalised, bank, geometries[0], batch_size, collectives, max_bad_images
     )
-    wanted, wanted_labels = features.extract(
-        normalised, queries, geometries[1], batch_size, collectives, max_bad_images
-    )
+    wanted, truth = features.extract(normalised, queries, geometries[1], batch_size, collectives, max_bad_images)
     for found in (rows, wanted) if require_finite else ():
         features.check_finite(found, collectives)
     neighbours.check_labels(labels, queries.num_classes)
@@ -79,8 +76,7 @@ def measure(
     outcomes = []
     for k in ks:
         for temperature in temperatures:
-            ranked = neighbours.rank_classes(
-                *(part[:, :k] for part in near), queries.num_classes, temperature, weighting
-            )
-            outcomes.append(Outcome(k, temperature, *neighbours.accuracy(ranked, wanted_labels), ranked[:, 0].copy()))
-    return outcomes, wanted_labels
+            nearest = (column[:, :k] for column in near)
+            ranked = neighbours.rank_classes(*nearest, queries.num_classes, temperature, weighting)
+            outcomes.append(Outcome(k, temperature, *neighbours.accuracy(ranked, truth), ranked[:, 0].copy()))
+    return outcomes, truth

@@ -33,7 +33,9 @@ def fit_and_test(
 ) -> dict[str, object]:
     """Chooses the weight decay on held-out training images, learns from all, tests.
 
-        loss = mean cross entropy + weight_decay / 2 |w|^2,   w without the bias; scikit-learn's C = 1 / (N weight_decay)
+        loss = mean cross entropy + weight_decay / 2 |w|^2
+
+    with w without the bias; scikit-learn's C is 1 / (N weight_decay).
 
     Args:
         features, labels: NxD, best standardised, and N.

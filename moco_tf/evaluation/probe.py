@@ -72,9 +72,10 @@ class Classifiers:
         return {"classifier": learnt, "classifier_optimizer": optimizer_state(optimizer, learnt)}
 
     def test(self, features: np.ndarray, labels: np.ndarray) -> tuple[list[tuple[float, float]], np.ndarray]:
-        """(top-1, top-5) of each classifier, R; predictions, NxR. NxD features; with fewer than five classes top-5 is 1.
+        """(top-1, top-5) of each classifier, R, and predictions, NxR, of NxD features with N labels.
 
-        A classifier that has diverged, with logits that are not finite, is right nowhere.
+        With fewer than five classes top-5 is 1. A classifier that has diverged, with logits that are not finite, is
+        right nowhere.
         """
         kernels = [v.numpy() for v in self.variables()]
         places, predictions = (np.empty((len(features), len(self._layers)), np.int64) for _ in range(2))
