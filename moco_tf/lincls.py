@@ -98,6 +98,8 @@ def on_cached_features(
     o: object, subject: evaluate.Subject, train: Source, test: Source, ranks: Collectives
 ) -> tuple[probing.Test, np.ndarray, dict, object]:
     """(last test, labels of the test images, result, logits of features) of un-augmented features, computed once."""
+    kept_out = probe.held_out(train.num_examples, o.seed) if o.learning_rates else ()
+    probe.check_batch(o.batch_size, train.num_examples - len(kept_out), ranks)
     folder = output_folder(o)
     x, labels = extract(o, subject, train, ranks)
     queries, query_labels = extract(o, subject, test, ranks)
@@ -146,7 +148,6 @@ def on_images(
         o, learner, [o.learning_rate], batches, log, tested, start=start, tests=tests, save=kept.save
     )
     log.close()
-    last = last or tested()  # there was nothing left to do
     result = {**probing.summary(tests), "tests": tests, "learning_rate": o.learning_rate, "epochs": o.epochs}
     return last, labels, {**result, "steps": tests[-1]["step"]}, classifiers.logits
 

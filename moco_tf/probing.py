@@ -139,6 +139,9 @@ def fit(
             log.write(step, epoch=epoch, test_top1=last_test.top1, test_top5=last_test.top5)
         if saved:
             save(step, tests)
+    if test and last_test is None:  # there was nothing left to do
+        last_test = test()
+        tests = tests or [{"step": start, "epoch": start / per_epoch, "top1": last_test.top1, "top5": last_test.top5}]
     return last_test, tests, np.asarray(losses)
 
 

@@ -152,11 +152,7 @@ class CachedBatches:
         rows: np.ndarray | None = None,
     ) -> None:
         self._rows = np.arange(len(features)) if rows is None else rows
-        if batch_size % collectives.size or batch_size > len(self._rows):
-            raise UserError(
-                f"--batch_size={batch_size} came, expected a multiple of the {collectives.size} ranks and at most "
-                f"{len(self._rows)}, the number of training images"
-            )
+        check_batch(batch_size, len(self._rows), collectives)
         self._features, self._labels = features, labels
         self._batch_size, self._seed, self._ranks = batch_size, seed, collectives
         self.steps_per_epoch = len(self._rows) // batch_size
@@ -167,6 +163,15 @@ class CachedBatches:
         for step in range(start_step, self.steps_per_epoch):
             rows = order[step * self._batch_size : (step + 1) * self._batch_size][self._ranks.rank :: self._ranks.size]
             yield self._features[rows], self._labels[rows], rows
+
+
+def check_batch(batch_size: int, count: int, collectives: Collectives) -> None:
+    """Refuses a global batch that ranks cannot share, or that is larger than the number of images. Raises UserError."""
+    if batch_size % collectives.size or batch_size > count:
+        raise UserError(
+            f"--batch_size={batch_size} came, expected a multiple of the {collectives.size} ranks and at most {count}, "
+            "the number of training images"
+        )
 
 
 def held_out(count: int, seed: int) -> np.ndarray:
