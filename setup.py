@@ -24,7 +24,9 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "sklearn": ["scikit-learn>=1.5"],
         "dev": [
+            "scikit-learn>=1.5",
             *("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "pillow>=11", "ruff>=0.9", "pre-commit>=4"),
             *("psutil", "pyyaml", "jsonschema>=4", "kubernetes-validate>=1.30"),  # tests of jobs and of their manifest
         ],

@@ -5,18 +5,21 @@ import json
 import pathlib
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.normalisation import normalisation
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
-from moco_tf.evaluation import features
+from moco_tf.evaluation import features, scores
 from moco_tf.networks.cost import cost
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint, device
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.runlog import make_folder
 from moco_tf.weights.load import load as load_encoder
+
+_FILES = (".tar", ".pth", ".npz", ".keras")  # of other programs, as --load takes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,24 @@ def check_labels(train: Source, test: Source) -> None:
         )
 
 
+def checkpoints(folder: str | None) -> list[str]:
+    """What a run folder, a folder of checkpoints or one of files holds to be loaded, oldest or first name first.
+
+    Raises:
+        UserError: nothing.
+    """
+    place = pathlib.Path(folder or "")
+    found = checkpoint.existing(place / "checkpoints") or checkpoint.existing(place)
+    files = (path for path in sorted(place.glob("*")) if path.suffix in _FILES) if folder else ()
+    names = [str(path) for path in found or files]
+    if not names:
+        raise UserError(
+            f"--all_checkpoints came with --load={folder}, expected a run folder with checkpoints/, or a folder of "
+            f"{', '.join(_FILES)} files"
+        )
+    return names
+
+
 def check_neighbours(k: int, train: Source) -> None:
     """Refuses more neighbours than there are images."""
     if k > train.num_examples:
@@ -78,15 +99,36 @@ def check_neighbours(k: int, train: Source) -> None:
         )
 
 
-def report(o: object, flagfile: str, ranks: Collectives, what: str, subject: Subject, result: dict) -> None:
-    """Prints the accuracy and writes result.json and flags.cfg on rank 0."""
+def report(
+    o: object,
+    flagfile: str,
+    ranks: Collectives,
+    what: str,
+    subject: Subject,
+    result: dict,
+    test: Source,
+    predictions: np.ndarray,
+    labels: np.ndarray,
+) -> None:
+    """Prints the accuracy and writes result.json, confusion.csv and flags.cfg on rank 0.
+
+    Args:
+        result: top1, top5 and what else is to be kept.
+        test: the images tested.
+        predictions, labels: of these images, Q each; per_class is added to the result from them.
+    """
     if ranks.rank != 0:
         return
     folder = output_folder(o, what)
     make_folder(folder)
+    counts = scores.confusion(predictions, labels, test.num_classes)
     result = {**result, "evaluation": what, "subject": subject.name, "dataset": o.dataset}
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    result["per_class"] = scores.per_class(counts, test.class_names)
+    scores.write_confusion(folder / "confusion.csv", counts, test.class_names)
     (folder / "flags.cfg").write_text(flagfile)
+    draft = folder / ".result.json"
+    draft.write_text(json.dumps(result, indent=1) + "\n")
+    draft.replace(folder / "result.json")
     print(f"{what} of {subject.name} on {o.dataset}: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}")
     print(f"written to {folder / 'result.json'}", flush=True)
 

@@ -166,10 +166,19 @@ def define_monitor() -> None:
 
 def define_knn(feature: str = "head") -> None:
     """The weighted k-nearest-neighbour classifier."""
-    flags.DEFINE_integer("k", 200, "Neighbours.", 1)
-    flags.DEFINE_float("knn_temperature", 0.1, "Temperature of the neighbours' weights.", 1e-6)
+    flags.DEFINE_list("k", ["200"], "Neighbours; several between commas are evaluated in one pass, the first counts.")
+    flags.DEFINE_list(
+        "knn_temperature", ["0.1"], "Temperature of the neighbours' weights; or several, each with each k."
+    )
     flags.DEFINE_enum("weighting", "weighted", ["weighted", "majority"], "exp(sim / T) or one vote each.")
     flags.DEFINE_enum("feature", feature, ["head", "backbone"], "The head's output or the pooled features.")
+
+
+def define_sweep() -> None:
+    """Several encoders in one call."""
+    flags.DEFINE_bool(
+        "all_checkpoints", False, "Evaluate every checkpoint of the run folder in --load, or every file of the folder."
+    )
 
 
 def define_load_path() -> None:
@@ -192,10 +201,22 @@ def define_load() -> None:
 
 
 def define_probe() -> None:
-    """The linear probe."""
+    """The linear probe and fine-tuning."""
     flags.DEFINE_string("train_view", "crop_flip", "Named random view of the training images.")
     flags.DEFINE_bool("cache_features", False, "Compute un-augmented features once and train on them: takes minutes.")
     flags.DEFINE_bool("standardise", False, "Give every cached feature mean 0 and deviation 1.")
+    flags.DEFINE_list(
+        "learning_rates", None, "Learning rates to train together on cached features; a held-out tenth chooses one."
+    )
+    flags.DEFINE_bool("logistic_regression", False, "Check with scikit-learn's L-BFGS on the cached features.")
+    flags.DEFINE_bool("finetune", False, "Train the backbone too, in training mode.")
+    flags.DEFINE_float(
+        "backbone_learning_rate", None, "The backbone's own in fine-tuning; default: --learning_rate.", 0.0
+    )
+    flags.DEFINE_float("train_fraction", 1.0, "Share of the training images of each class to learn from.", 1e-9, 1.0)
+    flags.DEFINE_string("train_list", None, "Text file that names the training images to learn from, one a line.")
+    flags.DEFINE_integer("eval_every", 1, "Epochs between two tests; 0: only at the end.", 0)
+    flags.DEFINE_integer("checkpoint_every", 1, "Epochs between two checkpoints; 0: only at the end.", 0)
 
 
 def define_export() -> None:
@@ -233,12 +254,24 @@ def define_pack() -> None:
     flags.DEFINE_bool("verify", False, "Compare the pack in --output with its checksums, and write nothing.")
 
 
+# Flags that hold numbers between commas.
+_LISTS = {
+    "milestones": int,
+    "scale_to": int,
+    "crop_scale": float,
+    "k": int,
+    "knn_temperature": float,
+    "learning_rates": float,
+}
+_AT_LEAST = {"k": 1, "knn_temperature": 1e-6, "learning_rates": 1e-12}
+
+
 def parsed(values: flags.FlagValues) -> object:
     """The program's flags as a frozen object, lists of numbers converted."""
     _rename_old(values)
     own = {f.name: f.value for module in values.flags_by_module_dict() for f in _of_module(values, module)}
     own.pop("shuffle_bn", None)
-    for name, kind in (("milestones", int), ("crop_scale", float), ("scale_to", int)):
+    for name, kind in _LISTS.items():
         if own.get(name):
             own[name] = _numbers(name, own[name], kind)
     _check(own)
@@ -260,6 +293,11 @@ def _check(own: dict[str, object]) -> None:
     for name, value in own.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise flags.IllegalFlagValueError(f"flag --{name}={value}: expected a finite number")
+    for name, least in _AT_LEAST.items():
+        numbers = own.get(name, (least,))
+        if numbers is not None and not (numbers and all(least <= number < math.inf for number in numbers)):
+            shown = ",".join(f"{number:g}" for number in numbers)
+            raise flags.IllegalFlagValueError(f"flag --{name}={shown}: expected numbers from {least:g} on")
     area = own.get("crop_scale")
     if area and not (len(area) == 2 and 0 < area[0] <= area[1] <= 1):
         shown = ",".join(f"{number:g}" for number in area)

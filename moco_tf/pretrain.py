@@ -16,7 +16,7 @@ from moco_tf.data import pipeline
 from moco_tf.data.normalisation import Normalisation
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
-from moco_tf.evaluation import features, neighbours
+from moco_tf.evaluation import features, knn
 from moco_tf.methods import base
 from moco_tf.methods.base import Method
 from moco_tf.networks.cost import cost
@@ -163,25 +163,25 @@ class KnnMonitor:
         self._geometry = features.test_geometry(train, size)
 
     def __call__(self, method: Method) -> dict[str, float]:
-        """{"knn_top1": share, "knn_top5": share}."""
+        """{"knn_top1": share, "knn_top5": share} of the first --k and --knn_temperature; top-1 of the others too."""
         o = self._o
         embed = features.embedder(method.query_encoder, o.feature, *self._mean_and_std)
         with rank_statistics.averaged(method):
-            (bank, bank_labels), (queries, labels) = (
-                features.extract(embed, images, self._geometry, 256, self._ranks, o.max_bad_images)
-                for images in (self._bank, self._test)
+            (first, *more), _ = knn.measure(
+                embed,
+                self._bank,
+                self._test,
+                (self._geometry, self._geometry),
+                o.k,
+                o.knn_temperature,
+                o.weighting,
+                256,
+                self._ranks,
+                o.max_bad_images,
+                require_finite=False,
             )
-        ranked = neighbours.classify(
-            features.normalised(bank),
-            bank_labels,
-            features.normalised(queries),
-            self._test.num_classes,
-            min(o.k, len(bank)),
-            o.knn_temperature,
-            o.weighting,
-        )
-        top1, top5 = neighbours.accuracy(ranked, labels)
-        return {"knn_top1": top1, "knn_top5": top5}
+        others = {f"knn_top1_k{other.k}_t{other.temperature:g}": other.top1 for other in more}
+        return {"knn_top1": first.top1, "knn_top5": first.top5, **others}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import numpy as np
 import oracles
 import parity_files
 import pytest
+import ranks
 
 from moco_tf.evaluation import neighbours
 
@@ -34,6 +35,29 @@ def test_equals_the_cifar_demo(k, temperature, chunk, query_chunk):
     np.testing.assert_array_equal(ranked, case[f"ranked_labels_k{k}_t{temperature}"])
     expected = case[f"top1_k{k}_t{temperature}"], case[f"top5_k{k}_t{temperature}"]
     assert neighbours.accuracy(ranked, case["query_labels"]) == expected
+
+
+@pytest.mark.horovod
+def test_two_ranks_equal_the_cifar_demo():
+    """Each with half of the bank, in one chunk and in many; ties across ranks go to the lower row."""
+    done = ranks.horovodrun(2, ranks.TESTS / "workers" / "knn_parity.py", parity_files.path("knn.npz"))
+    assert done.stdout.count("equal") == 2
+
+
+@pytest.mark.parametrize("chunk,query_chunk", CHUNKS)
+def test_similarities_are_exact_however_chunked(chunk, query_chunk):
+    """Bit for bit those of integers, so the order of summation cannot matter; equal rows are equally near."""
+    rng = np.random.default_rng(5)
+    bank, queries = (rng.normal(size=(rows, 256)).astype(np.float32) for rows in (700, 90))
+    bank, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))
+    bank[600:] = bank[:100]
+    exact = np.rint(queries.astype(np.float64) * 2**26).astype(np.int64) @ np.rint(
+        bank.T.astype(np.float64) * 2**26
+    ).astype(np.int64)
+    similarities, rows = neighbours.nearest(bank, queries, 50, chunk, query_chunk)
+    expected = np.argsort(-exact, axis=1, kind="stable")[:, :50]
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(similarities * 2.0**52, np.take_along_axis(exact, expected, axis=1))
 
 
 @pytest.mark.parametrize("chunk,query_chunk", [(65536, 1024), (40, 7), (5, 20), (1, 3)])

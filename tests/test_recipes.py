@@ -44,7 +44,17 @@ SIMCLR = {**PRETRAIN, "method": "simclr"}
 NPID = {**PRETRAIN, "method": "npid"}
 SUPCON = ("supcon_in", "supcon_out", "supcon_suploss")
 SUPERVISED = {**PRETRAIN, "method": "supervised"}
-PROBE = {"epochs": 100, "steps": 0, "warmup_epochs": 0.0, "cache_features": False, "standardise": False}
+PROBE = {
+    "epochs": 100,
+    "steps": 0,
+    "warmup_epochs": 0.0,
+    "cache_features": False,
+    "standardise": False,
+    "finetune": False,
+    "backbone_learning_rate": None,
+    "train_fraction": 1.0,
+    "train_list": None,
+}
 CIFAR = {"dataset": "cifar10", "image_size": 32, "normalise": "auto"}
 CIFAR_ENCODER = {**CIFAR, "stem": "cifar", "head_init": "torch"}
 
@@ -104,8 +114,8 @@ DEMO = {
     "first_epoch": 1,
     "knn_every": 1,
     "knn_bank": 0,
-    "k": 200,
-    "knn_temperature": 0.1,
+    "k": (200,),
+    "knn_temperature": (0.1,),
     "weighting": "weighted",
     "feature": "head",
 }
@@ -129,7 +139,7 @@ S2 = {
     "views": "cifar",
     "knn_every": 1,
     "knn_bank": 0,
-    "k": 200,
+    "k": (200,),
     "weighting": "weighted",
 }
 # Its MoCo and its SimCLR; its NPID has SGD.
@@ -140,7 +150,7 @@ S2_ADAM = {
     "learning_rate": 1e-3,
     "weight_decay": 1e-6,
     "epochs": 500,
-    "knn_temperature": 0.5,
+    "knn_temperature": (0.5,),
     "feature": "backbone",
 }
 S4 = {
@@ -192,6 +202,22 @@ IMAGENET_PROBE = {
     "first_epoch": 0,
 }
 
+# SimCLR's appendix B.5, at 0.05 B/256.
+SEMI_SUPERVISED = {
+    **PROBE,
+    **SGD,
+    **COSINE_PER_STEP,
+    "image_size": 224,
+    "normalise": "auto",
+    "train_view": "crop_flip",
+    "test_resize": 256,
+    "finetune": True,
+    "batch_size": 4096,
+    "learning_rate": 0.05 * 4096 / 256,
+    "nesterov": True,
+    "weight_decay": 0.0,
+}
+
 RECIPES = {
     "pretrain/imagenet_moco_v1.cfg": {**V1, **FACEBOOK},
     "pretrain/imagenet_moco_v2.cfg": {**V2, **FACEBOOK},
@@ -239,7 +265,7 @@ RECIPES = {
         "first_epoch": 0,
         "knn_every": 100,  # of our choice; the published accuracy is that of the end
         "knn_bank": 0,
-        "k": 10,
+        "k": (10,),
         "weighting": "majority",
         "feature": "backbone",
     },
@@ -269,7 +295,7 @@ RECIPES = {
         "decay": 0.1,
         "first_epoch": 0,
         "warmup_epochs": 0.0,
-        "knn_temperature": 0.1,
+        "knn_temperature": (0.1,),
         "feature": "head",
     },
     "pretrain/cifar10_moco_v2_s4.cfg": S4_MOCO,
@@ -314,6 +340,25 @@ RECIPES = {
         "batch_size": 512,
         "final_learning_rate": 1e-3,
     },
+    "lincls/cifar10_simclr_s1_finetune.cfg": {
+        **PROBE,
+        **CIFAR,
+        **SGD,
+        **COSINE_PER_STEP,
+        "normalise": "none",
+        "train_view": "crop_flip",
+        "test_resize": 0,
+        "finetune": True,
+        "learning_rate": 0.2 * 0.6,  # times the schedule's own
+        "nesterov": True,
+        "weight_decay": 0.0,
+        "batch_size": 512,
+        "epochs": 1000,
+        "steps": 100 * (50_000 // 512),
+        "final_learning_rate": 0.2 * 1e-3,
+    },
+    "lincls/imagenet_finetune_1pct.cfg": {**SEMI_SUPERVISED, "dataset": "imagenet2012_subset/1pct", "epochs": 60},
+    "lincls/imagenet_finetune_10pct.cfg": {**SEMI_SUPERVISED, "dataset": "imagenet2012_subset/10pct", "epochs": 30},
     "lincls/cifar10_simclr.cfg": {
         **PROBE,
         **CIFAR,
@@ -387,6 +432,9 @@ RATES = {
     "lincls/cifar10_s2.cfg": (195, ((0, 1e-3), (99, 1e-3))),
     "lincls/cifar10_simclr.cfg": (97, ((0, 0.1), (25, 0.1 * QUARTER), (50, 0.05))),
     "lincls/cifar10_simclr_s1.cfg": (97, ((0, 0.2), (25, 1e-3 + 0.199 * QUARTER), (50, 0.1005), (100, 1e-3))),
+    "lincls/cifar10_simclr_s1_finetune.cfg": (97, ((0, 0.12), (500, 0.0601), (1000, 2e-4))),
+    "lincls/imagenet_finetune_1pct.cfg": (3, ((0, 0.8), (15, 0.8 * QUARTER), (30, 0.4), (60, 0.0))),
+    "lincls/imagenet_finetune_10pct.cfg": (31, ((0, 0.8), (15, 0.4), (30, 0.0))),
     "lincls/cifar10_simclr_s2.cfg": (97, ((0, 1e-3), (99, 1e-3))),
     "lincls/cifar10_s4.cfg": (195, ((0, 1.0), (59, 1.0), (60, 0.1), (79, 0.1), (80, 0.01), (99, 0.01))),
 }
@@ -516,8 +564,9 @@ def test_normalisation_follows_the_data_set(read, name):
     own = read(name)
     if own.normalise == "none":
         return
-    mean = {"cifar10": (0.4914, 0.4822, 0.4465), "imagenet2012": (0.485, 0.456, 0.406)}[own.dataset]
-    std = {"cifar10": (0.2023, 0.1994, 0.2010), "imagenet2012": (0.229, 0.224, 0.225)}[own.dataset]
+    data = own.dataset.split("_subset")[0]
+    mean = {"cifar10": (0.4914, 0.4822, 0.4465), "imagenet2012": (0.485, 0.456, 0.406)}[data]
+    std = {"cifar10": (0.2023, 0.1994, 0.2010), "imagenet2012": (0.229, 0.224, 0.225)}[data]
     assert known(own.normalise, own.dataset) == (mean, std)
     assert known(read(name, "--dataset=cifar100").normalise, "cifar100")[0] == (0.5071, 0.4865, 0.4409)
     assert known(read(name, "--dataset=folder").normalise, "folder") is None, "measured"

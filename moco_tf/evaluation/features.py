@@ -8,6 +8,7 @@ import tensorflow as tf
 from moco_tf.data.augment_geometry import resize_center_crop, resize_center_crop_one
 from moco_tf.data.pipeline import eval_batches
 from moco_tf.data.sources import ArraySource, Source
+from moco_tf.errors import UserError
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training.collectives import Collectives
 
@@ -61,32 +62,65 @@ def extract(
     """Features (N x D float32) and labels (N int32) of all readable images, in the source's order, on every rank.
 
     Args:
-        embed: float32 images in [0, 1], BxSxSx3, to features.
-        source: the images.
-        geometry: of `test_geometry`.
-        batch_size: of one rank.
-        collectives: each rank computes its share, then all are gathered.
-        max_bad_images, bad_images_file: of `eval_batches`.
+        embed, source, geometry, batch_size, collectives, max_bad_images, bad_images_file: of `extract_share`.
     """
-    compute = tf.function(lambda images: embed(prepare_batch(images, geometry)), reduce_retracing=True)
-    prepare_one = None if isinstance(source, ArraySource) else lambda image: resize_center_crop_one(image, *geometry)
-    parts = [
-        (compute(tf.constant(images)).numpy(), labels, indices)
-        for images, labels, indices in eval_batches(
-            source,
-            batch_size,
-            collectives.rank,
-            collectives.size,
-            prepare_one,
-            max_bad_images,
-            bad_images_file,
-        )
-    ]
-    features, labels, indices = (np.concatenate(column) for column in zip(*parts))
-    if collectives.size > 1:
-        features, labels, indices = (collectives.allgather(tf.constant(c)).numpy() for c in (features, labels, indices))
+    share = extract_share(embed, source, geometry, batch_size, collectives, max_bad_images, bad_images_file)
+    if collectives.size == 1:
+        return share[:2]
+    features, labels, indices = (collectives.allgather(tf.constant(column)).numpy() for column in share)
     order = np.argsort(indices)
     return features[order], labels[order]
+
+
+def extract_share(
+    embed: Callable[[tf.Tensor], tf.Tensor],
+    source: Source,
+    geometry: tuple[int, int],
+    batch_size: int,
+    collectives: Collectives,
+    max_bad_images: int = 0,
+    bad_images_file: str | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (n x D float32), labels (n int32) and indices (n int64, ascending) of this rank's readable images.
+
+    Args:
+        embed: float32 images in [0, 1], BxSxSx3, to features.
+        source: the images; rank r of R has those of index r, r + R, r + 2R ...
+        geometry: of `test_geometry`.
+        batch_size: of one rank.
+        collectives: which rank this is; nothing crosses ranks.
+        max_bad_images, bad_images_file: of `eval_batches`.
+    """
+    rank, ranks = collectives.rank, collectives.size
+    if source.num_examples < ranks:
+        raise UserError(f"{source.name} has {source.num_examples} images, expected one for each of {ranks} ranks")
+    compute = tf.function(lambda images: embed(prepare_batch(images, geometry)), reduce_retracing=True)
+    prepare_one = None if isinstance(source, ArraySource) else lambda image: resize_center_crop_one(image, *geometry)
+    count, filled, columns = len(range(rank, source.num_examples, ranks)), 0, ()
+    for images, labels, indices in eval_batches(
+        source, batch_size, rank, ranks, prepare_one, max_bad_images, bad_images_file
+    ):
+        batch = compute(tf.constant(images)).numpy(), labels, indices
+        # One array, filled in place: a list of parts that is joined in the end takes the memory twice.
+        columns = columns or tuple(np.empty((count, *part.shape[1:]), part.dtype) for part in batch)
+        for column, part in zip(columns, batch):
+            column[filled : filled + len(part)] = part
+        filled += len(indices)
+    features, labels, indices = (column[:filled] for column in columns)
+    if (np.diff(indices) > 0).all():
+        return features, labels, indices
+    order = np.argsort(indices)
+    return features[order], labels[order], indices[order]
+
+
+def check_finite(features: np.ndarray, collectives: Collectives) -> None:
+    """Refuses features with an infinity or NaN on any rank: NxD. Raises UserError on all ranks."""
+    bad = sum(not np.isfinite(features[i : i + 4096]).all() for i in range(0, len(features), 4096))
+    if collectives.mean([tf.constant([float(bad > 0)])])[0][0] > 0:
+        raise UserError(
+            "the encoder's features are not all finite, expected numbers; it has diverged, or overflows in this "
+            "--precision: give an earlier checkpoint, or --precision=float32"
+        )
 
 
 def normalised(features: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""The linear classifier of a probe, and batches of features that were computed before.
+"""Linear classifiers on frozen features, and batches of features that were computed before.
 
-B per-rank batch, D width of the features, N images.
+B per-rank batch, D width of the features, N images, L classes, R classifiers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -12,45 +12,107 @@ import tensorflow as tf
 from moco_tf.contrast import shuffle_bn
 from moco_tf.data.pipeline import epoch_order
 from moco_tf.errors import UserError
+from moco_tf.evaluation.scores import label_places
 from moco_tf.training.collectives import Collectives
 
+HELD_OUT = 0.1  # share of the training images on which settings are compared
+_ROWS = 8192  # features that are tested at a time
 
-class LinearProbe:
-    """Softmax regression on features: weights N(0, 0.01), bias 0 (MoCo, section 4.1).
+
+class Classifiers:
+    """Softmax regressions on the same features, one for each optimizer: weights N(0, 0.01), bias 0 (MoCo, section 4.1).
+
+    They begin alike and do not know of each other, but share one matrix product: the grid of learning rates costs
+    little more than one of them.
 
     Args:
         features: D.
-        classes: number of classes.
-        optimizer: of the classifier alone.
+        classes: L.
+        optimizers: R.
+    """
+
+    def __init__(self, features: int, classes: int, optimizers: Sequence[keras.optimizers.Optimizer]) -> None:
+        first = keras.initializers.RandomNormal(stddev=0.01)((features, classes))
+        self.classes, self.optimizers = classes, list(optimizers)
+        self._layers = []
+        for optimizer in self.optimizers:
+            layer = keras.layers.Dense(classes, dtype="float32")
+            layer.build((None, features))
+            layer.kernel.assign(first)
+            optimizer.build(layer.trainable_variables)
+            self._layers.append(layer)
+
+    def variables(self) -> list[tf.Variable]:
+        """What is learnt: kernel DxL and bias L of each classifier."""
+        return [v.value for layer in self._layers for v in layer.trainable_variables]
+
+    def logits(self, features: tf.Tensor) -> tf.Tensor:
+        """BxD to BxRxL."""
+        kernel = tf.concat([layer.kernel.value for layer in self._layers], axis=1)  # Dx(RL)
+        bias = tf.concat([layer.bias.value for layer in self._layers], axis=0)
+        return tf.reshape(features @ kernel + bias, [-1, len(self._layers), self.classes])
+
+    def loss(self, features: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Cross entropy and share of right answers on BxD features with B labels: R float32 each."""
+        logits = self.logits(features)
+        wanted = tf.tile(labels[:, None], [1, len(self._layers)])  # BxR
+        losses = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(wanted, logits), axis=0)
+        right = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 2, tf.int32), wanted), tf.float32), axis=0)
+        return losses, right
+
+    def apply(self, gradients: list[tf.Tensor]) -> None:
+        """Takes each optimizer's step with its own gradients, in the order of `variables`."""
+        for i, (layer, optimizer) in enumerate(zip(self._layers, self.optimizers)):
+            optimizer.apply(gradients[2 * i : 2 * i + 2], layer.trainable_variables)
+
+    def state(self) -> dict[str, dict[str, tf.Variable]]:
+        """All variables of a single classifier by name, in groups; what a checkpoint holds."""
+        (layer,), (optimizer,) = self._layers, self.optimizers
+        learnt = {"fc.weight": layer.kernel.value, "fc.bias": layer.bias.value}
+        return {"classifier": learnt, "classifier_optimizer": optimizer_state(optimizer, learnt)}
+
+    def test(self, features: np.ndarray, labels: np.ndarray) -> tuple[list[tuple[float, float]], np.ndarray]:
+        """(top-1, top-5) of each classifier, R, and predictions, NxR, of NxD features with N labels.
+
+        With fewer than five classes top-5 is 1. A classifier that has diverged, with logits that are not finite, is
+        right nowhere.
+        """
+        kernels = [v.numpy() for v in self.variables()]
+        places, predictions = (np.empty((len(features), len(self._layers)), np.int64) for _ in range(2))
+        for start in range(0, len(features), _ROWS):
+            rows = slice(start, start + _ROWS)
+            for i, (kernel, bias) in enumerate(zip(kernels[::2], kernels[1::2])):
+                with np.errstate(over="ignore", invalid="ignore"):
+                    logits = features[rows] @ kernel + bias
+                places[rows, i] = label_places(logits, labels[rows])
+                predictions[rows, i] = logits.argmax(axis=1)
+        shares = [(float((column == 0).mean()), float((column < 5).mean())) for column in places.T]
+        return shares, predictions
+
+
+class LinearProbe:
+    """Classifiers on a backbone in inference mode, which they leave alone.
+
+    Args:
+        classifiers: what is learnt.
         embed: (images, seed, positions, global batch) to features in inference mode, or tf.identity for features.
         collectives: gradients are averaged over ranks.
     """
 
-    def __init__(
-        self,
-        features: int,
-        classes: int,
-        optimizer: keras.optimizers.Optimizer,
-        embed: Callable,
-        collectives: Collectives,
-    ) -> None:
-        self._linear = keras.layers.Dense(
-            classes, kernel_initializer=keras.initializers.RandomNormal(stddev=0.01), dtype="float32"
-        )
-        self._linear.build((None, features))
-        self.optimizer, self._embed, self._collectives = optimizer, embed, collectives
-        optimizer.build(self._linear.trainable_variables)
+    def __init__(self, classifiers: Classifiers, embed: Callable, collectives: Collectives) -> None:
+        self.classifiers, self._embed, self._collectives = classifiers, embed, collectives
 
-    def variables(self) -> list[tf.Variable]:
-        """What is learnt."""
-        return [v.value for v in self._linear.trainable_variables]
+    def state(self) -> dict[str, dict[str, tf.Variable]]:
+        """All variables by name, in groups; what a checkpoint holds."""
+        return self.classifiers.state()
 
-    def logits(self, features: tf.Tensor) -> tf.Tensor:
-        """BxD features to BxL."""
-        return self._linear(features)
+    def set_learning_rates(self, rates: Sequence[float]) -> None:
+        """That of each classifier, R."""
+        for optimizer, rate in zip(self.classifiers.optimizers, rates, strict=True):
+            optimizer.learning_rate.assign(rate)
 
     def train_step(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One step on this rank's images (or features); returns loss and accuracy, averaged over ranks."""
+        """One step on this rank's images (or features); returns losses and accuracies, R each, averaged over ranks."""
         batch, ranks = images.shape[0], self._collectives
         if self._embed is tf.identity:
             x = tf.cast(images, tf.float32)
@@ -58,20 +120,15 @@ class LinearProbe:
             x = self._embed(images, seed, shuffle_bn.positions(batch, ranks), batch * ranks.size)
         x = tf.stop_gradient(x)
         with tf.GradientTape() as tape:
-            logits = self.logits(x)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        accuracy = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.float32))
-        gradients = tape.gradient(loss, self.variables())
-        *gradients, both = ranks.mean([*gradients, tf.stack([loss, accuracy])])
-        self.optimizer.apply(gradients, self._linear.trainable_variables)
+            losses, accuracies = self.classifiers.loss(x, labels)
+            loss = tf.reduce_sum(losses)  # of independent terms: each classifier gets the gradient of its own
+        gradients = tape.gradient(loss, self.classifiers.variables())
+        *gradients, both = ranks.mean([*gradients, tf.stack([losses, accuracies])])
+        self.classifiers.apply(gradients)
         return both[0], both[1]
 
-    def test(self, features: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-        """Top-1 and top-5 accuracy (with fewer than five classes, top-5 is 1) on NxD features."""
-        kernel, bias = (v.numpy() for v in self.variables())
-        ranked = np.argsort(-(features @ kernel + bias), axis=1, kind="stable")[:, :5]
-        hits = ranked == labels[:, None]
-        return float(hits[:, 0].mean()), float(hits.any(1).mean())
+    def settle(self) -> None:
+        """What is to be done before a test or a checkpoint: nothing."""
 
 
 class CachedBatches:
@@ -82,30 +139,63 @@ class CachedBatches:
         batch_size: global.
         seed: of the order.
         collectives: each rank takes its positions of every global batch.
+        rows: only these, default all.
     """
 
     def __init__(
-        self, features: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, collectives: Collectives
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        batch_size: int,
+        seed: int,
+        collectives: Collectives,
+        rows: np.ndarray | None = None,
     ) -> None:
-        if batch_size % collectives.size or batch_size > len(features):
-            raise UserError(
-                f"--batch_size={batch_size} came, expected a multiple of the {collectives.size} ranks and at most "
-                f"{len(features)}, the number of training images"
-            )
+        self._rows = np.arange(len(features)) if rows is None else rows
+        check_batch(batch_size, len(self._rows), collectives)
         self._features, self._labels = features, labels
         self._batch_size, self._seed, self._ranks = batch_size, seed, collectives
-        self.steps_per_epoch = len(features) // batch_size
+        self.steps_per_epoch = len(self._rows) // batch_size
 
-    def standardise(self, test: np.ndarray) -> np.ndarray:
-        """Gives every training feature mean 0 and deviation 1, and the same shift and scale to the test features."""
-        mean, deviation = self._features.mean(0), self._features.std(0)
-        deviation = np.where(deviation > 1e-6, deviation, 1.0)
-        self._features = (self._features - mean) / deviation
-        return (test - mean) / deviation
-
-    def batches(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(features BxD, labels B, indices B) of each step; the last partial batch is dropped."""
-        order = epoch_order(self._seed, epoch, len(self._features))
-        for step in range(self.steps_per_epoch):
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(features BxD, labels B, indices B) of each step from start_step on; the last partial batch is dropped."""
+        order = self._rows[epoch_order(self._seed, epoch, len(self._rows))]
+        for step in range(start_step, self.steps_per_epoch):
             rows = order[step * self._batch_size : (step + 1) * self._batch_size][self._ranks.rank :: self._ranks.size]
             yield self._features[rows], self._labels[rows], rows
+
+
+def check_batch(batch_size: int, count: int, collectives: Collectives) -> None:
+    """Refuses a global batch that ranks cannot share, or that is larger than the number of images. Raises UserError."""
+    if batch_size % collectives.size or batch_size > count:
+        raise UserError(
+            f"--batch_size={batch_size} came, expected a multiple of the {collectives.size} ranks and at most {count}, "
+            "the number of training images"
+        )
+
+
+def held_out(count: int, seed: int) -> np.ndarray:
+    """A tenth of the rows of `count` training images, to choose settings on: ascending, one at least, fixed by seed."""
+    rows = np.random.default_rng([seed, 2]).permutation(count)
+    return np.sort(rows[: max(1, round(HELD_OUT * count))])
+
+
+def standardise(train: np.ndarray, test: np.ndarray) -> None:
+    """Gives every training feature mean 0 and deviation 1, and the test features the same shift and scale, in place."""
+    mean = train.mean(axis=0, dtype=np.float64).astype(np.float32)
+    train -= mean
+    deviation = np.sqrt(np.einsum("nd,nd->d", train, train, dtype=np.float32) / len(train))
+    deviation = np.where(deviation > 1e-6, deviation, np.float32(1))
+    train /= deviation
+    test -= mean
+    test /= deviation
+
+
+def optimizer_state(optimizer: keras.optimizers.Optimizer, names: Sequence[str]) -> dict[str, tf.Variable]:
+    """An optimizer's variables by slot and by the names of what it learns."""
+    slots = {
+        f"{slot}/{name}": v.value
+        for slot, variables in optimizer.slots.items()
+        for name, v in zip(names, variables, strict=True)
+    }
+    return {**slots, "iterations": optimizer.iterations.value}

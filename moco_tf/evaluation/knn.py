@@ -1,0 +1,82 @@
+"""kNN accuracy of an encoder: features of both sets, the neighbours once, and what every setting makes of them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.data.sources import Source
+from moco_tf.evaluation import features, neighbours
+from moco_tf.training.collectives import Collectives
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one setting gives: accuracies in [0, 1], and the likeliest class of each query, Q int32."""
+
+    k: int
+    temperature: float
+    top1: float
+    top5: float
+    predictions: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """The numbers for a result."""
+        return {name: getattr(self, name) for name in ("k", "temperature", "top1", "top5")}
+
+
+def measure(
+    embed: Callable[[tf.Tensor], tf.Tensor],
+    bank: Source,
+    queries: Source,
+    geometries: tuple[tuple[int, int], tuple[int, int]],
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+    weighting: str,
+    batch_size: int,
+    collectives: Collectives,
+    max_bad_images: int = 0,
+    require_finite: bool = True,
+) -> tuple[list[Outcome], np.ndarray]:
+    """Every k with every temperature, and the labels of the queries, Q int32; the same on every rank.
+
+    The neighbours are searched once, for the largest k, each rank in its share of the bank.
+
+    Args:
+        embed: float32 images in [0, 1], BxSxSx3, to features.
+        bank: labelled images; where fewer than k of them can be read, all of these vote.
+        queries: images to classify.
+        geometries: of the bank's and the queries' images, see `features.test_geometry`.
+        ks, temperatures: at least one of each; majority votes know no temperature, and take the first alone.
+        weighting: "weighted" or "majority".
+        batch_size: of one rank.
+        collectives: what crosses ranks.
+        max_bad_images: unreadable images that a rank leaves out before it stops.
+        require_finite: refuse features that are not finite; otherwise they make accuracies meaningless.
+
+    Raises:
+        UserError: features are not finite.
+    """
+
+    def normalised(images: tf.Tensor) -> tf.Tensor:
+        return tf.math.l2_normalize(embed(images), axis=1, epsilon=1e-24)
+
+    rows, labels, indices = features.extract_share(
+        normalised, bank, geometries[0], batch_size, collectives, max_bad_images
+    )
+    wanted, truth = features.extract(normalised, queries, geometries[1], batch_size, collectives, max_bad_images)
+    for found in (rows, wanted) if require_finite else ():
+        features.check_finite(found, collectives)
+    neighbours.check_labels(labels, queries.num_classes)
+    total = int(tf.size(collectives.allgather(tf.constant(labels))))
+    ks = [min(k, total) for k in ks]
+    near = neighbours.nearest_labels(rows, labels, wanted, max(ks), rows=indices, collectives=collectives)
+    temperatures = temperatures if weighting == "weighted" else temperatures[:1]
+    outcomes = []
+    for k in ks:
+        for temperature in temperatures:
+            nearest = (column[:, :k] for column in near)
+            ranked = neighbours.rank_classes(*nearest, queries.num_classes, temperature, weighting)
+            outcomes.append(Outcome(k, temperature, *neighbours.accuracy(ranked, truth), ranked[:, 0].copy()))
+    return outcomes, truth

@@ -1,0 +1,40 @@
+"""Accuracies of predictions: top-1 and top-5, of each class, and what is taken for what.
+
+Q images, L classes.
+"""
+
+import csv
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def label_places(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Place of each image's label in the ranking of its logits, 0 the first: QxL, Q to Q int64.
+
+    Classes of equal logit keep their order. An image whose logits are not all finite has place L: it is a miss.
+    """
+    own = logits[np.arange(len(labels)), labels][:, None]
+    before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
+    return np.where(np.isfinite(logits).all(axis=1), before.sum(axis=1), logits.shape[1])
+
+
+def confusion(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts of images by label (row) and prediction (column): Q, Q to LxL int64."""
+    cells = np.asarray(labels, np.int64) * num_classes + predictions
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def per_class(counts: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
+    """Top-1 accuracy of each class, None where it has no images; counts of `confusion`, LxL."""
+    images = counts.sum(axis=1)
+    return {name: float(counts[i, i] / images[i]) if images[i] else None for i, name in enumerate(class_names)}
+
+
+def write_confusion(path: pathlib.Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
+    """Writes counts of `confusion` as CSV: a header with the predicted classes, a line for each true class."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label \\ prediction", *class_names])
+        writer.writerows([name, *row.tolist()] for name, row in zip(class_names, counts))
