@@ -3,12 +3,19 @@
 import dataclasses
 import pathlib
 
+import numpy as np
+import tensorflow as tf
+
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint
 from moco_tf.weights import foreign
-from moco_tf.weights.torchvision import set_weights
+from moco_tf.weights.architecture import Architecture, describe
+from moco_tf.weights.torchvision import set_weights, to_torch_layout
+
+EXPECTED = "expected a run folder, a checkpoint's folder, or a .pth.tar, .pth, .npz, .keras or Detectron2 .pkl file"
+MAX_DESCRIPTION_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,43 +39,67 @@ def load(path: str, dtype: str = "float32", untrained: bool = False) -> Loaded:
 
     Args:
         path: a run folder (its newest whole checkpoint is used), a checkpoint's folder, an official MoCo .pth.tar, a
-            torchvision-named .pth or a moco.tensorflow .npz.
+            torchvision-named .pth, a moco.tensorflow .npz, a .keras or a Detectron2 .pkl as moco_tf.export writes them.
         dtype: Keras' dtype policy of the encoder.
         untrained: keeps the fresh initialisation of the same architecture.
 
     Raises:
         UserError: nothing there, no encoder in it, or it is damaged.
     """
-    place = pathlib.Path(path)
-    if not place.exists():
-        raise UserError(f"--load={path} does not exist; expected a run folder, a checkpoint, a .pth.tar, .pth or .npz")
+    place = find(path)
     if place.is_dir():
-        return _from_checkpoint(_checkpoint_in(place), dtype, untrained)
+        return _from_checkpoint(place, dtype, untrained)
     return _from_foreign(place, dtype, untrained)
 
 
+def find(path: str) -> pathlib.Path:
+    """The checkpoint's folder (a run folder's newest whole one, checked) or the file that --load means.
+
+    Raises:
+        UserError: nothing there, or a folder without a whole checkpoint.
+    """
+    place = pathlib.Path(path)
+    try:
+        if not place.exists():
+            raise UserError(f"--load={path} does not exist; {EXPECTED}")
+        if place.is_dir():
+            return _checkpoint_in(place)
+        with place.open("rb"):
+            return place
+    except OSError as error:
+        raise UserError(f"--load={path} cannot be read ({error.strerror}); {EXPECTED}") from None
+
+
 def _checkpoint_in(folder: pathlib.Path) -> pathlib.Path:
+    for file in (folder / checkpoint.DESCRIPTION, *folder.glob(f"checkpoints/*/{checkpoint.DESCRIPTION}")):
+        if file.is_file() and file.stat().st_size > MAX_DESCRIPTION_BYTES:
+            raise UserError(
+                f"{file} has {file.stat().st_size:,} bytes, expected a few thousand; remove that checkpoint"
+            )
     if (folder / checkpoint.DESCRIPTION).is_file():
         checkpoint.check(folder)
         return folder
+    if (folder / "saved_model.pb").is_file():
+        raise UserError(f"--load={folder} is a SavedModel, which tf.saved_model.load opens; {EXPECTED}")
     newest, complaints = checkpoint.newest_sound(folder / "checkpoints")
     if newest is None:
-        raise UserError(
-            f"--load={folder} holds no encoder{'; ' + complaints[0] if complaints else ''}; expected a run folder with "
-            "checkpoints/, a checkpoint's folder, a .pth.tar, .pth or .npz"
-        )
+        raise UserError(f"--load={folder} holds no encoder{'; ' + complaints[0] if complaints else ''}; {EXPECTED}")
     return newest
 
 
 def _from_checkpoint(path: pathlib.Path, dtype: str, untrained: bool) -> Loaded:
     about = checkpoint.describe(path)
+    values = query_encoder(path)
     try:
+        check_description(about["encoder"], {name: to_torch_layout(value) for name, value in values.items()})
         encoder = Encoder(**about["encoder"], dtype=dtype)
         mean, std, image_size = tuple(about["mean"]), tuple(about["std"]), int(about["image_size"])
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint {path}: {checkpoint.DESCRIPTION} describes no encoder ({error})") from None
     if not untrained:
-        values, variables = checkpoint.read_group(path, "query_encoder"), encoder.named_variables()
+        variables = encoder.named_variables()
         if values.keys() != variables.keys():
             raise UserError(f"checkpoint {path} holds other variables than its description says; it is damaged")
         for name, variable in variables.items():
@@ -76,18 +107,49 @@ def _from_checkpoint(path: pathlib.Path, dtype: str, untrained: bool) -> Loaded:
     return Loaded(encoder, str(path), "moco_tf checkpoint", about["step"], image_size, mean, std)
 
 
+def query_encoder(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """A checkpoint's query encoder by torchvision's names, in Keras layout. Raises UserError when it is damaged."""
+    try:
+        return checkpoint.read_group(path, "query_encoder")
+    except (ValueError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"checkpoint {path} cannot be read ({reason}); give an undamaged one") from None
+
+
+def check_description(config: dict, weights: dict[str, np.ndarray]) -> Architecture:
+    """The architecture of a checkpoint's weights. Raises UserError when its description says another.
+
+    A network as large as the description says is only built when the weights are there.
+    """
+    found = describe(weights)
+    for name in ("arch", "width", "stem", "head"):
+        if config[name] != getattr(found, name):
+            raise UserError(f"{name} is {config[name]} by its description and {getattr(found, name)} by its weights")
+    return found
+
+
 def _from_foreign(path: pathlib.Path, dtype: str, untrained: bool) -> Loaded:
     state = foreign.read_state(path)
-    about = foreign.describe(state.encoder)
-    encoder = Encoder(
-        about.arch,
-        about.stem,
-        about.width,
-        head=about.head,
-        feature_dim=about.feature_dim,
-        hidden_dim=about.hidden_dim,
-        dtype=dtype,
-    )
-    if not untrained:
-        set_weights(encoder, state.encoder)
-    return Loaded(encoder, str(path), state.source, None, 0, *NORMALISATIONS["imagenet"])
+    try:
+        found = describe(state.encoder)
+        encoder = Encoder(
+            found.arch,
+            found.stem,
+            found.width,
+            head=found.head,
+            feature_dim=found.feature_dim,
+            hidden_dim=found.hidden_dim,
+            dtype=dtype,
+        )
+        if not untrained:
+            set_weights(encoder, state.encoder)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    mean, std = (state.about.get(name, default) for name, default in zip(("mean", "std"), NORMALISATIONS["imagenet"]))
+    step, size = state.about.get("step"), state.about.get("image_size")
+    return Loaded(encoder, str(path), state.source, _natural(step) or None, _natural(size), tuple(mean), tuple(std))
+
+
+def _natural(value: object) -> int:
+    """What a file says for a number: 0 when it is none."""
+    return value if type(value) is int and 0 < value < 2**31 else 0
