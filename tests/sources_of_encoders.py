@@ -30,7 +30,7 @@ QUEUE, POINTER = RNG.normal(size=(16, 6)).astype(np.float32), 8  # KxC
 
 
 def make(kind, folder):
-    """Writes one; returns its path. All hold the same network but for the head of moco.npz and for the norms' epsilon."""
+    """Writes one; returns its path. All hold the same network."""
     subject = encoders.subject(arch="resnet10", stem="cifar", head="mlp")
     weights = get_weights(subject.encoder)
     if kind in ("run", "checkpoint"):

@@ -62,7 +62,8 @@ def resnet(state, x):
                 break
             stride, shortcut = 2 if stage > 1 and index == 0 else 1, x
             if f"{block}.downsample.0.weight" in state:
-                shortcut = norm(conv2d(x, state[f"{block}.downsample.0.weight"], stride=stride), f"{block}.downsample.1")
+                shortcut = conv2d(x, state[f"{block}.downsample.0.weight"], stride=stride)
+                shortcut = norm(shortcut, f"{block}.downsample.1")
             bottleneck = f"{block}.conv3.weight" in state
             for n in (1, 2, 3) if bottleneck else (1, 2):
                 kernel = state[f"{block}.conv{n}.weight"]

@@ -12,7 +12,7 @@ from moco_tf.errors import UserError
 from moco_tf.training import checkpoint
 from moco_tf.weights import foreign
 from moco_tf.weights.architecture import describe
-from moco_tf.weights.load import check_description, find, query_encoder
+from moco_tf.weights.load import described, find, query_encoder
 from moco_tf.weights.torchvision import to_torch_layout
 
 
@@ -55,30 +55,27 @@ def _of_file(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _of_checkpoint(path: pathlib.Path) -> dict[str, Any]:
-    about = checkpoint.describe(path)
-    weights = {name: to_torch_layout(value) for name, value in query_encoder(path).items()}
+    values = query_encoder(path)
+    about = described(path, values)
     shapes = {name.split("/.")[0]: tuple(shape) for name, shape in tf.train.list_variables(str(path / "variables"))}
     groups = {name.partition("/")[0] for name in shapes}
-    try:
-        check_description(about["encoder"], weights)
-        normalisation = {part: tuple(map(float, about[part])) for part in ("mean", "std")}
-        found = {"source": "moco_tf checkpoint"} | _encoder(weights, about["encoder"].get("bn_splits"))
-    except UserError as error:
-        raise UserError(f"checkpoint {path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"checkpoint {path}: {checkpoint.DESCRIPTION} describes no encoder ({error})") from None
-    return found | {
-        "key_encoder": "key_encoder" in groups,
-        "queue": _rows(shapes["queue"], _scalar(path, "queue_pointer")) if "queue" in shapes else None,
-        "bank": _rows(shapes["bank"]) if "bank" in shapes else None,
-        "optimizer": "optimizer" in groups,
-        "step": about["step"],
-        "epoch": _epoch(path.parent.parent / "metrics.jsonl", about["step"]),
-        "image_size": about.get("image_size"),
-        "normalisation": normalisation,
-        **{name: about.get(name) for name in ("method", "dataset", "batch_size", "ranks")},
-        "flags": _flags(path.parent.parent / "flags.cfg"),
-    }
+    weights = {name: to_torch_layout(value) for name, value in values.items()}
+    return (
+        {"source": "moco_tf checkpoint"}
+        | _encoder(weights, about["encoder"]["bn_splits"])
+        | {
+            "key_encoder": "key_encoder" in groups,
+            "queue": _rows(shapes["queue"], _scalar(path, "queue_pointer")) if "queue" in shapes else None,
+            "bank": _rows(shapes["bank"]) if "bank" in shapes else None,
+            "optimizer": "optimizer" in groups,
+            "step": about["step"],
+            "epoch": _epoch(path.parent.parent / "metrics.jsonl", about["step"]),
+            "image_size": about.get("image_size"),
+            "normalisation": {part: tuple(about[part]) for part in ("mean", "std")},
+            **{name: about.get(name) for name in ("method", "dataset", "batch_size", "ranks")},
+            "flags": _flags(path.parent.parent / "flags.cfg"),
+        }
+    )
 
 
 def _encoder(weights: Mapping[str, np.ndarray], bn_splits: int | None = None) -> dict[str, Any]:

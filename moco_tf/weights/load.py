@@ -1,7 +1,9 @@
 """`--load`: an encoder from whatever holds one."""
 
 import dataclasses
+import inspect
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +18,7 @@ from moco_tf.weights.torchvision import set_weights, to_torch_layout
 
 EXPECTED = "expected a run folder, a checkpoint's folder, or a .pth.tar, .pth, .npz, .keras or Detectron2 .pkl file"
 MAX_DESCRIPTION_BYTES = 16 * 2**20
+MAX_IMAGE_SIZE = 16384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,23 +91,16 @@ def _checkpoint_in(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _from_checkpoint(path: pathlib.Path, dtype: str, untrained: bool) -> Loaded:
-    about = checkpoint.describe(path)
     values = query_encoder(path)
-    try:
-        check_description(about["encoder"], {name: to_torch_layout(value) for name, value in values.items()})
-        encoder = Encoder(**about["encoder"], dtype=dtype)
-        mean, std, image_size = tuple(about["mean"]), tuple(about["std"]), int(about["image_size"])
-    except UserError as error:
-        raise UserError(f"checkpoint {path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"checkpoint {path}: {checkpoint.DESCRIPTION} describes no encoder ({error})") from None
+    about = described(path, values)
+    encoder = Encoder(**about["encoder"], dtype=dtype)
     if not untrained:
-        variables = encoder.named_variables()
-        if values.keys() != variables.keys():
-            raise UserError(f"checkpoint {path} holds other variables than its description says; it is damaged")
-        for name, variable in variables.items():
-            variable.assign(values[name])
-    return Loaded(encoder, str(path), "moco_tf checkpoint", about["step"], image_size, mean, std)
+        try:
+            set_weights(encoder, {name: to_torch_layout(value) for name, value in values.items()})
+        except UserError as error:
+            raise UserError(f"checkpoint {path}: {error}") from None
+    mean, std = tuple(about["mean"]), tuple(about["std"])
+    return Loaded(encoder, str(path), "moco_tf checkpoint", about["step"], about["image_size"], mean, std)
 
 
 def query_encoder(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -116,16 +112,47 @@ def query_encoder(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"checkpoint {path} cannot be read ({reason}); give an undamaged one") from None
 
 
-def check_description(config: dict, weights: dict[str, np.ndarray]) -> Architecture:
-    """The architecture of a checkpoint's weights. Raises UserError when its description says another.
+def described(path: pathlib.Path, values: dict[str, np.ndarray]) -> dict:
+    """What a checkpoint's description says, compared with its query encoder's values.
 
     A network as large as the description says is only built when the weights are there.
+
+    Raises:
+        UserError: it describes no encoder, or another one.
     """
-    found = describe(weights)
-    for name in ("arch", "width", "stem", "head"):
-        if config[name] != getattr(found, name):
-            raise UserError(f"{name} is {config[name]} by its description and {getattr(found, name)} by its weights")
-    return found
+    about = checkpoint.describe(path)
+    try:
+        _check_encoder(about["encoder"], describe({name: to_torch_layout(value) for name, value in values.items()}))
+        check_numbers(about["mean"], about["std"], about["image_size"])
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"checkpoint {path}: {checkpoint.DESCRIPTION} describes no encoder ({error})") from None
+    return about
+
+
+def _check_encoder(config: dict, found: Architecture) -> None:
+    unknown = set(config) - set(inspect.signature(Encoder).parameters)
+    if unknown or not (type(config["bn_splits"]) is int and config["bn_splits"] > 0):
+        raise ValueError(f"{', '.join(sorted(unknown)) or 'bn_splits'} cannot be used")
+    wanted = {name: getattr(found, name) for name in ("arch", "width", "stem", "head")}
+    if found.head != "none":
+        wanted |= {"feature_dim": found.feature_dim}
+    if found.hidden_dim and config["hidden_dim"] != 0:  # 0 is the width of the pooled features
+        wanted |= {"hidden_dim": found.hidden_dim}
+    for name, value in wanted.items():
+        if config[name] != value:
+            raise UserError(f"{name} is {config[name]} by its description and {value} by its weights; it is damaged")
+
+
+def check_numbers(mean: Sequence[float], std: Sequence[float], image_size: int) -> None:
+    """Refuses a normalisation or an image size that cannot be. Raises UserError or TypeError."""
+    sound = len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0
+    if not sound or type(image_size) is not int or not 0 <= image_size <= MAX_IMAGE_SIZE:
+        raise UserError(
+            f"mean {mean}, std {std} and image_size {image_size} came, expected three numbers each, std above 0, and a "
+            f"side of at most {MAX_IMAGE_SIZE} pixels; give an undamaged file"
+        )
 
 
 def _from_foreign(path: pathlib.Path, dtype: str, untrained: bool) -> Loaded:
@@ -143,13 +170,10 @@ def _from_foreign(path: pathlib.Path, dtype: str, untrained: bool) -> Loaded:
         )
         if not untrained:
             set_weights(encoder, state.encoder)
-    except UserError as error:
+        known = {"mean": NORMALISATIONS["imagenet"][0], "std": NORMALISATIONS["imagenet"][1], "image_size": 0}
+        known |= {name: value for name, value in state.about.items() if value is not None}
+        check_numbers(known["mean"], known["std"], known["image_size"])
+    except (UserError, TypeError) as error:
         raise UserError(f"{path}: {error}") from None
-    mean, std = (state.about.get(name, default) for name, default in zip(("mean", "std"), NORMALISATIONS["imagenet"]))
-    step, size = state.about.get("step"), state.about.get("image_size")
-    return Loaded(encoder, str(path), state.source, _natural(step) or None, _natural(size), tuple(mean), tuple(std))
-
-
-def _natural(value: object) -> int:
-    """What a file says for a number: 0 when it is none."""
-    return value if type(value) is int and 0 < value < 2**31 else 0
+    step, mean, std = known.get("step"), tuple(known["mean"]), tuple(known["std"])
+    return Loaded(encoder, str(path), state.source, step, known["image_size"], mean, std)
