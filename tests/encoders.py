@@ -15,11 +15,13 @@ CASES = {
 
 
 def subject(width=4, **values):
-    """A loaded encoder that has seen some images: its running statistics and scales are not the initial ones."""
+    """A loaded encoder, the same each time, whose running statistics and scales are not the initial ones."""
     encoder, rng = Encoder(**{"width": width, "feature_dim": 6, **values}), np.random.default_rng(1)
     for name, variable in encoder.named_variables().items():
-        if ".bn" in name or name.startswith("bn"):
-            spread = rng.uniform(0.5, 1.5, variable.shape)
+        spread = rng.uniform(0.5, 1.5, variable.shape)
+        if len(variable.shape) > 1:
+            variable.assign(rng.normal(size=variable.shape) * np.sqrt(2 / np.prod(variable.shape[:-1])))
+        else:
             variable.assign(spread if name.endswith((".weight", "running_var")) else 0.1 * (spread - 1))
     return Loaded(encoder, "encoder", "test", 7, SIZE, MEAN, STD)
 

@@ -54,9 +54,11 @@ def run_folder(subject, folder):
     run = folder / "run"
     about = {"encoder": dict(subject.encoder.config), "image_size": 24, "mean": subject.mean, "std": subject.std}
     about |= {"method": "moco", "dataset": "folder", "batch_size": 32, "ranks": 2}
-    variables = {name: variable.value for name, variable in subject.encoder.named_variables().items()}
+    values = {name: variable.numpy() for name, variable in subject.encoder.named_variables().items()}
     for step in (10, 20):
-        state = {"query_encoder": variables, "key_encoder": variables, "optimizer": {"m/x": tf.Variable(1.0)}}
+        encoders_of_both = ({name: tf.Variable(value) for name, value in values.items()} for _ in range(2))
+        state = dict(zip(("query_encoder", "key_encoder"), encoders_of_both))
+        state |= {"optimizer": {"m/x": tf.Variable(1.0)}}
         state |= {"queue": tf.Variable(QUEUE), "queue_pointer": tf.Variable(POINTER), "steps_done": tf.Variable(step)}
         checkpoint.save(run / "checkpoints", step, state, about, keep=3)
     (run / "flags.cfg").write_text("--method=moco\n--queue_size=16\n--data_dir=/nowhere\n")

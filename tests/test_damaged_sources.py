@@ -32,6 +32,11 @@ def sound(tmp_path_factory):
     return {kind: make(kind, folder) for kind in KINDS if kind != "checkpoint"}
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "checkpoint"])
+def test_whole_ones_are_taken(kind, sound):
+    assert load(str(sound[kind])).encoder.config["head"] == "mlp"
+
+
 def refused(path, folder):
     """All three refuse it in one line that names it, and write nothing."""
     before = {place: place.stat().st_mtime_ns for place in folder.rglob("*")}

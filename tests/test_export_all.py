@@ -101,9 +101,9 @@ def test_the_checkpoints_own_images_are_compared(exported, run, tmp_path, capsys
 @pytest.mark.parametrize("dataset", ["folder", "packed", "cifar10", "imagenet100", "fashion_mnist:3.0.1"])
 def test_data_sets_that_are_not_here(dataset, tmp_path):
     assert not few.is_here(dataset, str(tmp_path / "nowhere"))
-    assert few.is_here(dataset, None) is (dataset == "fashion_mnist:3.0.1" and few.is_here("fashion_mnist", None)) or (
-        few.is_here(dataset, None)  # prepared on this machine
-    )
+    assert not few.is_here("folder", None)
+    (tmp_path / "imagenet2012").mkdir()
+    assert few.is_here("imagenet100", str(tmp_path)) and few.is_here("folder", str(tmp_path))
 
 
 def test_all_again_in_place_of_earlier_ones(exported, run, capsys, monkeypatch):

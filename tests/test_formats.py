@@ -21,7 +21,6 @@ from moco_tf.weights.torchvision import get_weights
 
 TORCH_PYTHON = os.environ.get("TORCH_PYTHON", sys.executable)  # another Python may be the one with PyTorch
 FILES = [name for name in formats.NAMES if formats.find(name).SUFFIX]
-OUTPUTS = {"pth": {"features", "head"}, "detectron2": {"features", "head"}}
 
 # Run where moco_tf cannot be imported: argv[1] is the .keras file, argv[2] the expected outputs, argv[3] what to write.
 KERAS_ALONE = """
@@ -34,8 +33,9 @@ for name, values in encoder(given["images"]).items():
     np.testing.assert_allclose(values, given[name], rtol=0, atol=1e-5 * abs(given[name]).max())
 classifier = keras.Model(encoder.input, keras.layers.Dense(2, name="classes")(encoder.output["features"]))
 before, moving = (np.array(encoder.get_layer(name).weights[i]) for name, i in (("layer1.0.conv1", 0), ("bn1", 2)))
-classifier.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-losses = classifier.fit(given["images"], np.arange(len(given["images"])) % 2, epochs=6, verbose=0).history["loss"]
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+classifier.compile("adam", loss, run_eagerly=True)  # nothing to trace: quicker for a few steps
+losses = classifier.fit(given["images"], np.arange(len(given["images"])) % 2, epochs=5, verbose=0).history["loss"]
 assert losses[-1] < losses[0], losses
 assert np.abs(np.array(encoder.get_layer("layer1.0.conv1").weights[0]) - before).max() > 0
 assert np.abs(np.array(encoder.get_layer("bn1").weights[2]) - moving).max() > 0
@@ -173,10 +173,9 @@ def test_keras_takes_other_sizes_and_floats(tmp_path):
         assert_same(model(given)["features"].numpy(), expected(subject, images)["features"])
 
 
-@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["keras", "pth", "detectron2"])
-def test_load_gives_back_what_was_written(name, case, tmp_path):
-    subject = encoders.subject(**CASES[case])
+def test_load_gives_back_what_was_written(name, tmp_path):
+    subject = encoders.subject(**CASES["mlp_bn"])
     again = load(str(written(name, subject, tmp_path)))
     weights = get_weights(again.encoder)
     assert weights.keys() == get_weights(subject.encoder).keys()
@@ -230,7 +229,7 @@ def test_detectron2_names(name):
 @pytest.mark.filterwarnings("error")
 def test_detectron2_file_is_a_pickle_of_arrays(tmp_path):
     """What pickle.load, which Detectron2 calls, makes of it."""
-    subject = encoders.subject(**CASES["linear"])
+    subject = encoders.subject(**CASES["mlp_bn"])
     with open(written("detectron2", subject, tmp_path), "rb") as file:
         data = pickle.load(file, encoding="latin1")
     assert data.keys() == {"model", "__author__", "matching_heuristics"} and data["matching_heuristics"] is True
@@ -244,7 +243,7 @@ def test_detectron2_file_is_a_pickle_of_arrays(tmp_path):
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_detectron2_files_of_others_are_read(protocol, tmp_path):
     """As pickle writes them, with NumPy's own names; column-major and other floats, too."""
-    weights = get_weights(encoders.subject(**CASES["linear"]).encoder)
+    weights = get_weights(encoders.subject(**CASES["mlp"]).encoder)
     model = {detectron2.to_detectron2(name): value for name, value in weights.items()}
     model["stem.conv1.weight"] = np.asfortranarray(model["stem.conv1.weight"].astype(">f8"))
     data = {"model": model, "__author__": "somebody", "matching_heuristics": True}
