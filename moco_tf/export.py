@@ -28,7 +28,7 @@ from moco_tf.evaluation import features
 from moco_tf.formats import base
 from moco_tf.training import checkpoint, collectives, device
 from moco_tf.weights import card, savedmodel
-from moco_tf.weights.load import EXPECTED, Loaded
+from moco_tf.weights.load import SOURCES, Loaded
 from moco_tf.weights.load import load as load_encoder
 
 TOLERANCE = 1e-5  # of the largest value: float32 sums in another order
@@ -80,7 +80,7 @@ def part(name: str) -> str:
 def check(o: object) -> pathlib.Path:
     """Where to write. Raises UserError when flags are missing or something else stands there."""
     if not o.load:
-        raise UserError(f"--load is missing; {EXPECTED}")
+        raise UserError(f"--load is missing; give {SOURCES}")
     suffix = "" if o.format == "all" else formats.find(o.format).SUFFIX
     example = f"the file to write, for example --output=encoder{suffix}"
     if not suffix:

@@ -8,7 +8,7 @@ from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.training import collectives
 from moco_tf.weights import held
-from moco_tf.weights.load import EXPECTED
+from moco_tf.weights.load import SOURCES
 
 
 def define_flags() -> None:
@@ -22,7 +22,7 @@ def main(o: object, flagfile: str) -> None:
     if not collectives.is_first_rank():
         return
     if not o.load:
-        raise UserError(f"--load is missing; {EXPECTED}")
+        raise UserError(f"--load is missing; give {SOURCES}")
     found = held.held(o.load)
     print(json.dumps(found, indent=1) if o.json else table(found), flush=True)
 

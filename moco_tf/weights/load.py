@@ -16,7 +16,8 @@ from moco_tf.weights import foreign
 from moco_tf.weights.architecture import Architecture, describe
 from moco_tf.weights.torchvision import set_weights, to_torch_layout
 
-EXPECTED = "expected a run folder, a checkpoint's folder, or a .pth.tar, .pth, .npz, .keras or Detectron2 .pkl file"
+SOURCES = "a run folder, a checkpoint's folder, or a .pth.tar, .pth, .npz, .keras or Detectron2 .pkl file"
+EXPECTED = f"expected {SOURCES}"
 MAX_DESCRIPTION_BYTES = 16 * 2**20
 MAX_IMAGE_SIZE = 16384
 
