@@ -169,7 +169,7 @@ def keras_with(path, fill, compression=zipfile.ZIP_STORED):
         variables.attrs["name"] = "conv1"
         fill(variables)
     with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("config.json", '{"config": {"layers": []}}')
+        archive.writestr("config.json", '{"class_name": "Functional", "config": {"layers": []}}')
         archive.writestr("model.weights.h5", weights.getvalue())
 
 

@@ -16,6 +16,7 @@ from moco_tf import formats
 from moco_tf.errors import UserError
 from moco_tf.formats import onnx as onnx_format
 from moco_tf.weights import detectron2
+from moco_tf.weights.held import held
 from moco_tf.weights.load import load
 from moco_tf.weights.torchvision import get_weights
 
@@ -150,6 +151,7 @@ def test_keras_without_the_package(tmp_path):
     tuned = load(str(tmp_path / "t.keras"))
     assert tuned.encoder.config["head"] == "none"  # the classifier is no head
     np.testing.assert_allclose([tuned.mean, tuned.std], [MEAN, STD], rtol=1e-6)
+    assert held(str(tmp_path / "t.keras"))["optimizer"] and not held(str(path))["optimizer"]
     difference = get_weights(tuned.encoder)["conv1.weight"] - get_weights(subject.encoder)["conv1.weight"]
     assert 0 < np.abs(difference).max() < 0.1
 
@@ -184,6 +186,20 @@ def test_load_gives_back_what_was_written(name, tmp_path):
     if name == "keras":
         assert (again.step, again.image_size, again.source) == (7, SIZE, ".keras")
         np.testing.assert_allclose([again.mean, again.std], [MEAN, STD], rtol=1e-6)
+
+
+def test_keras_files_of_other_models_are_refused(tmp_path):
+    encoders.subject(**CASES["mlp"]).encoder.save(tmp_path / "encoder.keras")
+    with pytest.raises(UserError, match="its model is a Encoder, no model of layers; expected what moco_tf.export"):
+        load(str(tmp_path / "encoder.keras"))
+    import keras
+
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(tmp_path / "dense.keras")
+    model = keras.Input((3,))
+    keras.Model(model, keras.layers.Dense(2)(model)).save(tmp_path / "functional.keras")
+    for name, words in (("dense", "its model is a Sequential"), ("functional", "no encoder .conv1. among no names")):
+        with pytest.raises(UserError, match=words):
+            load(str(tmp_path / f"{name}.keras"))
 
 
 # PyTorch and Detectron2

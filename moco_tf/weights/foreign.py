@@ -108,7 +108,8 @@ def _from_keras(path: str | os.PathLike) -> Foreign:
     from moco_tf.weights import keras_file  # HDF5 only where it is needed
 
     arrays, about = keras_file.read(path)
-    return _plain({name: value for name, value in arrays.items() if NAME.fullmatch(name)}, ".keras", path, about)
+    known = {name: value for name, value in arrays.items() if NAME.fullmatch(name)}  # no classifier put on top
+    return _plain(known, ".keras", path, about)
 
 
 def _plain(
@@ -119,7 +120,9 @@ def _plain(
         raise UserError(
             f"{path}: no encoder (conv1) among {listed(arrays)}; expected a ResNet's; give an export of one"
         )
-    return Foreign(_encoder(arrays, ""), None, None, None, None, None, source, about=about or {})
+    about = dict(about or {})
+    optimizer = bool(about.pop("optimizer", False))
+    return Foreign(_encoder(arrays, ""), None, None, None, None, None, source, optimizer, about)
 
 
 def _from_tensorpack(path: str | os.PathLike) -> Foreign:

@@ -32,7 +32,7 @@ from moco_tf.weights.torchvision import to_torch_layout
 WEIGHTS, CONFIG, ABOUT = "model.weights.h5", "config.json", "moco_tf.json"
 MAX_JSON_BYTES = 64 * 2**20
 _PARTS = {1: ("weight",), 2: ("weight", "bias"), 4: ("weight", "bias", "running_mean", "running_var")}
-_FIX = "expected what moco_tf.export or Keras wrote; copy or write the file again"
+_FIX = "expected what moco_tf.export --format=keras wrote, or Keras of such a model; write or copy the file again"
 _DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, LookupError, RuntimeError, TypeError)
 _DAMAGED += (NotImplementedError, AttributeError, OverflowError, MemoryError, RecursionError)  # h5py raises all kinds
 
@@ -114,10 +114,9 @@ def save(model: keras.Model, path: str | os.PathLike, about: Mapping[str, Any]) 
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(weights by torchvision's names in PyTorch's layout, float32; what moco_tf.json says) of a .keras file.
+    """(weights by layers' names in PyTorch's layout, float32; what moco_tf.json says) of a .keras file.
 
-    Layers without a torchvision name (a classifier put on top) are left out by `foreign`. mean and std are those of the
-    layer `normalise`, wherever it came from.
+    mean and std are those of the layer `normalise`; optimizer says whether the state of one is there.
 
     Raises:
         UserError: damaged, or without weights of named layers. Nothing in the file is executed.
@@ -129,9 +128,11 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
             there = ABOUT in archive.namelist()
             about = json.loads(_entry(archive, ABOUT, MAX_JSON_BYTES)) if there else {}
             weights = _entry(archive, WEIGHTS, size)
+        if config["class_name"] != "Functional":
+            raise UserError(f"its model is a {show(str(config['class_name']))}, no model of layers; {_FIX}")
         with h5py.File(io.BytesIO(weights), "r") as file:
-            state = dict(_weights(file, len(weights)))
-        return state, {**(about if isinstance(about, dict) else {}), **_normalisation(config)}
+            state, optimizer = dict(_weights(file, len(weights))), "optimizer" in file
+        return state, {**(about if isinstance(about, dict) else {}), **_normalisation(config), "optimizer": optimizer}
     except UserError as e:
         raise UserError(f"{show(str(path), 300)}: {e}") from e.__cause__
     except _DAMAGED as e:
