@@ -15,24 +15,17 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-import numpy as np
 import tensorflow as tf
 from absl import flags
 
 from moco_tf import formats, options, program
-from moco_tf.data import few
 from moco_tf.data.normalisation import NORMALISATIONS
-from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
-from moco_tf.evaluation import features
-from moco_tf.formats import base
-from moco_tf.training import checkpoint, collectives, device
+from moco_tf.formats import base_comparison as comparison
+from moco_tf.training import collectives, device
 from moco_tf.weights import card, savedmodel
 from moco_tf.weights.load import SOURCES, Loaded
 from moco_tf.weights.load import load as load_encoder
-
-TOLERANCE = 1e-5  # of the largest value: float32 sums in another order
-COMPARED = 4  # images of the data set; two of noise besides
 
 
 def define_flags() -> None:
@@ -50,22 +43,21 @@ def main(o: object, flagfile: str) -> None:
     target, names = check(o), available(o.format)
     configure()
     subject = load(o)
-    images, source = few_images(o, subject)
-    given = {True: images, False: [at_network_size(image, subject.image_size) for image in images]}  # by ANY_SIZE
-    wanted = {any_size: reference(subject, some) for any_size, some in given.items()}
-    largest = 0.0
+    images, source = comparison.images(o.dataset, o.data_dir, subject)
+    squares = [comparison.at_network_size(image, subject.image_size) for image in images]
+    differences = []
     with draft_of(target, o.output) as made:
         for name in names:
-            any_size = formats.find(name).ANY_SIZE
+            kind = formats.find(name)
+            given = images if kind.ANY_SIZE else squares
+            wanted = comparison.reference(subject, given)
             path = write(name, subject, made / part(name) if o.format == "all" else made)
-            largest = max(
-                largest, compare(formats.find(name).outputs(path, subject, given[any_size]), wanted[any_size])
-            )
+            differences.append(comparison.compare(kind.outputs(path, subject, given), wanted))
         publish(made, target)
     about = card.place(target, formats.find(names[0]).SUFFIX) if o.format != "all" else "a card beside each"
     print(
         f"done: {o.output}{f' with {len(names)} formats' if o.format == 'all' else ''} was loaded back and gives what "
-        f"{subject.path} gives on {len(images)} images ({source}; largest difference {largest:.1g} of the largest "
+        f"{subject.path} gives on {len(images)} images ({source}; largest difference {max(differences):.1g} of the largest "
         f"value); {about} says how to use it",
         flush=True,
     )
@@ -161,55 +153,6 @@ def load(o: object) -> Loaded:
     return dataclasses.replace(loaded, image_size=o.image_size or loaded.image_size or 224, mean=mean, std=std)
 
 
-def few_images(o: object, subject: Loaded) -> tuple[list[np.ndarray], str]:
-    """Images to compare on, uint8 HxWx3, and in words where they are from.
-
-    They are of --dataset, or of the one that the encoder was trained on, or of Fashion-MNIST if one of these is here;
-    and there is noise of the network's size.
-    """
-    size = subject.image_size
-    noise = list(np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8))
-    for dataset, data_dir in [(o.dataset, o.data_dir)] if o.dataset else trained_on(subject.path):
-        if o.dataset or few.is_here(dataset, data_dir):
-            try:
-                real = few.images(dataset, data_dir, COMPARED)
-                return [*real, *noise], f"{len(real)} of {dataset}, {len(noise)} of noise"
-            except UserError:
-                if o.dataset:  # it was asked for
-                    raise
-    print("no data set is here (--dataset and --data_dir name one): comparing on random images only", flush=True)
-    return noise, "all of noise"
-
-
-def trained_on(path: str) -> Iterator[tuple[str, str | None]]:
-    """(data set, its folder) to try, the checkpoint's own first."""
-    place = pathlib.Path(path)
-    if (place / checkpoint.DESCRIPTION).is_file() and checkpoint.describe(place).get("dataset"):
-        recipe, data_dir = place.parent.parent / "flags.cfg", None
-        if recipe.is_file():
-            lines = recipe.read_text(encoding="utf-8", errors="replace").splitlines()
-            data_dir = next((line.partition("=")[2] for line in lines if line.startswith("--data_dir=")), None)
-        yield str(checkpoint.describe(place)["dataset"]), data_dir
-    yield "fashion_mnist", None
-
-
-def at_network_size(image: np.ndarray, size: int) -> np.ndarray:
-    """An image of any size prepared as in tests and rounded, uint8 SxSx3."""
-    return np.round(255.0 * np.clip(_prepared(image, size)[0], 0.0, 1.0)).astype(np.uint8)
-
-
-def _prepared(image: np.ndarray, size: int) -> tf.Tensor:
-    return features.prepare_batch(tf.constant(image[None]), features.test_geometry(ArraySource("", image[None]), size))
-
-
-def reference(subject: Loaded, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """What the encoder gives by the evaluation's own path: {"features": NxD, "head": NxC}. Raises UserError on NaN."""
-    outputs = base.evaluate(subject.encoder, subject, [_prepared(image, subject.image_size) for image in images])
-    if not all(np.isfinite(values).all() for values in outputs.values()):
-        raise UserError(f"{subject.path}: features are not finite, expected numbers; export an earlier checkpoint")
-    return outputs
-
-
 @contextlib.contextmanager
 def draft_of(target: pathlib.Path, output: str) -> Iterator[pathlib.Path]:
     """Where to write first: in a folder that goes, and so do new folders above it when the export did not succeed."""
@@ -236,25 +179,6 @@ def write(name: str, subject: Loaded, path: pathlib.Path) -> pathlib.Path:
     about = card.text(subject, path.name, kind.use(subject, path.name))
     card.place(path, kind.SUFFIX).write_text(about, encoding="utf-8")
     return path
-
-
-def compare(found: dict[str, dict[str, np.ndarray]], wanted: dict[str, np.ndarray]) -> float:
-    """The largest difference, as a share of the largest value. Raises UserError when it is above TOLERANCE."""
-    wanted = {**wanted, "projection": features.normalised(wanted["head"])}
-    largest = 0.0
-    for what, outputs in found.items():
-        for name, values in outputs.items():
-            expected = wanted[name]
-            same_shape = values.shape == expected.shape
-            scale = max(np.abs(expected).max(), np.finfo(np.float32).tiny)
-            difference = np.abs(values - expected).max() / scale if same_shape else np.inf
-            if not difference <= TOLERANCE:  # NaN is not either
-                raise UserError(
-                    f"what was written does not give back the encoder: {name} of {what} differ by {difference:.2g} of "
-                    f"the largest value, expected at most {TOLERANCE:g}; nothing was left; please report it"
-                )
-            largest = max(largest, float(difference))
-    return largest
 
 
 def publish(made: pathlib.Path, target: pathlib.Path) -> None:
