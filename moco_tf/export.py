@@ -57,8 +57,8 @@ def main(o: object, flagfile: str) -> None:
     about = card.place(target, formats.find(names[0]).SUFFIX) if o.format != "all" else "a card beside each"
     print(
         f"done: {o.output}{f' with {len(names)} formats' if o.format == 'all' else ''} was loaded back and gives what "
-        f"{subject.path} gives on {len(images)} images ({source}; largest difference {max(differences):.1g} of the largest "
-        f"value); {about} says how to use it",
+        f"{subject.path} gives on {len(images)} images ({source}; largest difference {max(differences):.1g} of the "
+        f"largest value); {about} says how to use it",
         flush=True,
     )
 
