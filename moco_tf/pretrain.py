@@ -28,6 +28,7 @@ from moco_tf.networks.cost import cost
 from moco_tf.training import checkpoint, schedules
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.runlog import RunLog, make_folder
+from moco_tf.training.waiting import InputWait
 
 
 def define_flags() -> None:
@@ -96,9 +97,9 @@ def fit(
     """Takes the steps from start to total, with metrics, kNN monitor and checkpoints when they are due."""
     per_epoch = batches.steps_per_epoch
     train_step = tf.function(method.train_step)
-    meter = Meter(o.batch_size)
+    meter, wait = Meter(o.batch_size), InputWait()
     watch = CollapseWatch(method, log)
-    for step, batch in steps(batches, start, total):
+    for step, batch in wait.timed(steps(batches, start, total)):
         learning_rate = build.learning_rate(o, step - 1, per_epoch)
         method.optimizer.learning_rate.assign(learning_rate)
         if o.key_momentum_schedule == "cosine" and hasattr(method, "key_momentum"):
@@ -108,6 +109,7 @@ def fit(
         epoch, last = step / per_epoch, step == total
         if last or step % o.log_every == 0:
             values = meter.read()
+            values["input_wait"] = wait.share(values["images_per_second"] / o.batch_size)
             top1 = next(value for name, value in values.items() if name.endswith("_top1"))
             log.show(loss=values["loss"], top1=top1, images_s=values["images_per_second"])
             log.write(step, epoch=epoch, learning_rate=learning_rate, **values)

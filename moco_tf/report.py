@@ -50,7 +50,7 @@ def check_output(path: pathlib.Path) -> None:
     if path.is_dir():
         raise UserError(f"--output={path} is a folder; expected the file to write, such as {path / 'report.html'}")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{path} cannot be written: {folder} is no folder that can be written to; give another --output")
+        raise UserError(f"{path} cannot be written: {folder} is no writable folder; give another --output")
 
 
 def of_files(found: list[Run]) -> dict[str, object]:
@@ -65,7 +65,7 @@ def of_files(found: list[Run]) -> dict[str, object]:
         "tiles": sections.tiles(found),
         "results": sections.results(found),
         "charts": drawn or "metrics.jsonl holds no curves.",
-        "absent": sections.absent(found),
+        "no_knn": sections.no_knn(found),
         "speed": sections.speed(found),
         "recipe": sections.recipe(found),
     }

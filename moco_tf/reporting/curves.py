@@ -3,13 +3,13 @@
 import dataclasses
 
 import numpy as np
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from moco_tf.reporting import svg
 from moco_tf.reporting.runs import Run
 
 _POINTS = 300  # of a curve; longer ones become means of neighbouring lines
-_WIDTH, _HEIGHT = 460, 270
+_WIDTH, _HEIGHT = 400, 250
 _DASHES = ("-", (0, (4, 2)))
 
 
@@ -56,7 +56,7 @@ def draw(chart: Chart, runs: list[Run]) -> dict | None:
     if not lines:
         return None
     with svg.figure(chart.name, _WIDTH, _HEIGHT) as figure:
-        axes = figure.add_axes((0.15, 0.17, 0.81, 0.77))
+        axes = figure.add_axes((0.16, 0.19, 0.81, 0.76))
         legend, data = [], []
         for run, style, label, points in lines:
             look = run if len(runs) > 1 else style
@@ -64,7 +64,8 @@ def draw(chart: Chart, runs: list[Run]) -> dict | None:
             legend.append({"label": label, "colour": look % svg.COLOURS, "sign": svg.SIGNS[look % svg.COLOURS]})
         axes.set_xlabel(axis)
         axes.grid(axis="y", linewidth=0.8)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None) if chart.share else EngFormatter(sep=""))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, chart.share)))
         axes.margins(x=0.02)
         drawn = svg.text(figure)  # settles the limits, which `places` needs
         for _, _, label, points in lines:
@@ -112,6 +113,10 @@ def _summary(chart: Chart, axis: str, lines: list) -> list[list[str]]:
         values = [value for _, value in points]
         rows.append([label, *(shown(v, chart.share) for v in (values[0], min(values), max(values), values[-1]))])
     return rows
+
+
+def _tick(value: float, share: bool) -> str:
+    return f"{100 * value:.4g} %" if share else shown(value)
 
 
 def shown(value: float, share: bool = False) -> str:

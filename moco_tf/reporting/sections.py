@@ -34,7 +34,11 @@ def tiles(runs: list[Run]) -> list[tuple[str, str]]:
     if len(runs) > 1:
         return [("runs", str(len(runs)))]
     (run,) = runs
-    found = [("method", run.flags.get("method")), ("encoder", run.flags.get("arch")), ("data", run.flags.get("dataset"))]
+    found = [
+        ("method", run.flags.get("method")),
+        ("encoder", run.flags.get("arch")),
+        ("data", run.flags.get("dataset")),
+    ]
     for name, metric, share in (
         ("steps", "step", False),
         ("epochs", "epoch", False),
@@ -69,11 +73,9 @@ def readings(made: dict[str, Section | list]) -> dict[str, dict]:
     return {one["chart"].name: one["data"] for one in drawn}
 
 
-def absent(runs: list[Run]) -> list[str]:
-    """What a reader may look for among the curves in vain."""
-    if any(run.last("knn_top1") is not None for run in runs):
-        return []
-    return ["No kNN curve: the monitor was off (--knn_every=0)."]
+def no_knn(runs: list[Run]) -> str:
+    """Why there is no kNN curve, where there is none."""
+    return "" if any(run.last("knn_top1") is not None for run in runs) else "The monitor was off (--knn_every=0)."
 
 
 def speed(runs: list[Run]) -> Section:
@@ -119,8 +121,8 @@ def neighbours(subject: Subject, seed: int) -> dict:
         label = _name(subject, subject.test.labels[row])
         queries.append({"source": pictures.uri(subject.test.image(row), _PICTURE), "label": label, "near": near})
     says = (
-        f"The {subject.nearest.shape[1]} nearest of {len(subject.bank.features):,} training images, by the cosine of the "
-        "pooled features, nearest first."
+        f"The {subject.nearest.shape[1]} nearest of {len(subject.bank.features):,} training images, by the cosine "
+        "of the pooled features, nearest first."
     )
     if subject.class_names:
         says += " ✓ and a solid frame: the same class; ✗ and a dashed frame: another one, which is named."
@@ -189,8 +191,8 @@ def class_table(subject: Subject) -> Section:
     found = classes.summary(subject)
     found["says"] = (
         f"kNN (k = {subject.k}) on the pooled features: {100 * found['accuracy']:.2f} % of "
-        f"{len(subject.test.features):,} test images against {len(subject.bank.features):,} training images. "
-        f"{subject.note}"
+        f"{len(subject.test.features):,} test images against {len(subject.bank.features):,} training images; "
+        f"moco_tf.knn takes all of them. {subject.note}"
     )
     return found
 
@@ -206,9 +208,8 @@ def spread(runs: list[Run], subjects: list[Subject | str]) -> Section:
     if not rows:
         return missing[0]
     says = (
-        "Alignment: the mean squared distance of two views of an image, 0 to 4. Uniformity: the logarithm of the mean of "
-        "exp(-2 d²) over pairs of images, towards -4 when many dimensions are filled evenly. Features of length one; "
+        "Alignment: the mean squared distance of two views of an image, 0 to 4. Uniformity: the logarithm of the mean "
+        "of exp(-2 d²) over pairs of images, towards -4 when many dimensions are filled evenly. Features of length one; "
         "lower is better for both (Wang & Isola, 2020)."
     )
     return {"says": says, "rows": rows, "absent": missing, "several": len(runs) > 1}
-

@@ -91,7 +91,8 @@ def protocol(o: types.SimpleNamespace, run: Run, data_dir: str | None) -> types.
     """The same for evaluation: as `moco_tf.knn` evaluated the run, where it did."""
     own = read_flags(run.folder / "knn" / "flags.cfg")
     names = ("dataset", "data_dir", "holdout", "k", "knn_temperature", "weighting", "test_resize", "image_size")
-    values = {name: _typed(name, own[name], _TYPICAL[name], run) for name in names if name in own}
+    # Of several values of k or temperature the first counts.
+    values = {name: _typed(name, own[name].split(",")[0], _TYPICAL[name], run) for name in names if name in own}
     values = vars(o) | {"image_size": 0} | values
     return types.SimpleNamespace(**values | {"data_dir": data_dir or values["data_dir"]})
 
@@ -100,7 +101,7 @@ def _typed(name: str, text: str | None, default: object, run: Run) -> object:
     if text is None or isinstance(default, str):
         return default if text is None else text
     try:
-        return text == "true" if isinstance(default, bool) else type(default)(text)
+        return text.lower() == "true" if isinstance(default, bool) else type(default)(text)
     except ValueError:
         raise UserError(f"a flags.cfg of {run.folder} has --{name}={text}, expected a number; mend it") from None
 

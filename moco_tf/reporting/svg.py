@@ -29,7 +29,7 @@ def figure(name: str, width: float, height: float) -> Iterator[Figure]:
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
-        "font.size": 12,
+        "font.size": 13,
         "text.color": colour("ink"),
         "axes.edgecolor": colour("muted"),
         "axes.labelcolor": colour("ink"),
