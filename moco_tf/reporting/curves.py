@@ -11,6 +11,7 @@ from moco_tf.reporting.runs import Run
 _POINTS = 300  # of a curve; longer ones become means of neighbouring lines
 _WIDTH, _HEIGHT = 400, 250
 _DASHES = ("-", (0, (4, 2)))
+_DASH_SIGNS = "─┄"  # the same in text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,8 @@ def draw(chart: Chart, runs: list[Run]) -> dict | None:
         for run, style, label, points in lines:
             look = run if len(runs) > 1 else style
             _plot(axes, points, look, style)
-            legend.append({"label": label, "colour": look % svg.COLOURS, "sign": svg.SIGNS[look % svg.COLOURS]})
+            sign = {"sign": svg.SIGNS[look % svg.COLOURS], "dash": _DASH_SIGNS[style]}
+            legend.append({"label": label, "colour": look % svg.COLOURS, **sign})
         axes.set_xlabel(axis)
         axes.grid(axis="y", linewidth=0.8)
         axes.yaxis.set_major_locator(MaxNLocator(6))

@@ -32,7 +32,9 @@ def draw(points: np.ndarray, labels: np.ndarray) -> tuple[str, list[list[float]]
         for label, found in looks.items():
             rows = labels == label
             drawn = axes.scatter(*points[rows].T, s=22, marker=svg.MARKERS[found["marker"]], linewidth=0.5)
-            drawn.set(facecolor=svg.colour(found["colour"]), edgecolor=svg.colour("surface"), gid=f"class{label}")
+            drawn.set(
+                facecolor=svg.colour(found["colour"]), edgecolor=svg.colour("surface"), gid=f"{svg.MARKED}{label}"
+            )
         axes.margins(0.02)
         text = svg.text(figure)
         return text, svg.places(figure, points), [{"label": label, **found} for label, found in looks.items()]

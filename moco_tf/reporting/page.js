@@ -151,7 +151,7 @@ function mapped(field) {
       const label = Number(button.dataset.class), on = button.getAttribute("aria-pressed") !== "true";
       button.setAttribute("aria-pressed", on);
       if (on) only.add(label); else only.delete(label);
-      for (const group of field.querySelectorAll('g[id^="class"]')) {
+      for (const group of field.querySelectorAll('g[id^="mark-"]')) {
         group.classList.toggle("faded", only.size > 0 && !only.has(Number(group.id.slice(5))));
       }
       hide();

@@ -22,8 +22,8 @@ def square(picture: Image.Image, side: int) -> Image.Image:
     """The central square, resized to side x side."""
     short = min(picture.size)
     left, top = (picture.width - short) // 2, (picture.height - short) // 2
-    box = (left, top, left + short, top + short)
-    return picture.resize((side, side), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    picture = picture.crop((left, top, left + short, top + short))
+    return picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
 def sprite(images: list[np.ndarray], side: int) -> Image.Image:

@@ -59,39 +59,34 @@ def _read(folder: pathlib.Path, name: str) -> Run:
 def read_metrics(path: pathlib.Path) -> tuple[list[dict[str, float]], list[str]]:
     """(the lines' finite numbers by name, ordered by step; what is wrong with the file).
 
-    A line that is no JSON object with a step, as a crash leaves one, is left out and named.
+    A line that is no JSON object with a step, as a crash leaves one, is left out and named; so is a number that is not
+    finite.
     """
-    lines, broken = [], []
+    lines, broken, infinite = [], [], {}
     for number, text in enumerate(_text(path).splitlines(), 1):
+        if not text.strip():
+            continue
         values = _numbers(text)
-        if values is None:
+        kept = {name: value for name, value in values.items() if math.isfinite(value)}
+        if "step" not in kept:
             broken.append(number)
-        elif values:
-            lines.append(values)
+            continue
+        lines.append(kept)
+        for name in values.keys() - kept.keys():
+            infinite.setdefault(name, number)
     shown = ", ".join(map(str, broken[:_SHOWN])) + (f" and {len(broken) - _SHOWN} more" if broken[_SHOWN:] else "")
     complaints = [f"{path}: no JSON object with a step in line {shown}; left out"] if broken else []
+    complaints += [f"{path}: {name} is not finite in line {first}" for name, first in sorted(infinite.items())]
     return sorted(lines, key=lambda line: line["step"]), complaints
 
 
-def _numbers(text: str) -> dict[str, float] | None:
-    """The finite numbers of a line; nothing of an empty line; None of a broken one."""
-    if not text.strip():
-        return {}
+def _numbers(text: str) -> dict[str, float]:
+    """The numbers of a line by name; none of a broken one."""
     try:
         values = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict):
-        return None
-    kept = {name: float(value) for name, value in values.items() if _is_finite(value)}
-    return kept if "step" in kept else None
-
-
-def _is_finite(value: object) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer beyond all floats
-        return False
+        return {n: float(v) for n, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    except (ValueError, RecursionError, AttributeError, OverflowError):
+        return {}
 
 
 def read_flags(path: pathlib.Path) -> dict[str, str]:

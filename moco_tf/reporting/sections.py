@@ -209,7 +209,7 @@ def spread(runs: list[Run], subjects: list[Subject | str]) -> Section:
         return missing[0]
     says = (
         "Alignment: the mean squared distance of two views of an image, 0 to 4. Uniformity: the logarithm of the mean "
-        "of exp(-2 d²) over pairs of images, towards -4 when many dimensions are filled evenly. Features of length one; "
-        "lower is better for both (Wang & Isola, 2020)."
+        "of exp(-2 d²) over pairs of images, towards -4 when many dimensions are filled evenly. Features are "
+        "normalised; lower is better for both (Wang & Isola, 2020)."
     )
     return {"says": says, "rows": rows, "absent": missing, "several": len(runs) > 1}

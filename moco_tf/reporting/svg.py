@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 COLOURS = 10
 MARKERS = "os^DvPX*<>"  # one for each colour: nothing is told by colour alone
 SIGNS = "●■▲◆▼✚✖★◀▶"  # the same in text
+MARKED = "mark-"  # how the ids begin that the page's script looks for
 
 # matplotlib wants colours, the page decides which: these stand for its variables until the SVG is written.
 _PLACEHOLDERS = {"ink": "#010101", "muted": "#010102", "grid": "#010103", "surface": "#010104"}
@@ -56,7 +57,7 @@ def text(drawn: Figure) -> str:
     for name, stand_in in _PLACEHOLDERS.items():
         found = found.replace(stand_in, f"var(--{name})")
     used = set(re.findall(r"#([\w.-]+)", found))  # matplotlib's other ids would come again in the next figure
-    found = _ID.sub(lambda match: match[0] if match[1] in used else "", found)
+    found = _ID.sub(lambda match: match[0] if match[1] in used or match[1].startswith(MARKED) else "", found)
     found = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", found)
     size = re.compile(r'(<svg [^>]*?) (?:width|height)="[^"]*"')
     found = size.sub(r"\1", size.sub(r"\1", found, 1), 1)
