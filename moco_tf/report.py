@@ -4,7 +4,7 @@
     python -m moco_tf.report --workdir=runs/moco,runs/simclr --output=comparison.html
 
 The page asks for nothing over a network. Curves, table and recipe are of all runs, pictures of the first one. What
-TensorBoard shows of a run besides its curves (sample views, the embedding projector) goes to its tensorboard/report/.
+TensorBoard shows besides curves (sample views, the embedding projector) goes to the first one's tensorboard/report/.
 """
 
 import os
@@ -21,6 +21,7 @@ from moco_tf.reporting.subject import Subject, examine
 from moco_tf.training import device
 
 _VIEWED = 1000  # test images whose views give alignment and uniformity
+_SEED = 0  # of what is drawn for the page: two pages of one run show the same
 
 
 def define_flags() -> None:
@@ -95,8 +96,7 @@ def pictured(o: object, run: Run, subject: Subject | str, pairs: list) -> tuple[
     if isinstance(subject, str):
         return dict.fromkeys(("neighbours", "map", "classes"), f"No features: {subject}."), None
     print(f"{run.name}: drawing", flush=True)
-    seed = 0
-    the_map, sheet, rows = sections.the_map(subject, o.map_images, seed)
+    the_map, sheet, rows = sections.the_map(subject, o.map_images, _SEED)
     try:
         folder = board.fresh_folder(run.folder)
         if pairs:
@@ -104,8 +104,8 @@ def pictured(o: object, run: Run, subject: Subject | str, pairs: list) -> tuple[
         if sheet:
             board.write_projector(folder, subject.test, rows, sections.metadata(subject, rows), sheet)
     except OSError as error:
-        print(f"{run.name}: nothing written for TensorBoard ({error.strerror})", flush=True)
-    made = {"neighbours": sections.neighbours(subject, seed), "map": the_map, "classes": sections.class_table(subject)}
+        print(f"{run.name}: nothing written for TensorBoard ({error.strerror or error})", flush=True)
+    made = {"neighbours": sections.neighbours(subject, _SEED), "map": the_map, "classes": sections.class_table(subject)}
     return made, None if isinstance(the_map, str) else the_map.pop("data")
 
 

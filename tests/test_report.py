@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import time
+import types
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tensorboard.plugins import projector
 from test_programs import TINY, call, start, write_photos
 
 from moco_tf.errors import UserError
-from moco_tf.reporting import curves, embedding_map, pictures, runs
+from moco_tf.reporting import classes, curves, embedding_map, pictures, runs, settings
 from moco_tf.training import device
 from moco_tf.training.waiting import InputWait
 
@@ -210,6 +211,43 @@ def test_refusals(make, flags, words, tmp_path):
         call("report", **{name: value.format(tmp_path) for name, value in flags.items()})
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert not list(tmp_path.glob("**/*.html"))
+
+
+@pytest.mark.parametrize(
+    "file, flag",
+    [
+        ("flags.cfg", "method=../../evil"),
+        ("flags.cfg", "views=<b>"),
+        ("flags.cfg", "crop_scale=0.5"),
+        ("flags.cfg", "image_size=-3"),
+        ("flags.cfg", "seed=many"),
+        ("flags.cfg", "precision=int8"),
+        ("knn/flags.cfg", "k=0"),
+        ("knn/flags.cfg", "knn_temperature=nan"),
+        ("knn/flags.cfg", "weighting=heavy"),
+    ],
+)
+def test_edited_flags(file, flag, tmp_path):
+    """What the programs refuse is refused here, too, before anything is computed with it."""
+    (tmp_path / "knn").mkdir()
+    (tmp_path / "flags.cfg").write_text("--dataset=folder\n")
+    with open(tmp_path / file, "a") as flags:
+        flags.write(f"--{flag}\n")
+    (run,) = runs.read_all([str(tmp_path)])
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / file} has --{flag}")):
+        settings.protocol(settings.settings(run, None), run, None)
+
+
+def test_many_classes():
+    """A matrix that is too large for a page is left out; the commonest confusions are there."""
+    rng = np.random.default_rng(0)
+    labels, names = rng.integers(0, 30, 600).astype(np.int32), tuple(f"class {n}" for n in range(30))
+    predicted = np.where(labels == 7, 9, labels)
+    test = types.SimpleNamespace(labels=labels)
+    found = classes.summary(types.SimpleNamespace(test=test, class_names=names, predicted=predicted, accuracy=0.9))
+    assert found["matrix"] is None and len(found["rows"]) == 30
+    assert found["confusions"] == [("class 7", "class 9", int((labels == 7).sum()))]
+    assert found["rows"][7][2] == 0 and found["rows"][8][2] == 1
 
 
 def test_curves_are_drawn_where_they_are_read(tmp_path):

@@ -4,7 +4,6 @@ N images, D width of the pooled features, C of the head's output, S side of a vi
 """
 
 import dataclasses
-import types
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,18 +19,13 @@ from moco_tf.errors import UserError
 from moco_tf.evaluation import features as evaluation
 from moco_tf.evaluation import neighbours, uniformity
 from moco_tf.methods import base
-from moco_tf.reporting.runs import Run, read_flags
+from moco_tf.reporting.runs import Run
+from moco_tf.reporting.settings import Settings, protocol, settings
 from moco_tf.training import device
 from moco_tf.training.collectives import SingleProcess
 from moco_tf.weights.load import Loaded, load
 
 _BATCH = 128
-_TYPICAL = {  # flags that are read here, with the programs' defaults; older run folders may lack some
-    **{"dataset": "", "data_dir": "", "holdout": 0, "image_size": 0, "normalise": "auto", "max_bad_images": 100},
-    **{"method": "moco", "views": "moco_v2", "crop_scale": "", "exact_blur": True, "antialias": True},
-    **{"uniform_ratio": False, "seed": 0, "precision": "auto", "workdir": ""},
-    **{"k": 200, "knn_temperature": 0.1, "weighting": "weighted", "test_resize": 0},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,39 +67,6 @@ class Subject:
         return float((self.predicted == self.test.labels)[labelled].mean())
 
 
-def settings(run: Run, data_dir: str | None) -> types.SimpleNamespace:
-    """The run's flags that matter here, in their types; data_dir replaces the run's own.
-
-    Raises:
-        UserError: the run folder has no flags, or broken ones.
-    """
-    if "dataset" not in run.flags:
-        raise UserError(f"{run.folder / 'flags.cfg'} names no --dataset: the run's images are not known")
-    values = {name: _typed(name, run.flags.get(name), default, run) for name, default in _TYPICAL.items()}
-    words = values["crop_scale"].split(",") if values["crop_scale"] else []
-    values["crop_scale"] = tuple(_typed("crop_scale", word, 0.0, run) for word in words) or None
-    return types.SimpleNamespace(**values | {"data_dir": data_dir or values["data_dir"] or None, "workdir": run.folder})
-
-
-def protocol(o: types.SimpleNamespace, run: Run, data_dir: str | None) -> types.SimpleNamespace:
-    """The same for evaluation: as `moco_tf.knn` evaluated the run, where it did."""
-    own = read_flags(run.folder / "knn" / "flags.cfg")
-    names = ("dataset", "data_dir", "holdout", "k", "knn_temperature", "weighting", "test_resize", "image_size")
-    # Of several values of k or temperature the first counts.
-    values = {name: _typed(name, own[name].split(",")[0], _TYPICAL[name], run) for name in names if name in own}
-    values = vars(o) | {"image_size": 0} | values
-    return types.SimpleNamespace(**values | {"data_dir": data_dir or values["data_dir"]})
-
-
-def _typed(name: str, text: str | None, default: object, run: Run) -> object:
-    if text is None or isinstance(default, str):
-        return default if text is None else text
-    try:
-        return text.lower() == "true" if isinstance(default, bool) else type(default)(text)
-    except ValueError:
-        raise UserError(f"a flags.cfg of {run.folder} has --{name}={text}, expected a number; mend it") from None
-
-
 def examine(run: Run, data_dir: str | None, bank_images: int, test_images: int, view_images: int) -> Subject:
     """Computes a run's features and what follows from them.
 
@@ -135,7 +96,7 @@ def examine(run: Run, data_dir: str | None, bank_images: int, test_images: int, 
     return Subject(seen, asked, bank.class_names, predicted, similarities, nearest, k, spread, note)
 
 
-def _splits(o: types.SimpleNamespace, bank_images: int, test_images: int) -> tuple[Source, Source, str]:
+def _splits(o: Settings, bank_images: int, test_images: int) -> tuple[Source, Source, str]:
     """(training images, test images, what is to be said about them)."""
     train = build.source(o, "train", SingleProcess())
     try:
@@ -170,7 +131,7 @@ def _embedded(embed: Callable, source: Source, geometry: tuple[int, int], max_ba
     return Embedded(source, indices, labels, evaluation.normalised(found))
 
 
-def _spread(o: types.SimpleNamespace, loaded: Loaded, source: Source) -> dict[str, tuple[float, float] | None]:
+def _spread(o: Settings, loaded: Loaded, source: Source) -> dict[str, tuple[float, float] | None]:
     """Alignment and uniformity of two random views of each image, for the head's output and the pooled features."""
     view = build.random_view(o, loaded.image_size, (loaded.mean, loaded.std))
     both = tf.function(
@@ -191,7 +152,7 @@ def _figures(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
     return uniformity.alignment(x, y), (uniformity.uniformity(x) + uniformity.uniformity(y)) / 2
 
 
-def view_pairs(o: types.SimpleNamespace, source: Source, view: View) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+def view_pairs(o: Settings, source: Source, view: View) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
     """Two random views of every image, normalised, BxSxSx3 each, made as a training step makes them."""
     batches = TrainBatches(
         source,
@@ -221,7 +182,7 @@ def sample_views(run: Run, data_dir: str | None, count: int) -> tuple[list[np.nd
     return list(np.uint8(np.clip(pairs, 0, 1) * 255 + 0.5)), base.find(o.method).num_views
 
 
-def _normalisation(o: types.SimpleNamespace, run: Run, train: Source) -> Normalisation:
+def _normalisation(o: Settings, run: Run, train: Source) -> Normalisation:
     try:
         loaded = load(str(run.folder))
         return loaded.mean, loaded.std
