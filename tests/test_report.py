@@ -282,7 +282,7 @@ def test_map_of_clusters():
 
 def test_pictures():
     noise = np.random.default_rng(0).integers(0, 256, (100, 40, 30, 3), np.uint8)
-    sheet = pictures.sprite(list(noise), 24)
+    sheet = pictures.sprite(noise, 100, 24)
     assert sheet.size == (240, 240)
     crop = Image.fromarray(noise[11]).crop((0, 5, 30, 35)).resize((24, 24), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(np.asarray(sheet)[24:48, 24:48], crop)  # the second of the second row

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -26,9 +27,9 @@ def square(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
 
 
-def sprite(images: list[np.ndarray], side: int) -> Image.Image:
-    """All images as squares of side x side in rows, as many as columns: what TensorBoard's projector expects."""
-    columns = math.ceil(math.sqrt(len(images)))
+def sprite(images: Iterable[np.ndarray], count: int, side: int) -> Image.Image:
+    """`count` images as squares of side x side in rows, as many as columns: what TensorBoard's projector expects."""
+    columns = math.ceil(math.sqrt(count))
     sheet = Image.new("RGB", (columns * side, columns * side))
     for number, image in enumerate(images):
         sheet.paste(square(Image.fromarray(image), side), (number % columns * side, number // columns * side))

@@ -152,9 +152,8 @@ def the_map(subject: Subject, count: int, seed: int) -> tuple[Section, Image.Ima
         return f"No map: {points}.", None, rows
     labels = subject.test.labels[rows]
     drawn, (x, y), looks = embedding_map.draw(points, labels)
-    images = [subject.test.image(row) for row in rows]
-    side = min(_THUMBNAIL, max(min(image.shape[:2]) for image in images))
-    sheet = pictures.sprite(images, side)
+    side = min(_THUMBNAIL, *(subject.test.source.image_shape or (_THUMBNAIL,)))
+    sheet = pictures.sprite((subject.test.image(row) for row in rows), len(rows), side)
     found = {
         "svg": drawn,
         "count": f"{len(rows):,}",
@@ -191,8 +190,8 @@ def class_table(subject: Subject) -> Section:
     found = classes.summary(subject)
     found["says"] = (
         f"kNN (k = {subject.k}) on the pooled features: {100 * found['accuracy']:.2f} % of "
-        f"{len(subject.test.features):,} test images against {len(subject.bank.features):,} training images; "
-        f"moco_tf.knn takes all of them. {subject.note}"
+        f"{len(subject.test.features):,} test images against {len(subject.bank.features):,} training images. "
+        f"{subject.note}"
     )
     return found
 

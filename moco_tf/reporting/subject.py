@@ -97,11 +97,13 @@ def examine(run: Run, data_dir: str | None, bank_images: int, test_images: int, 
 
 
 def _splits(o: Settings, bank_images: int, test_images: int) -> tuple[Source, Source, str]:
-    """(training images, test images, what is to be said about them)."""
+    """(some training images, some test images, what is to be said about them)."""
     train = build.source(o, "train", SingleProcess())
+    note = ""
     try:
         test = build.source(o, "test", SingleProcess())
-        note = ""
+        if train.num_examples > bank_images or test.num_examples > test_images:
+            note = f"moco_tf.knn takes all {test.num_examples:,} and {train.num_examples:,}."
     except UserError as error:
         order = np.random.default_rng(o.seed).permutation(train.num_examples)
         count = min(test_images, train.num_examples // 4)
@@ -134,6 +136,7 @@ def _embedded(embed: Callable, source: Source, geometry: tuple[int, int], max_ba
 def _spread(o: Settings, loaded: Loaded, source: Source) -> dict[str, tuple[float, float] | None]:
     """Alignment and uniformity of two random views of each image, for the head's output and the pooled features."""
     view = build.random_view(o, loaded.image_size, (loaded.mean, loaded.std))
+    build.check_crop(o.views, view, source)
     both = tf.function(
         lambda images: (loaded.encoder.features(images), loaded.encoder(images)),
         reduce_retracing=True,
