@@ -14,6 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["moco_tf", "moco_tf.*"]),
+    package_data={"moco_tf.reporting": ["page.*"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
         "tensorflow>=2.21,<2.22",
@@ -25,14 +26,17 @@ setup(
         "absl-py>=2.1",
         "tensorboard>=2.20",
         "tqdm>=4.66",
+        "scikit-learn>=1.5",
+        "scipy>=1.11",
+        "matplotlib>=3.9",  # draws the report's curves; brings Pillow
+        "pillow>=10",
+        "jinja2>=3.1",
     ],
     extras_require={
         "onnx": ONNX,
-        "sklearn": ["scikit-learn>=1.5"],
         "dev": [
             *ONNX,
-            "scikit-learn>=1.5",
-            *("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "pillow>=11", "ruff>=0.9", "pre-commit>=4"),
+            *("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.9", "pre-commit>=4", "selenium>=4.20"),
             *("psutil", "pyyaml", "jsonschema>=4", "kubernetes-validate>=1.30"),  # tests of jobs and of their manifest
         ],
     },

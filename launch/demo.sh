@@ -13,5 +13,6 @@ for baseline in none untrained raw_pixels; do
   "$python" -m moco_tf.knn --load="$workdir" --flagfile=flags/knn/demo.cfg --baseline=$baseline
   "$python" -m moco_tf.lincls --load="$workdir" --flagfile=flags/lincls/demo.cfg --baseline=$baseline
 done
+"$python" -m moco_tf.report --workdir="$workdir" --bank_images=60000 --test_images=10000
 "$python" -m moco_tf.table --workdir="$workdir"
 echo "after set-up: $((($(date +%s) - began + 30) / 60)) minutes; the run folder is $workdir"

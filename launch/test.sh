@@ -4,6 +4,7 @@
 # network namespaces, the Kubernetes manifest.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 [ -d /usr/share/datasets/fashion-mnist ] || apt dataset-fashion-mnist || true
+command -v chromedriver >/dev/null || apt chromium chromium-driver || true  # for the tests of the report page
 cd "$root"
 if [ "${1:-}" = --system ]; then
   shift

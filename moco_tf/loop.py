@@ -22,6 +22,7 @@ from moco_tf.training.guard import check_state, explanation
 from moco_tf.training.meter import Meter
 from moco_tf.training.runlog import RunLog
 from moco_tf.training.stop import INTERRUPTED, Signals, Stopped
+from moco_tf.training.waiting import InputWait
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +54,10 @@ def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals) 
     """
     o, method, per_epoch = run.o, run.method, run.batches.steps_per_epoch
     train_step = tf.function(method.train_step)
-    meter, watch = Meter(o.batch_size, found.pending), CollapseWatch(method, log)
+    meter, wait, watch = Meter(o.batch_size, found.pending), InputWait(), CollapseWatch(method, log)
     # To read what a GPU has computed, it must have computed all that it was given.
     look_every = min(o.log_every, 10) if device.has_gpu() else 1
-    for step, batch in steps(run.batches, found.step, run.total):
+    for step, batch in wait.timed(steps(run.batches, found.step, run.total)):
         learning_rate = schedule(run, step)
         if received.status:
             method.stop.ask(received.status)
@@ -73,6 +74,7 @@ def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals) 
         stop = method.stop.status() if not last else 0
         if logs:
             values = meter.read()
+            values["input_wait"] = wait.share(values["images_per_second"] / o.batch_size)
             log.show(**shown(values))
             log.write(step, epoch=epoch, learning_rate=learning_rate, **values)
             watch(step, values)

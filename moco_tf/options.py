@@ -253,6 +253,16 @@ def define_bench() -> None:
     flags.DEFINE_float("exchange_ms", 1.0, "For --scale_to: milliseconds of an exchange of no bytes.", 0.0)
 
 
+def define_report() -> None:
+    """What the report shows."""
+    flags.DEFINE_string("output", None, "The page to write; default: report.html in the first run folder.")
+    flags.DEFINE_string("data_dir", None, "Where the data is now; default: where the run had it.")
+    flags.DEFINE_bool("images", True, "Views, neighbours, map, classes, uniformity: all that needs images and encoder.")
+    flags.DEFINE_integer("bank_images", 20000, "Training images of the kNN on the page, at most.", 1)
+    flags.DEFINE_integer("test_images", 5000, "Test images that are classified, at most.", 1)
+    flags.DEFINE_integer("map_images", 2000, "Test images on the map, at most.", 1)
+
+
 def define_pack() -> None:
     """How images are packed."""
     flags.DEFINE_string("output", None, "The folder to write the pack into, or to verify.")

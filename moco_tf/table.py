@@ -34,11 +34,12 @@ def main(o: object, flagfile: str) -> None:
 def table(runs: list[pathlib.Path]) -> str:
     """The runs' accuracies beside their baselines', as Markdown; what was not evaluated is a dash."""
     lines = ["| features | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---|" * len(COLUMNS)]
-    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in _rows(runs)]
+    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows(runs)]
     return "\n".join(lines)
 
 
-def _rows(runs: list[pathlib.Path]) -> Iterator[tuple[str, list[str]]]:
+def rows(runs: list[pathlib.Path]) -> Iterator[tuple[str, list[str]]]:
+    """(name, a cell for each of COLUMNS) of every run and of the baselines."""
     for run in runs:
         yield "pre-trained" if len(runs) == 1 else run.name, [_top1([run / column]) for column in COLUMNS]
     for suffix, name in BASELINES.items():

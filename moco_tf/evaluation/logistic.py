@@ -19,7 +19,7 @@ def require() -> None:
         import sklearn.linear_model  # noqa: F401
     except ImportError:
         raise UserError(
-            "--logistic_regression needs scikit-learn, which is not installed; pip install 'moco_tf[sklearn]'"
+            "--logistic_regression needs scikit-learn, which is not installed; pip install scikit-learn"
         ) from None
 
 

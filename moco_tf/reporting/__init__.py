@@ -1,0 +1,1 @@
+"""The parts of the report page, see moco_tf/report.py."""

@@ -1,0 +1,126 @@
+"""Curves of one or several runs: drawn by matplotlib, read out by the page's script."""
+
+import dataclasses
+
+import numpy as np
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from moco_tf.reporting import svg
+from moco_tf.reporting.runs import Run
+
+_POINTS = 300  # of a curve; longer ones become means of neighbouring lines
+_WIDTH, _HEIGHT = 400, 250
+_DASHES = ("-", (0, (4, 2)))
+_DASH_SIGNS = "─┄"  # the same in text
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """What is drawn: metrics by their names for people; a share is shown in percent."""
+
+    name: str
+    title: str
+    metrics: dict[str, str]
+    share: bool = False
+    says: str = ""
+
+
+CHARTS = (
+    Chart("loss", "Loss", {"loss": "loss"}, says="With a queue it first rises while real keys replace noise."),
+    Chart(
+        "contrast",
+        "Contrast accuracy",
+        {"contrast_top1": "top-1", "contrast_top5": "top-5"},
+        True,
+        "How often the own key is among the likeliest one, or five.",
+    ),
+    Chart("train", "Training accuracy", {"train_top1": "top-1", "train_top5": "top-5"}, True),
+    Chart("knn", "kNN accuracy", {"knn_top1": "top-1", "knn_top5": "top-5"}, True, "Of the monitor (--knn_every)."),
+    Chart("rate", "Learning rate", {"learning_rate": "learning rate"}),
+    Chart("std", "Deviation of features", {"feature_std": "feature_std"}, says="0 where the features collapsed."),
+)
+SPEED = (
+    Chart("speed", "Images per second", {"images_per_second": "images/s"}),
+    Chart("wait", "Waiting for input", {"input_wait": "share of time"}, True, "The share of a step's time."),
+)
+
+
+def draw(chart: Chart, runs: list[Run]) -> dict | None:
+    """The chart for the page: svg, legend, data for the script, a table; None where no run has its metrics."""
+    axis = "epoch" if all("epoch" in line for run in runs for line in run.metrics) else "step"
+    lines = [
+        (number, style, _label(run.name if len(runs) > 1 else "", label, len(chart.metrics)), points)
+        for number, run in enumerate(runs)
+        for style, (metric, label) in enumerate(chart.metrics.items())
+        if (points := _thinned(run.series(metric, axis)))
+    ]
+    if not lines:
+        return None
+    with svg.figure(chart.name, _WIDTH, _HEIGHT) as figure:
+        axes = figure.add_axes((0.16, 0.19, 0.81, 0.76))
+        legend, data = [], []
+        for run, style, label, points in lines:
+            look = run if len(runs) > 1 else style
+            _plot(axes, points, look, style)
+            sign = {"sign": svg.SIGNS[look % svg.COLOURS], "dash": _DASH_SIGNS[style]}
+            legend.append({"label": label, "colour": look % svg.COLOURS, **sign})
+        axes.set_xlabel(axis)
+        axes.grid(axis="y", linewidth=0.8)
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, chart.share)))
+        axes.margins(x=0.02)
+        drawn = svg.text(figure)  # settles the limits, which `places` needs
+        for _, _, label, points in lines:
+            x, y = svg.places(figure, points)
+            data.append({"label": label, "at": [p[0] for p in points], "value": [p[1] for p in points], "x": x, "y": y})
+    return {
+        "chart": chart,
+        "axis": axis,
+        "svg": drawn,
+        "legend": legend,
+        "summary": _summary(chart, axis, lines),
+        "data": {"axis": axis, "share": chart.share, "series": data, "width": _WIDTH, "height": _HEIGHT},
+    }
+
+
+def _plot(axes: object, points: list[tuple[float, float]], look: int, style: int) -> None:
+    x, y = zip(*points)
+    axes.plot(
+        x,
+        y,
+        color=svg.colour(look),
+        linestyle=_DASHES[style],
+        marker=svg.MARKERS[look % svg.COLOURS],
+        markersize=5,
+        markevery=max(1, len(x) // 8),
+        markeredgecolor=svg.colour("surface"),
+        markeredgewidth=0.7,
+    )
+
+
+def _label(run: str, metric: str, metrics: int) -> str:
+    return f"{run}, {metric}" if run and metrics > 1 else run or metric
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    if len(points) <= _POINTS:
+        return points
+    return [tuple(part.mean(axis=0).tolist()) for part in np.array_split(np.array(points), _POINTS)]
+
+
+def _summary(chart: Chart, axis: str, lines: list) -> list[list[str]]:
+    """A row of words for each line: label, first, smallest, largest, newest value."""
+    rows = []
+    for _, _, label, points in lines:
+        values = [value for _, value in points]
+        rows.append([label, *(shown(v, chart.share) for v in (values[0], min(values), max(values), values[-1]))])
+    return rows
+
+
+def _tick(value: float, share: bool) -> str:
+    return f"{100 * value:.4g} %" if share else shown(value)
+
+
+def shown(value: float, share: bool = False) -> str:
+    """A number for people."""
+    return f"{100 * value:.1f} %" if share else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

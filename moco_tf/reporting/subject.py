@@ -1,0 +1,193 @@
+"""What a run's encoder makes of its images: features of training and test images, classes by kNN, pairs of views.
+
+N images, D width of the pooled features, C of the head's output, S side of a view.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf import build
+from moco_tf.data.augment_geometry import resize_center_crop_one
+from moco_tf.data.normalisation import Normalisation
+from moco_tf.data.pipeline import TrainBatches, eval_batches
+from moco_tf.data.sources import ArraySource, Source
+from moco_tf.data.views import View
+from moco_tf.errors import UserError
+from moco_tf.evaluation import features as evaluation
+from moco_tf.evaluation import neighbours, uniformity
+from moco_tf.methods import base
+from moco_tf.reporting.runs import Run
+from moco_tf.reporting.settings import Settings, protocol, settings
+from moco_tf.training import device
+from moco_tf.training.collectives import SingleProcess
+from moco_tf.weights.load import Loaded, load
+
+_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """Readable images of a source, labels (-1: none) and normalised pooled features NxD."""
+
+    source: Source
+    indices: np.ndarray
+    labels: np.ndarray
+    features: np.ndarray
+
+    def image(self, row: int) -> np.ndarray:
+        """The image as stored, uint8 HxWx3."""
+        return self.source.image(int(self.indices[row]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A run's images as its encoder sees them.
+
+    predicted: class of every test image by kNN, None without labels. similarities, nearest: to the bank's rows, the
+    nearest first. spread: {features' name: (alignment, uniformity)}, None where a feature is zero.
+    """
+
+    bank: Embedded
+    test: Embedded
+    class_names: tuple[str, ...]
+    predicted: np.ndarray | None
+    similarities: np.ndarray
+    nearest: np.ndarray
+    k: int
+    spread: dict[str, tuple[float, float] | None]
+    note: str
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the labelled test images whose class is predicted."""
+        labelled = self.test.labels >= 0
+        return float((self.predicted == self.test.labels)[labelled].mean())
+
+
+def examine(run: Run, data_dir: str | None, bank_images: int, test_images: int, view_images: int) -> Subject:
+    """Computes a run's features and what follows from them.
+
+    Args:
+        run: with flags and a checkpoint.
+        data_dir: replaces the run's own.
+        bank_images, test_images: at most so many, drawn with the run's seed.
+        view_images: test images whose views give alignment and uniformity, at most.
+
+    Raises:
+        UserError: no encoder, no images, or features that are not finite.
+    """
+    trained = settings(run, data_dir)
+    o = protocol(trained, run, data_dir)
+    loaded = load(str(run.folder), device.dtype_policy(o.precision))
+    bank, test, note = _splits(o, bank_images, test_images)
+    embed = evaluation.embedder(loaded.encoder, "backbone", loaded.mean, loaded.std)
+    resize = evaluation.test_geometry(bank, o.image_size or loaded.image_size, o.test_resize)
+    seen, asked = (_embedded(embed, images, resize, o.max_bad_images) for images in (bank, test))
+    k = min(o.k, len(seen.features))
+    similarities, nearest = neighbours.nearest(seen.features, asked.features, min(8, len(seen.features)))
+    predicted = None
+    if bank.num_classes >= 2 and (asked.labels >= 0).any() and (seen.labels >= 0).all():
+        weights = (o.knn_temperature, o.weighting)
+        predicted = neighbours.classify(seen.features, seen.labels, asked.features, bank.num_classes, k, *weights)[:, 0]
+    spread = _spread(trained, loaded, _some(test, view_images, o.seed))
+    return Subject(seen, asked, bank.class_names, predicted, similarities, nearest, k, spread, note)
+
+
+def _splits(o: Settings, bank_images: int, test_images: int) -> tuple[Source, Source, str]:
+    """(some training images, some test images, what is to be said about them)."""
+    train = build.source(o, "train", SingleProcess())
+    note = ""
+    try:
+        test = build.source(o, "test", SingleProcess())
+        if train.num_examples > bank_images or test.num_examples > test_images:
+            note = f"moco_tf.knn takes all {test.num_examples:,} and {train.num_examples:,}."
+    except UserError as error:
+        order = np.random.default_rng(o.seed).permutation(train.num_examples)
+        count = min(test_images, train.num_examples // 4)
+        if not count:
+            raise
+        note = f"No test images ({error}): training images that are left out of the bank stand for them."
+        train, test = train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count]))
+    return _some(train, bank_images, o.seed), _some(test, test_images, o.seed), note
+
+
+def _some(source: Source, count: int, seed: int) -> Source:
+    if count >= source.num_examples:
+        return source
+    chosen = np.random.default_rng(seed).choice(source.num_examples, count, replace=False)
+    return source.subset(np.sort(chosen))
+
+
+def _embedded(embed: Callable, source: Source, geometry: tuple[int, int], max_bad_images: int) -> Embedded:
+    """Unlike `features.extract` it says which images were readable."""
+    compute = tf.function(lambda x: embed(evaluation.prepare_batch(x, geometry)), reduce_retracing=True)
+    prepare_one = None if isinstance(source, ArraySource) else lambda image: resize_center_crop_one(image, *geometry)
+    batches = eval_batches(source, _BATCH, prepare_one=prepare_one, max_bad_images=max_bad_images)
+    parts = [(indices, labels, compute(tf.constant(images)).numpy()) for images, labels, indices in batches]
+    indices, labels, found = (np.concatenate(column) for column in zip(*parts))
+    if not np.isfinite(found).all():
+        raise UserError("the encoder gives features that are infinite or not a number; use an earlier checkpoint")
+    return Embedded(source, indices, labels, evaluation.normalised(found))
+
+
+def _spread(o: Settings, loaded: Loaded, source: Source) -> dict[str, tuple[float, float] | None]:
+    """Alignment and uniformity of two random views of each image, for the head's output and the pooled features."""
+    view = build.random_view(o, loaded.image_size, (loaded.mean, loaded.std))
+    build.check_crop(o.views, view, source)
+    both = tf.function(
+        lambda images: (loaded.encoder.features(images), loaded.encoder(images)),
+        reduce_retracing=True,
+    )
+    parts = [[output.numpy() for views in pair for output in both(views)] for pair in view_pairs(o, source, view)]
+    pooled, head, other_pooled, other_head = (evaluation.normalised(np.concatenate(column)) for column in zip(*parts))
+    found = {"pooled features": _figures(pooled, other_pooled)}
+    if not base.find(o.method).classifies:
+        found = {"output of the head": _figures(head, other_head)} | found
+    return found
+
+
+def _figures(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
+    if len(x) < 2 or min(np.linalg.norm(x, axis=1).min(), np.linalg.norm(y, axis=1).min()) < 0.5:
+        return None  # a feature of zero has no direction
+    return uniformity.alignment(x, y), (uniformity.uniformity(x) + uniformity.uniformity(y)) / 2
+
+
+def view_pairs(o: Settings, source: Source, view: View) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """Two random views of every image, normalised, BxSxSx3 each, made as a training step makes them."""
+    batches = TrainBatches(
+        source,
+        min(_BATCH, source.num_examples),
+        o.seed,
+        crop=view.crop,
+        drop_remainder=False,
+        max_bad_images=o.max_bad_images,
+    )
+    rest = build.in_step(view, source)
+    for number, (images, *_) in enumerate(batches.batches(0)):
+        first, second, *_ = base.unpack((images,))
+        count = len(first)
+        seeds = (tf.constant([o.seed * 16 + use, number]) for use in (base.FIRST_VIEW, base.SECOND_VIEW))
+        yield tuple(rest(tf.constant(x), seed, tf.range(count), count) for x, seed in zip((first, second), seeds))
+
+
+def sample_views(run: Run, data_dir: str | None, count: int) -> tuple[list[np.ndarray], int]:
+    """(pairs of views of training images, each 2xSxSx3 uint8, normalisation undone; views that a step looks at)."""
+    o = settings(run, data_dir)
+    train = build.source(o, "train", SingleProcess())
+    mean, std = _normalisation(o, run, train)
+    view = build.random_view(o, build.image_size(o, train), (mean, std))
+    build.check_crop(o.views, view, train)
+    first, second = next(view_pairs(o, _some(train, count, o.seed), view))
+    pairs = np.stack([first, second], axis=1) * np.float32(std) + np.float32(mean)  # Nx2xSxSx3
+    return list(np.uint8(np.clip(pairs, 0, 1) * 255 + 0.5)), base.find(o.method).num_views
+
+
+def _normalisation(o: Settings, run: Run, train: Source) -> Normalisation:
+    try:
+        loaded = load(str(run.folder))
+        return loaded.mean, loaded.std
+    except UserError:  # no checkpoint: they would be the same
+        return build.normalisation(o, train)
