@@ -24,7 +24,17 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.9", "pre-commit>=4"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "pre-commit>=4",
+            "pdoc>=15",  # launch/docs.sh
+            "nbclient>=0.10",  # runs docs/tutorial.ipynb in the tests
+            "ipykernel>=6.29",
+            "matplotlib>=3.9",
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3.10",

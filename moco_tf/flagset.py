@@ -11,7 +11,7 @@ _target: contextvars.ContextVar[absl_flags.FlagValues] = contextvars.ContextVar(
 
 
 class _Flags:
-    """The module absl.flags, its FLAGS and DEFINE_* bound to the FlagValues at hand: absl binds the global one early."""
+    """absl.flags with FLAGS and DEFINE_* bound to the FlagValues at hand: absl binds the global one when imported."""
 
     def __getattr__(self, name: str) -> object:
         if name == "FLAGS":

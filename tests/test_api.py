@@ -107,8 +107,8 @@ def test_recipes_of_other_programs():
 
 
 def test_names_are_known_in_a_clone_only(monkeypatch, tmp_path):
-    path = recipes.FLAGFILES / "pretrain" / "demo.cfg"
-    monkeypatch.setattr(recipes, "FLAGFILES", tmp_path / "flags")
+    path = recipes._FLAGFILES / "pretrain" / "demo.cfg"
+    monkeypatch.setattr(recipes, "_FLAGFILES", tmp_path / "flags")
     assert moco_tf.recipe(path).options.width == 16
     with pytest.raises(moco_tf.UserError, match="'demo' is not there; expected a path: names are known in a clone"):
         moco_tf.recipe("demo")
@@ -154,7 +154,7 @@ def test_train_is_the_program_and_resumes(run, data):
 
 
 def test_fit_takes_the_programs_steps(in_memory, tmp_path):
-    """Keras' loop in two calls, the first ends within an epoch: losses, rates, weights are the program's bit for bit."""
+    """Keras' loop in two calls, the first ends within an epoch: losses and weights are the program's bit for bit."""
     recipe = moco_tf.recipe(FILE, **{**SHORT, "steps": 4}, **SCHEDULED, knn_every=0)
     lines = moco_tf.train(recipe, workdir=tmp_path / "run")
     training, losses, rates = moco_tf.Training(recipe), [], []

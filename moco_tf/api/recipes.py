@@ -14,7 +14,7 @@ from moco_tf import flagset, options
 from moco_tf.errors import UserError
 from moco_tf.training import runlog
 
-FLAGFILES = pathlib.Path(__file__).parents[2] / "flags"  # where moco_tf runs from a clone
+_FLAGFILES = pathlib.Path(__file__).parents[2] / "flags"  # where moco_tf runs from a clone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,8 @@ def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def _found(flagfile: str | os.PathLike, program: str) -> pathlib.Path:
-    own = FLAGFILES / program
-    for path in (pathlib.Path(flagfile), own / f"{flagfile}.cfg", FLAGFILES.parent / flagfile):
+    own = _FLAGFILES / program
+    for path in (pathlib.Path(flagfile), own / f"{flagfile}.cfg", _FLAGFILES.parent / flagfile):
         if path.is_file():
             return path.absolute()
     known = ", ".join(sorted(path.stem for path in own.glob("*.cfg")))
