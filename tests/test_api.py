@@ -176,6 +176,10 @@ def test_fit_takes_the_programs_steps(in_memory, tmp_path):
     assert (tmp_path / "saved" / "flags.cfg").read_text() == recipe.flagfile
     with pytest.raises(moco_tf.UserError, match="saved holds checkpoints already"):
         training.save(tmp_path / "saved")
+    training.recipe = recipe.replace(steps=0, epochs=3)
+    training.method.query_encoder.parameters()[0].value.assign_add(tf.fill([3, 3, 3, 8], np.nan))
+    with pytest.raises(moco_tf.UserError, match="the loss is nan at step 5"):
+        training.fit(verbose=0)
 
 
 def test_views_are_the_networks(in_memory):

@@ -4,6 +4,7 @@ B per-rank batch, S side of a view, N images.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -81,6 +82,9 @@ class Training:
             epochs: how many in all; default: the recipe's. Its `steps` ends the training earlier.
             callbacks: Keras' own, or yours.
             **kwargs: of keras.Model.fit.
+
+        Raises:
+            UserError: the loss is no finite number any more.
         """
         o, per_epoch = self.recipe.options, self.batches.steps_per_epoch
         total = (epochs or o.epochs) * per_epoch
@@ -138,7 +142,7 @@ class Training:
 
 
 class _Schedules(keras.callbacks.Callback):
-    """Learning rate and key momentum of each step, and the end, as pretrain's loop has them."""
+    """Learning rate and key momentum of each step, and the end, as pretrain's loop has them; stops at a broken loss."""
 
     def __init__(self, o: object, start: int, total: int, per_epoch: int) -> None:
         super().__init__()
@@ -152,6 +156,11 @@ class _Schedules(keras.callbacks.Callback):
             method.key_momentum.assign(schedules.key_momentum(self._step, steps, o.key_momentum, "cosine"))
         self._step += 1
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
+        if not math.isfinite(logs["loss"]):
+            raise UserError(
+                f"the loss is {logs['loss']} at step {self._step}, expected a number; lower learning_rate, warm up with "
+                "warmup_epochs, or raise temperature"
+            )
         if self._step >= self._total:
             self.model.stop_training = True
