@@ -159,8 +159,8 @@ class _Schedules(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         if not math.isfinite(logs["loss"]):
             raise UserError(
-                f"the loss is {logs['loss']} at step {self._step}, expected a number; lower learning_rate, warm up with "
-                "warmup_epochs, or raise temperature"
+                f"the loss is {logs['loss']} at step {self._step}, expected a number; lower learning_rate, warm "
+                "up with warmup_epochs, or raise temperature"
             )
         if self._step >= self._total:
             self.model.stop_training = True
