@@ -34,7 +34,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __version__ = "0.1.0"
 
-# None is the name of a module of this package: importing that would put the module in the function's place.
+# Where the public names are. No module of this package has one of them: its import would put it in their place.
 _HOMES = {
     "Pretrained": "pretrained",
     "Recipe": "recipes",

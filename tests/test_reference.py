@@ -87,7 +87,8 @@ def test_every_argument_and_result_has_a_type():
 
 def test_reference_builds_without_a_warning(tmp_path):
     """The very command of launch/docs.sh; a warning would end it."""
-    (line,) = [line for line in (ROOT / "launch" / "docs.sh").read_text().splitlines() if " -m pdoc " in line]
+    script = (ROOT / "launch" / "docs.sh").read_text().replace("\\\n", "")
+    (line,) = [line for line in script.splitlines() if " -m pdoc " in line]
     command = [{"$python": sys.executable, "$output": str(tmp_path)}.get(word, word) for word in shlex.split(line)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}

@@ -87,7 +87,7 @@ class Training:
             UserError: the loss is no finite number any more.
         """
         o, per_epoch = self.recipe.options, self.batches.steps_per_epoch
-        total = (epochs or o.epochs) * per_epoch
+        total = (o.epochs if epochs is None else epochs) * per_epoch
         total, start = min(o.steps or total, total), int(self.method.steps_done)
         if start >= total:
             return keras.callbacks.History()

@@ -57,10 +57,12 @@ class Pretrained(Loaded):
             batch_size: images computed at a time.
 
         Raises:
-            UserError: the images are no such images, or feature is no such name.
+            UserError: the images are no such images, or another argument is not as said.
         """
         if feature not in ("backbone", "head"):
             raise UserError(f"feature is {feature!r}, expected 'backbone' or 'head'")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}, expected 1 or more")
         embed = features.embedder(self.encoder, feature, self.mean, self.std)
         parts = [np.zeros((0, self._width(feature)), np.float32)]
         for batch in _batches(images, batch_size):
@@ -68,7 +70,7 @@ class Pretrained(Loaded):
             parts.append(embed(features.prepare_batch(tf.constant(batch), geometry)).numpy())
         return np.concatenate(parts)
 
-    def knn(self, flagfile: str | os.PathLike | None = None, /, **flags: object) -> dict[str, object]:
+    def knn(self, flagfile: str | os.PathLike | None = None, **flags: object) -> dict[str, object]:
         """Weighted kNN accuracy on a data set, as `python -m moco_tf.knn`: {"top1": share, "top5": share, ...}.
 
         The result is written, too: into the run folder, or to workdir. On ranks other than the first it is empty.
@@ -82,7 +84,7 @@ class Pretrained(Loaded):
         """
         return self._evaluated("knn", flagfile, flags)
 
-    def linear_probe(self, flagfile: str | os.PathLike | None = None, /, **flags: object) -> dict[str, object]:
+    def linear_probe(self, flagfile: str | os.PathLike | None = None, **flags: object) -> dict[str, object]:
         """Accuracy of a linear classifier on the frozen backbone, as `python -m moco_tf.lincls`. See `knn`."""
         return self._evaluated("lincls", flagfile, flags)
 

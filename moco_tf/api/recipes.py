@@ -38,7 +38,7 @@ class Recipe:
         return _parse(self.program, (*self.arguments, *_arguments(self.program, flags)))
 
 
-def recipe(flagfile: str | os.PathLike | None = None, /, program: str = "pretrain", **flags: object) -> Recipe:
+def recipe(flagfile: str | os.PathLike | None = None, program: str = "pretrain", **flags: object) -> Recipe:
     """Reads a recipe.
 
     Args:
