@@ -16,11 +16,11 @@ import shutil
 from collections.abc import Iterator
 
 import tensorflow as tf
-from absl import flags
 
 from moco_tf import formats, options, program
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
+from moco_tf.flagset import flags
 from moco_tf.formats import base_comparison as comparison
 from moco_tf.training import collectives, device
 from moco_tf.weights import card, savedmodel

@@ -7,11 +7,10 @@ import dataclasses
 import math
 import pkgutil
 
-from absl import flags
-
 from moco_tf import formats, methods
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.data.order import ORDERS
+from moco_tf.flagset import flags
 
 # Found by name: every file of moco_tf/methods but the base classes is a method.
 METHODS = sorted(m.name for m in pkgutil.iter_modules(methods.__path__) if not m.name.startswith("base"))

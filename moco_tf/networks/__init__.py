@@ -1,0 +1,1 @@
+"""Encoders: ResNet backbones, heads, batch norms, and what they cost."""

@@ -1,0 +1,1 @@
+"""What training needs besides the method: ranks, device, optimizers, schedules, checkpoints, metrics."""

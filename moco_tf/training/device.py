@@ -5,26 +5,33 @@ import pathlib
 
 import tensorflow as tf
 
-_configured: list[bool] = []
+from moco_tf.errors import UserError
 
 
 def configure(threads: int, ranks_here: int) -> None:
     """Limits this process to its share of the cores, and lets GPU memory grow. Call before the first operation.
 
-    A second call changes nothing: an elastic job connects more than once, and TensorFlow's threads cannot be changed.
+    An elastic job connects more than once: it keeps the threads of the first time, TensorFlow's cannot be changed.
 
     Args:
-        threads: for this process; 0 divides the cores by the ranks.
+        threads: for this process; 0 divides the cores by the ranks, or keeps what an earlier call has settled.
         ranks_here: ranks on this machine.
+
+    Raises:
+        UserError: TensorFlow runs with another number of threads already; it cannot change it.
     """
-    if _configured:
-        return
-    _configured.append(True)
-    threads = threads or max(1, cores() // ranks_here)
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(max(1, min(2, threads)))
-    for gpu in tf.config.get_visible_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
+    number = threads or max(1, cores() // ranks_here)
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(number)
+        tf.config.threading.set_inter_op_parallelism_threads(max(1, min(2, number)))
+        for gpu in tf.config.get_visible_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+    except RuntimeError:  # TensorFlow has started: in Python or a notebook the first call settles it
+        if threads:
+            raise UserError(
+                f"--threads={threads} came when TensorFlow ran with other threads already, expected before its first "
+                "operation; leave it out or start a new process"
+            ) from None
 
 
 def cores() -> int:

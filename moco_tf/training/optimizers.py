@@ -89,6 +89,12 @@ class Adam(_Optimizer):
     g <- g + weight_decay w
     m <- beta_1 m + (1 - beta_1) g;   v <- beta_2 v + (1 - beta_2) g^2
     w <- w - lr (m / (1 - beta_1^t)) / (sqrt(v / (1 - beta_2^t)) + epsilon)
+
+    Args:
+        learning_rate: lr.
+        beta_1, beta_2: decay of the moments' averages, in [0, 1).
+        epsilon: in the denominator.
+        weight_decay: L2 coefficient.
     """
 
     def __init__(
@@ -129,6 +135,12 @@ class LARS(_Optimizer):
                            (unscaled where either norm is 0)
     vectors (batch norm, bias): g as it is, neither decay nor scaling
     v <- momentum v + g;   w <- w - lr v
+
+    Args:
+        learning_rate: lr.
+        momentum: 0 for none.
+        weight_decay: L2 coefficient.
+        trust_coefficient: share of a weight's norm that its step has at lr 1.
     """
 
     def __init__(

@@ -1,0 +1,166 @@
+"""Pre-training with Keras' own loop: a recipe's method, images, views and schedule.
+
+B per-rank batch, S side of a view, N images.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from moco_tf import build, evaluate, pretrain
+from moco_tf.api import pretrained
+from moco_tf.api.pretrained import as_rgb
+from moco_tf.api.recipes import Recipe
+from moco_tf.data import pipeline
+from moco_tf.data.augment_colour import Normalize
+from moco_tf.data.normalisation import known, measure
+from moco_tf.errors import UserError
+from moco_tf.methods import base
+from moco_tf.training import schedules
+
+
+class Training:
+    """What a recipe pre-trains with, for Keras' fit: the same images, views and learning rates as `train` has.
+
+    Nothing is written; checkpoints are Keras callbacks' matter, or `save`'s. `train` is for runs that resume.
+
+    Args:
+        recipe: of the program pretrain.
+
+    Attributes:
+        recipe: as given.
+        method: the compiled method, a keras.Model whose train_step takes (images, labels, indices).
+        images: the training images, see moco_tf.data.sources.
+        image_size: side of a view in pixels.
+        mean, std: of RGB in [0, 1], what views are normalised with.
+        batches: this rank's batches, see moco_tf.data.pipeline.
+
+    Raises:
+        UserError: as python -m moco_tf.pretrain.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        if recipe.program != "pretrain":
+            raise UserError(f"a recipe of moco_tf.{recipe.program} came, expected one of moco_tf.pretrain")
+        o, self.recipe = recipe.options, recipe
+        self._ranks = build.connect(o)
+        pretrain.check(dataclasses.replace(o, workdir=o.workdir or "none is written"), self._ranks)
+        self.images = build.source(o, "train", self._ranks)
+        if base.find(o.method).uses_labels:
+            evaluate.check_labels(self.images, self.images)
+        self.image_size = build.image_size(o, self.images)
+        self.mean, self.std = known(o.normalise, o.dataset) or measure(self.images)
+        self._view = build.random_view(o, self.image_size, (self.mean, self.std))
+        build.check_crop(o.views, self._view, self.images)
+        self.batches = pipeline.TrainBatches(
+            self.images,
+            o.batch_size,
+            o.seed,
+            self._ranks.rank,
+            self._ranks.size,
+            crop=self._view.crop,
+            one_view=base.find(o.method).num_views == 1,
+            max_bad_images=o.max_bad_images,
+        )
+        self.method = build.method(o, self._ranks, build.in_step(self._view, self.images), self.images)
+        self.method.synchronise()
+
+    def fit(
+        self, epochs: int | None = None, callbacks: Sequence[keras.callbacks.Callback] = (), **kwargs: object
+    ) -> keras.callbacks.History:
+        """Keras' fit, from the steps done so far to the end of an epoch, with the recipe's schedules.
+
+        The history has each epoch's last step, as the metrics are those of single steps.
+
+        Args:
+            epochs: how many in all; default: the recipe's. Its `steps` ends the training earlier.
+            callbacks: Keras' own, or yours.
+            **kwargs: of keras.Model.fit.
+
+        Raises:
+            UserError: the loss is no finite number any more.
+        """
+        o, per_epoch = self.recipe.options, self.batches.steps_per_epoch
+        total = (o.epochs if epochs is None else epochs) * per_epoch
+        total, start = min(o.steps or total, total), int(self.method.steps_done)
+        if start >= total:
+            return keras.callbacks.History()
+        return self.method.fit(
+            self._data(start),
+            initial_epoch=start // per_epoch,
+            epochs=-(-total // per_epoch),
+            steps_per_epoch=min(per_epoch, total - start),
+            shuffle=False,  # says nothing: the order is the batches'
+            callbacks=[_Schedules(o, start, total, per_epoch), *callbacks],
+            **({"verbose": 0} if self._ranks.rank else {}) | kwargs,
+        )
+
+    def views(self, images: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Two random views of each image as the next step would draw them, before normalisation: to look at.
+
+        Args:
+            images: N uint8 images HxWx3 (or HxW, gray), of any sizes.
+
+        Returns:
+            Two arrays NxSxSx3 float32 in [0, 1].
+        """
+        view = dataclasses.replace(self._view, normalize=Normalize((0.0,) * 3, (1.0,) * 3))
+        seeds = [self.method.seed_of(use) for use in (base.FIRST_VIEW, base.SECOND_VIEW)]
+        return tuple(
+            np.concatenate([view(as_rgb(x)[None], seed, rows=[i], count=len(images)) for i, x in enumerate(images)])
+            for seed in seeds
+        )
+
+    def save(self, folder: str | os.PathLike) -> "pretrained.Pretrained":
+        """Writes the query encoder to a new run folder and loads it from there. See `Pretrained.save`."""
+        o = self.recipe.options
+        self.method.average_running_statistics()
+        about = {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+        about |= {"method": o.method, "dataset": o.dataset, "ranks": self._ranks.size, "batch_size": o.batch_size}
+        saved = pretrained.write(folder, self.method.query_encoder, int(self.method.steps_done), about)
+        if self._ranks.rank == 0:
+            (pathlib.Path(folder) / "flags.cfg").write_text(self.recipe.flagfile)
+        return saved
+
+    def _data(self, start: int) -> tf.data.Dataset:
+        """The batches from a step on, without an end."""
+        first = next(self._batches(start))
+        spec = tf.nest.map_structure(lambda x: tf.TensorSpec(np.shape(x), np.asarray(x).dtype), first)
+        return tf.data.Dataset.from_generator(lambda: self._batches(start), output_signature=spec)
+
+    def _batches(self, start: int) -> Iterator[tuple]:
+        epoch, place = divmod(start, self.batches.steps_per_epoch)
+        while True:
+            yield from self.batches.batches(epoch, place)
+            epoch, place = epoch + 1, 0
+
+
+class _Schedules(keras.callbacks.Callback):
+    """Learning rate and key momentum of each step, and the end, as pretrain's loop has them; stops at a broken loss."""
+
+    def __init__(self, o: object, start: int, total: int, per_epoch: int) -> None:
+        super().__init__()
+        self._o, self._step, self._total, self._per_epoch = o, start, total, per_epoch
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        o, method = self._o, self.model
+        method.optimizer.learning_rate.assign(build.learning_rate(o, self._step, self._per_epoch))
+        if o.key_momentum_schedule == "cosine" and hasattr(method, "key_momentum"):
+            steps = o.epochs * self._per_epoch
+            method.key_momentum.assign(schedules.key_momentum(self._step, steps, o.key_momentum, "cosine"))
+        self._step += 1
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
+        if not math.isfinite(logs["loss"]):
+            raise UserError(
+                f"the loss is {logs['loss']} at step {self._step}, expected a number; lower learning_rate, warm "
+                "up with warmup_epochs, or raise temperature"
+            )
+        if self._step >= self._total:
+            self.model.stop_training = True

@@ -1,0 +1,231 @@
+"""An encoder that was trained before, from any source: features, evaluations, exports.
+
+N images, D pooled features, C the head's output.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+import moco_tf
+from moco_tf import evaluate
+from moco_tf.api import recipes
+from moco_tf.data.normalisation import NORMALISATIONS
+from moco_tf.data.sources import ArraySource
+from moco_tf.errors import UserError
+from moco_tf.evaluation import features
+from moco_tf.networks.encoder import Encoder
+from moco_tf.training import checkpoint, collectives, device
+from moco_tf.training.runlog import make_folder
+from moco_tf.weights.load import Loaded
+from moco_tf.weights.load import load as load_encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained(Loaded):
+    """An encoder and what is known about it. Made by `load`.
+
+    Attributes:
+        encoder: the keras.Model, which may be fine-tuned.
+        path: the checkpoint or file that it comes from.
+        source: what that is, in words.
+        step: steps it was trained for; None when unknown.
+        image_size: side of its images in pixels; 0 when unknown: the size of the images at hand.
+        mean, std: of RGB in [0, 1], what its images are normalised with.
+    """
+
+    _flags: Mapping[str, object] = dataclasses.field(default_factory=dict, repr=False)  # what `load` was told
+    _digest: str = dataclasses.field(default="", repr=False)  # of the weights in the file
+
+    def embed(
+        self, images: np.ndarray | Sequence[np.ndarray], feature: str = "backbone", batch_size: int = 256
+    ) -> np.ndarray:
+        """Features of images, resized and cropped as in the evaluations: NxD float32, or NxC.
+
+        Args:
+            images: uint8 NxHxWx3 (or NxHxW, NxHxWx1: gray), or a sequence of N such images of any sizes.
+            feature: "backbone", the pooled features, or "head", the head's output; neither is normalised.
+            batch_size: images computed at a time.
+
+        Raises:
+            UserError: the images are no such images, or another argument is not as said.
+        """
+        if feature not in ("backbone", "head"):
+            raise UserError(f"feature is {feature!r}, expected 'backbone' or 'head'")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}, expected 1 or more")
+        embed = features.embedder(self.encoder, feature, self.mean, self.std)
+        parts = [np.zeros((0, self._width(feature)), np.float32)]
+        for batch in _batches(images, batch_size):
+            geometry = features.test_geometry(ArraySource("images", batch), self.image_size)
+            parts.append(embed(features.prepare_batch(tf.constant(batch), geometry)).numpy())
+        return np.concatenate(parts)
+
+    def knn(self, flagfile: str | os.PathLike | None = None, **flags: object) -> dict[str, object]:
+        """Weighted kNN accuracy on a data set, as `python -m moco_tf.knn`: {"top1": share, "top5": share, ...}.
+
+        The result is written, too: into the run folder, or to workdir. On ranks other than the first it is empty.
+
+        Args:
+            flagfile: see `recipe`.
+            **flags: dataset, k, knn_temperature ...
+
+        Raises:
+            UserError: as the program; or the weights are no longer those of the file, see `save`.
+        """
+        return self._evaluated("knn", flagfile, flags)
+
+    def linear_probe(self, flagfile: str | os.PathLike | None = None, **flags: object) -> dict[str, object]:
+        """Accuracy of a linear classifier on the frozen backbone, as `python -m moco_tf.lincls`. See `knn`."""
+        return self._evaluated("lincls", flagfile, flags)
+
+    def export(self, output: str | os.PathLike, **flags: object) -> pathlib.Path:
+        """Writes the encoder for use elsewhere, as `python -m moco_tf.export` does, in a process of its own.
+
+        Args:
+            output: the folder or file to write.
+            **flags: format ("savedmodel", "pth" ...), dataset ...
+
+        Returns:
+            output.
+
+        Raises:
+            UserError: as the program; or the weights are no longer those of the file, see `save`.
+        """
+        self._check_file()
+        recipe = recipes.recipe(program="export", load=self.path, output=output, **{**self._flags, **flags})
+        # Its own process: it hides the GPUs, which TensorFlow cannot once it runs.
+        places = [str(pathlib.Path(moco_tf.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        done = subprocess.run(
+            [sys.executable, "-m", "moco_tf.export", *recipe.arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))},
+            capture_output=True,
+            text=True,
+        )
+        print(done.stdout, end="", flush=True)
+        if done.returncode:
+            raise UserError((done.stderr.strip().splitlines() or ["the export ended at once"])[-1])
+        return pathlib.Path(output)
+
+    def save(self, folder: str | os.PathLike) -> "Pretrained":
+        """Writes the encoder as it is now, fine-tuned for instance, to a new run folder, and loads it from there.
+
+        The folder is what every program's --load takes; training cannot go on in it.
+
+        Raises:
+            UserError: the folder holds checkpoints already or cannot be written.
+        """
+        about = {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+        return write(folder, self.encoder, self.step or 0, about)
+
+    def _width(self, feature: str) -> int:
+        config = self.encoder.config
+        return self.encoder.backbone.features if "backbone" in (feature, config["head"]) else config["feature_dim"]
+
+    def _evaluated(self, program: str, flagfile: str | os.PathLike | None, flags: dict[str, object]) -> dict:
+        self._check_file()
+        recipe = recipes.recipe(flagfile, program=program, load=self.path, **{**self._flags, **flags})
+        recipes.run(recipe)
+        if not collectives.is_first_rank():
+            return {}
+        return json.loads((evaluate.output_folder(recipe.options, program) / "result.json").read_text())
+
+    def _check_file(self) -> None:
+        if _digest(self.encoder) != self._digest:
+            raise UserError(
+                f"the encoder's weights were changed after they were loaded from {self.path}, which the programs read; "
+                "write them with save(folder), and go on with what it returns"
+            )
+
+
+def load(
+    path: str | os.PathLike, precision: str = "float32", image_size: int = 0, normalise: str = "auto"
+) -> Pretrained:
+    """Loads an encoder from whatever holds one.
+
+    Args:
+        path: a run folder (its newest whole checkpoint is used), a checkpoint's folder, an official MoCo .pth.tar, a
+            torchvision-named .pth or a moco.tensorflow .npz.
+        precision: of its computations: "float32", "bfloat16", "float16", or "auto" (bfloat16 where it is fast).
+        image_size: side of its images in pixels; 0: what the path says, which other programs' files do not.
+        normalise: name of the mean and deviation for its images, see `moco_tf.data.normalisation`; "auto": what the
+            path says, or ImageNet's.
+
+    Raises:
+        UserError: nothing there, no encoder in it, it is damaged, or an argument is not one of these.
+    """
+    names = {"precision": ["auto", "float32", "bfloat16", "float16"], "normalise": ["auto", *NORMALISATIONS]}
+    for name, value in (("precision", precision), ("normalise", normalise)):
+        if value not in names[name]:
+            raise UserError(f"{name} is {value!r}, expected one of {', '.join(names[name])}")
+    device.configure(0, collectives.connect().local_size)
+    loaded = load_encoder(os.fspath(path), device.dtype_policy(precision))
+    known = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
+    known["image_size"] = image_size or loaded.image_size
+    if normalise != "auto":
+        known["mean"], known["std"] = NORMALISATIONS[normalise]
+    given = {"image_size": image_size or None, "normalise": None if normalise == "auto" else normalise}
+    return Pretrained(**known, _flags=given, _digest=_digest(loaded.encoder))
+
+
+def write(folder: str | os.PathLike, encoder: Encoder, step: int, about: Mapping[str, object]) -> Pretrained:
+    """Writes an encoder as the only checkpoint of a new run folder, on rank 0, and loads it from there.
+
+    Args:
+        folder: a path.
+        encoder: what to write.
+        step: steps it was trained for.
+        about: image_size, mean, std, and whatever else is known; see moco_tf.training.checkpoint.
+
+    Raises:
+        UserError: the folder holds checkpoints already or cannot be written.
+    """
+    place, ranks = pathlib.Path(folder), collectives.connect()
+    if checkpoint.existing(place / "checkpoints"):
+        raise UserError(f"{place} holds checkpoints already; give a new folder")
+    ranks.barrier()  # all have looked
+    if ranks.rank == 0:
+        make_folder(place)
+        state = {"query_encoder": {name: v.value for name, v in encoder.named_variables().items()}}
+        checkpoint.save(place / "checkpoints", step, state, {"encoder": dict(encoder.config), **about}, keep=1)
+    ranks.barrier()
+    return load(place, encoder.compute_dtype)
+
+
+def _batches(images: np.ndarray | Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    """Batches uint8 BxHxWx3 of neighbouring images of one size."""
+    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[-1] in (1, 3):
+        raise UserError(f"one image of shape {images.shape} came, expected several; give images[None]")
+    for _, group in itertools.groupby(map(as_rgb, images), key=np.shape):
+        while batch := list(itertools.islice(group, batch_size)):
+            yield np.stack(batch)
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """One image uint8 HxWx3, from such a one or a gray one, HxW or HxWx1. Raises UserError when it is no image."""
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3) or 0 in image.shape:
+        raise UserError(
+            f"an image of shape {image.shape} and {image.dtype} came, expected uint8 in 0..255 of HxWx3 (or HxW, gray) "
+            "each; give a list or NxHxWx3, and convert others"
+        )
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def _digest(encoder: Encoder) -> str:
+    """SHA-256 of all variables."""
+    digest = hashlib.sha256()
+    for variable in encoder.named_variables().values():
+        digest.update(np.ascontiguousarray(variable.value.numpy()))
+    return digest.hexdigest()

@@ -1,0 +1,160 @@
+"""Recipes: a program's flags, read from a flagfile and from keywords; and what runs them."""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+import os
+import pathlib
+
+from absl import flags as absl_flags
+
+from moco_tf import flagset, options
+from moco_tf.errors import UserError
+from moco_tf.training import runlog
+
+_FLAGFILES = pathlib.Path(__file__).parents[2] / "flags"  # where moco_tf runs from a clone
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A program's flags, parsed and checked as on its command line. Made by `recipe`.
+
+    Attributes:
+        program: what they are flags of: "pretrain", "lincls", "knn" ...
+        options: every flag by its name, frozen.
+        arguments: the command line that gives these options.
+        flagfile: every flag as text that --flagfile reads back.
+    """
+
+    program: str
+    options: object
+    arguments: tuple[str, ...]
+    flagfile: str
+
+    def replace(self, **flags: object) -> "Recipe":
+        """The same recipe with other values of these flags. Raises UserError, as `recipe` does."""
+        return _parse(self.program, (*self.arguments, *_arguments(self.program, flags)))
+
+
+def recipe(flagfile: str | os.PathLike | None = None, program: str = "pretrain", **flags: object) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        flagfile: its path; or, in a clone of the repository, its name: "demo" is flags/pretrain/demo.cfg, or
+            flags/lincls/demo.cfg for the program lincls. None: the flags' defaults.
+        program: the program whose flags these are, as in `python -m moco_tf.<program>`.
+        **flags: values that override the flagfile's; lists may be given as such, None overrides nothing.
+
+    Raises:
+        UserError: there is no such file, program or flag, or a value is refused.
+    """
+    files = () if flagfile is None else (f"--flagfile={_found(flagfile, program)}",)
+    return _parse(program, (*files, *_arguments(program, flags)))
+
+
+def run(recipe: Recipe) -> None:
+    """Runs a recipe's program in this process, on the ranks that it was started with; what it writes, it writes.
+
+    Raises:
+        UserError: as the program, which would print it and exit with status 1.
+    """
+    try:
+        _module(recipe.program).main(recipe.options, recipe.flagfile)
+    finally:
+        runlog.close_all()  # of a program that failed or was interrupted
+
+
+def train(recipe: Recipe, **flags: object) -> list[dict[str, float]]:
+    """Pre-trains in a run folder, or goes on in it, and returns `metrics` of it.
+
+    Args:
+        recipe: of the program pretrain.
+        **flags: values that override the recipe's; workdir, the run folder, is needed here or there.
+
+    Raises:
+        UserError: as python -m moco_tf.pretrain.
+    """
+    if recipe.program != "pretrain":
+        raise UserError(f"a recipe of moco_tf.{recipe.program} came, expected one of moco_tf.pretrain")
+    recipe = recipe.replace(**flags)
+    run(recipe)
+    return metrics(recipe.options.workdir)
+
+
+def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
+    """The lines of a run folder's metrics.jsonl, oldest first: step, epoch, loss, contrast_top1, learning_rate ...
+
+    A line that a crash cut off is left out. Raises UserError when there is no such file.
+    """
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    lines = []
+    try:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); expected a run folder of moco_tf.pretrain"
+        ) from None
+    return lines
+
+
+def _found(flagfile: str | os.PathLike, program: str) -> pathlib.Path:
+    own = _FLAGFILES / program
+    for path in (pathlib.Path(flagfile), own / f"{flagfile}.cfg", _FLAGFILES.parent / flagfile):
+        if path.is_file():
+            return path.absolute()
+    known = ", ".join(sorted(path.stem for path in own.glob("*.cfg")))
+    expected = f"a path, or one of {known}" if known else "a path: names are known in a clone of the repository only"
+    raise UserError(f"the flagfile {os.fspath(flagfile)!r} is not there; expected {expected}")
+
+
+def _arguments(program: str, flags: dict[str, object]) -> tuple[str, ...]:
+    """Keywords as command-line flags."""
+    known = list(_defined(program))
+    for name in flags:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            guess = f"; did you mean {close[0]}?" if close else f", see python -m moco_tf.{program} --help"
+            raise UserError(f"{name!r} is no flag of moco_tf.{program}{guess}")
+    return tuple(f"--{name}={_word(value)}" for name, value in flags.items() if value is not None)
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _parse(program: str, arguments: tuple[str, ...]) -> Recipe:
+    values = _defined(program)
+    try:
+        rest = values([program, *arguments])
+        if rest[1:]:
+            raise absl_flags.Error(f"{rest[1]!r} is no flag; flags look like --name=value")
+        return Recipe(program, options.parsed(values), arguments, options.flagfile(values))
+    except absl_flags.UnrecognizedFlagError as error:
+        raise UserError(
+            f"{error.flagname!r} is no flag of moco_tf.{program}; is it another program's? see program="
+        ) from None
+    except absl_flags.Error as error:
+        raise UserError(f"flags of moco_tf.{program}: {' '.join(str(error).split())}") from None
+
+
+def _defined(program: str) -> absl_flags.FlagValues:
+    with flagset.collected() as values:
+        _module(program).define_flags()
+    return values
+
+
+def _module(program: str) -> object:
+    name = f"moco_tf.{program}"
+    found = program.isidentifier() and importlib.util.find_spec(name)
+    module = importlib.import_module(name) if found else None
+    if not hasattr(module, "define_flags"):
+        raise UserError(f"{program!r} is no program of moco_tf; expected one such as pretrain, lincls, knn or export")
+    return module
