@@ -1,0 +1,1 @@
+"""Data sets, random views and the input pipeline."""

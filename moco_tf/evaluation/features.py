@@ -94,8 +94,10 @@ def extract_share(
     rank, ranks = collectives.rank, collectives.size
     if source.num_examples < ranks:
         raise UserError(f"{source.name} has {source.num_examples} images, expected one for each of {ranks} ranks")
-    compute = tf.function(lambda images: embed(prepare_batch(images, geometry)), reduce_retracing=True)
-    prepare_one = None if isinstance(source, ArraySource) else lambda image: resize_center_crop_one(image, *geometry)
+    prepare_one, in_batch = None, geometry
+    if not isinstance(source, ArraySource):  # images of many sizes: resized and cut one by one, and not again
+        prepare_one, in_batch = lambda image: resize_center_crop_one(image, *geometry), (geometry[1], geometry[1])
+    compute = tf.function(lambda images: embed(prepare_batch(images, in_batch)), reduce_retracing=True)
     count, filled, columns = len(range(rank, source.num_examples, ranks)), 0, ()
     for images, labels, indices in eval_batches(
         source, batch_size, rank, ranks, prepare_one, max_bad_images, bad_images_file

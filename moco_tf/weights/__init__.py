@@ -1,0 +1,1 @@
+"""Encoders from files and into files."""

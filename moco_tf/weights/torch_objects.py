@@ -57,15 +57,18 @@ def show(text: object, limit: int = 60) -> str:
 
 
 def fail(got: str) -> UserError:
+    """The error that says what a pickle has."""
     return UserError(f"the file's pickle has {got}; expected tensors, numbers, strings and containers only; {REMEDY}")
 
 
 def expect(condition: bool, got: str) -> None:
+    """Raises `fail` unless the condition holds."""
     if not condition:
         raise fail(got)
 
 
 def is_count(value: object) -> bool:
+    """Whether a value can be a size, an offset or a stride."""
     return type(value) is int and 0 <= value < 2**62
 
 
@@ -104,6 +107,7 @@ def _ordered_dict(pairs: list = ()) -> dict:
 
 
 def as_set(values: list = ()) -> set:
+    """What a pickle's set is made of."""
     expect(type(values) in (list, tuple), "a set of something other than a list")
     return {as_key(value) for value in values}
 
