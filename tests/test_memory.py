@@ -25,7 +25,7 @@ def method(kind, splits=1, jit_compile="none", **save):
     else:
         # The order of a shuffle decides which keys share a batch norm: without it splits are micro-batches.
         pair = [encoder(splits, **save) for _ in range(2)]
-        built = MoCo(*pair, queue_size=16, key_momentum=0.5, shuffle_bn=False, jit_compile=jit_compile)
+        built = MoCo(*pair, queue_size=16, key_momentum=0.5, bn="split", jit_compile=jit_compile)
     built.compile(SGD(0.05))
     return built
 
