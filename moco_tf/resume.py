@@ -14,9 +14,9 @@ from moco_tf.training.collectives import Collectives
 # With another value of these, the checkpoint's numbers would belong to another model or loss ...
 MODEL = ("method", "arch", "stem", "width", "head", "hidden_dim", "feature_dim", "optimizer")
 # ... or its place in the epoch to other images.
-IMAGES = ("dataset", "holdout", "normalise", "batch_size", "seed")
+IMAGES = ("dataset", "holdout", "normalise", "batch_size", "seed", "read_order")
 # The same where the method has them.
-OF_METHODS = ("queue_size", "symmetric", "key_update", "shuffle_bn", "npid_loss", "negatives")
+OF_METHODS = ("queue_size", "symmetric", "key_update", "npid_loss", "negatives")
 _FREE = ("workdir", "data_dir")  # a run folder or data that was moved
 
 
