@@ -9,7 +9,7 @@ import parity_weights
 import pytest
 
 from moco_tf.errors import UserError
-from moco_tf.weights import foreign, tensorpack, torch_file
+from moco_tf.weights import architecture, foreign, tensorpack, torch_file
 
 DEPTHS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 HEADS = {
@@ -85,10 +85,12 @@ def test_official_checkpoint(tmp_path):
         shutil.copyfileobj(source, target)
     found = foreign.read_state(tmp_path / "moco.pth.tar")
     assert (found.source, found.arch, found.epoch) == ("moco .pth.tar", "resnet18", 200)
-    assert foreign.describe(found.encoder) == foreign.Architecture("resnet18", 64, "imagenet", "mlp", 128, 512)
+    assert architecture.describe(found.encoder) == architecture.Architecture(
+        "resnet18", 64, "imagenet", "mlp", 128, 512
+    )
     shapes = {name: shape for name, shape, _ in parity_weights.parameter_shapes("resnet18", head="mlp")}
-    foreign.check_against(found.encoder, shapes)
-    foreign.check_against(found.key_encoder, shapes)
+    architecture.check_against(found.encoder, shapes)
+    architecture.check_against(found.key_encoder, shapes)
     assert any(not np.array_equal(found.encoder[name], found.key_encoder[name]) for name in shapes)
     np.testing.assert_array_equal(found.queue, expected["queue"].T)
     assert found.queue.shape == (64, 128) and 0 <= found.queue_pointer < 64
@@ -133,7 +135,7 @@ def test_cifar_notebook_names(tmp_path, prefix):
     renamed = {f"net.{layers[name.split('.')[0]]}.{name.split('.', 1)[1]}": value for name, value in state.items()}
     found = read(tmp_path, prefixed(prefix, renamed))
     same(found.encoder, state)
-    assert foreign.describe(found.encoder).stem == "cifar"
+    assert architecture.describe(found.encoder).stem == "cifar"
 
 
 def test_files_without_an_encoder_are_refused(tmp_path):
@@ -152,7 +154,7 @@ def test_files_without_an_encoder_are_refused(tmp_path):
             read(tmp_path, state)
         assert "weights.pth" in str(caught.value) and "\n" not in str(caught.value)
     (tmp_path / "list.pth").write_bytes(b"\x80\x02]\x2e")
-    with pytest.raises(UserError, match="magic"):
+    with pytest.raises(UserError, match="neither PyTorch's nor"):
         foreign.read_state(tmp_path / "list.pth")
     with pytest.raises(UserError, match="No such file"):
         foreign.read_state(tmp_path / "nothing.pth")
@@ -170,11 +172,11 @@ def test_other_contents_of_a_pickle_are_refused():
 @pytest.mark.parametrize("arch", DEPTHS)
 @pytest.mark.parametrize("head, kernel", [("linear", 7), ("mlp", 3), ("mlp_bn", 7), ("none", 3)])
 def test_describe(arch, head, kernel):
-    found = foreign.describe(network(arch, width=4, kernel=kernel, head=head))
+    found = architecture.describe(network(arch, width=4, kernel=kernel, head=head))
     pooled = 4 * 8 * (4 if arch == "resnet50" else 1)
     stem = "imagenet" if kernel == 7 else "cifar"
     expected = {"none": (pooled, 0), "linear": (6, 0)}.get(head, (6, 5))
-    assert found == foreign.Architecture(arch, 4, stem, head, *expected)
+    assert found == architecture.Architecture(arch, 4, stem, head, *expected)
 
 
 def test_describe_agrees_with_our_encoder():
@@ -183,8 +185,10 @@ def test_describe_agrees_with_our_encoder():
 
     settings = {"arch": "resnet10", "width": 8, "stem": "cifar", "head": "mlp_bn", "feature_dim": 6, "hidden_dim": 5}
     encoder = Encoder(**settings)
-    assert foreign.describe(get_weights(encoder)) == foreign.Architecture(**settings)
-    foreign.check_against(network("resnet10", 8, 3, "mlp_bn"), {n: v.shape for n, v in get_weights(encoder).items()})
+    assert architecture.describe(get_weights(encoder)) == architecture.Architecture(**settings)
+    architecture.check_against(
+        network("resnet10", 8, 3, "mlp_bn"), {n: v.shape for n, v in get_weights(encoder).items()}
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,20 +206,20 @@ def test_describe_agrees_with_our_encoder():
 )
 def test_unknown_architectures_are_refused(change):
     with pytest.raises(UserError, match="expected") as caught:
-        foreign.describe({**network(), **change})
+        architecture.describe({**network(), **change})
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError):
-        foreign.describe({})
+        architecture.describe({})
 
 
 def test_check_against_lists_what_differs():
     state = network()
     shapes = {name: value.shape for name, value in state.items()}
-    foreign.check_against(state, shapes)
+    architecture.check_against(state, shapes)
     state["extra"] = state.pop("bn1.bias")
     state["conv1.weight"] = np.zeros((4, 3, 3, 3))
     with pytest.raises(UserError) as caught:
-        foreign.check_against(state, shapes)
+        architecture.check_against(state, shapes)
     for text in ("a wrong architecture", "1 missing: bn1.bias", "1 unexpected: extra", "conv1.weight (4, 3, 3, 3)"):
         assert text in str(caught.value)
 
@@ -274,7 +278,7 @@ def test_moco_tensorflow(tmp_path, arch, head, query_prefix, norm):
     same(found.key_encoder, key)
     np.testing.assert_array_equal(found.queue, queue)
     assert (found.queue_pointer, found.source) == (4, "moco.tensorflow .npz")
-    assert foreign.describe(found.encoder).arch == arch
+    assert architecture.describe(found.encoder).arch == arch
 
 
 def test_moco_tensorflow_names():

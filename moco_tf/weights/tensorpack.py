@@ -9,6 +9,7 @@ has epsilon 1.001e-5 (PyTorch 1e-5), and the key encoder's running statistics we
 Source: github.com/ppwwyyxx/moco.tensorflow and tensorpack's ResNet example.
 """
 
+import os
 import re
 import struct
 import zipfile
@@ -21,6 +22,7 @@ import numpy as np
 from moco_tf.errors import UserError
 
 _BATCH_NORM = {"gamma": "weight", "beta": "bias", "mean/EMA": "running_mean", "variance/EMA": "running_var"}
+MAX_RATIO = 20  # of arrays to the file: weights hardly compress, zeros of an optimizer do
 _SLOTS = re.compile(r"/(Momentum|Adam(_\d)?|RMSProp(_\d)?|ExponentialMovingAverage|biased|local_step)$")
 _IN_ENCODER = re.compile(r"(conv\d|bn|group\d|linear|fc)[^/]*/")
 _LAYER = re.compile(r"(?P<block>group(?P<group>\d)/block(?P<index>\d+)/)?(?P<conv>conv(?P<n>\d)|convshortcut)")
@@ -30,6 +32,10 @@ _DENSE = re.compile(r"(?:linear|fc)(\d*)(?:_\w+)?")
 def read(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name, without TensorFlow's ":0"; pickled objects are refused."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            claimed, size = sum(info.file_size for info in archive.infolist()), os.path.getsize(path)
+        if claimed > MAX_RATIO * size + 2**20:
+            raise UserError(f"{path}: {size} bytes claim to hold {claimed} of arrays; give an undamaged file")
         with np.load(path, allow_pickle=False) as file:
             return {name.removesuffix(":0"): file[name] for name in file.files}
     except (OSError, ValueError, EOFError, LookupError, RuntimeError, OverflowError, MemoryError) as e:
@@ -41,6 +47,11 @@ def read(path: str) -> dict[str, np.ndarray]:
 def _unreadable(path: str, error: Exception) -> UserError:
     reason = ascii(str(error))[1:-1][:80]
     return UserError(f"{path}: not a readable .npz file ({reason}); expected arrays saved by np.savez; copy it again")
+
+
+def is_slot(name: str) -> bool:
+    """Whether an array is an optimizer's."""
+    return _SLOTS.search(name) is not None
 
 
 def encoder_prefixes(arrays: Mapping[str, Any]) -> tuple[str, str | None]:

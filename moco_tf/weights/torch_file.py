@@ -24,6 +24,7 @@ import numpy as np
 
 from moco_tf.errors import UserError
 from moco_tf.weights import torch_pickle
+from moco_tf.weights.pickle_bytes import integer, integers, text
 from moco_tf.weights.torch_objects import REMEDY, STORAGE_TYPES, Storage, StorageType, show
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -199,10 +200,10 @@ def _pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
     out = [pickle.PROTO, b"\x02", ordered_dict, pickle.MARK]
     for key, (name, value) in enumerate(arrays.items()):
         steps = np.cumprod((1, *value.shape[:0:-1]))[::-1] if value.ndim else ()  # elements, row-major
-        out += [_text(name), pickle.GLOBAL, b"torch._utils\n_rebuild_tensor_v2\n", pickle.MARK]
-        out += [pickle.MARK, _text("storage"), pickle.GLOBAL, _storage_name(name, value), _text(str(key)), _text("cpu")]
-        out += [_integer(value.size), pickle.TUPLE, pickle.BINPERSID, _integer(0)]
-        out += [_integers(value.shape), _integers(steps), pickle.NEWFALSE, ordered_dict, pickle.TUPLE, pickle.REDUCE]
+        out += [text(name), pickle.GLOBAL, b"torch._utils\n_rebuild_tensor_v2\n", pickle.MARK]
+        out += [pickle.MARK, text("storage"), pickle.GLOBAL, _storage_name(name, value), text(str(key)), text("cpu")]
+        out += [integer(value.size), pickle.TUPLE, pickle.BINPERSID, integer(0)]
+        out += [integers(value.shape), integers(steps), pickle.NEWFALSE, ordered_dict, pickle.TUPLE, pickle.REDUCE]
     return b"".join([*out, pickle.SETITEMS, pickle.STOP])
 
 
@@ -211,20 +212,3 @@ def _storage_name(name: str, value: np.ndarray) -> bytes:
         if kind.raw == value.dtype.newbyteorder("=") and not kind.bfloat16:
             return storage.replace(" ", "\n").encode() + b"\n"
     raise UserError(f"{show(name)} has dtype {value.dtype}, which PyTorch's files lack; convert it to float32 or int64")
-
-
-def _text(text: str) -> bytes:
-    if not isinstance(text, str):
-        raise UserError(f"a tensor's name is a {type(text).__name__}; expected a string")
-    encoded = text.encode("utf-8")
-    return pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded
-
-
-def _integer(value: int) -> bytes:
-    if value < 2**31:
-        return pickle.BININT + struct.pack("<i", value)
-    return pickle.LONG1 + b"\x08" + struct.pack("<q", value)
-
-
-def _integers(values: tuple) -> bytes:
-    return pickle.MARK + b"".join(_integer(int(v)) for v in values) + pickle.TUPLE

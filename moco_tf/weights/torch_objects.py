@@ -42,6 +42,14 @@ class Function:
         self.call = call
 
 
+class Buildable:
+    """An object that a BUILD opcode completes: one of this package's own stand-ins."""
+
+    def build(self, state: object) -> None:
+        """Takes the state. Raises UserError when it is not the expected one."""
+        raise NotImplementedError
+
+
 def show(text: object, limit: int = 60) -> str:
     """A string from a file (or another value's type) on one line of printable characters, cut at the limit."""
     line = ascii(text if isinstance(text, str) else type(text).__name__)[1:-1]

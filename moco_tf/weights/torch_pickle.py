@@ -7,13 +7,14 @@ is only ever looked up, whole, in the tables of torch_objects: never split at do
 import pickletools
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from moco_tf.errors import UserError
 from moco_tf.weights.torch_objects import (
     FUNCTIONS,
     STORAGE_TYPES,
+    Buildable,
     Function,
     Storage,
     StorageType,
@@ -38,8 +39,11 @@ _FIXED |= {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_
 class _Machine:
     """The pickle virtual machine's stack and memo; one method for each family of opcodes."""
 
-    def __init__(self, load_storage: Callable[[str, StorageType, int], Storage]) -> None:
+    def __init__(
+        self, load_storage: Callable[[str, StorageType, int], Storage], functions: Mapping[str, Function]
+    ) -> None:
         self.load_storage = load_storage
+        self.names: Mapping[str, StorageType | Function] = {**STORAGE_TYPES, **functions}
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []  # the stacks below each open MARK
         self.memo: dict[int, Any] = {}
@@ -130,7 +134,7 @@ class _Machine:
         self._set_items(self._pop_mark())
 
     def _push_name(self, name: str) -> None:
-        known = STORAGE_TYPES.get(name) or FUNCTIONS.get(name)
+        known = self.names.get(name)
         expect(known is not None, f"the name {show(name.replace(' ', '.'))}")
         self._push(known)
 
@@ -152,8 +156,11 @@ class _Machine:
 
     def _op_build(self, arg: None) -> None:
         """State of a state_dict's OrderedDict (its `_metadata`: versions of modules) is dropped, any other refused."""
-        self._take(1)
-        self._target(dict)
+        (state,) = self._take(1)
+        if self.stack and isinstance(self.stack[-1], Buildable):
+            self.stack[-1].build(state)
+        else:
+            self._target(dict)
 
     def _op_binpersid(self, arg: None) -> None:
         """("storage", type, key, device, elements) and, in the legacy format, None (no view of another storage)."""
@@ -169,17 +176,22 @@ class _Machine:
         self._push(self.load_storage(key, kind, count))
 
 
-def load(stream: BinaryIO, load_storage: Callable[[str, StorageType, int], Storage]) -> Any:
+def load(
+    stream: BinaryIO,
+    load_storage: Callable[[str, StorageType, int], Storage],
+    functions: Mapping[str, Function] = FUNCTIONS,
+) -> Any:
     """Reads one pickle from a stream (with read, readline and tell) and leaves the stream behind it.
 
     Args:
         stream: bounded in memory (BytesIO or mmap): a length in the pickle may be absurd.
         load_storage: (key, type, number of elements) -> Storage.
+        functions: what may be called, by name.
 
     Raises:
         UserError: anything but tensors and plain data, or a damaged pickle. Nothing of the file is ever executed.
     """
-    machine = _Machine(load_storage)
+    machine = _Machine(load_storage, functions)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of strange escapes in damaged strings
