@@ -4,6 +4,8 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+ONNX = ["tf2onnx>=1.17", "onnx>=1.18", "onnxruntime>=1.22"]  # of python -m moco_tf.export --format=onnx
+
 setup(
     name="moco_tf",
     version="0.1.0",
@@ -19,12 +21,14 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "importlib_resources",  # tensorflow-datasets 4.9.10 imports it without asking for it
         "numpy>=1.26",
+        "h5py>=3.11",  # Keras brings it, too; --load reads .keras files with it
         "absl-py>=2.1",
         "tensorboard>=2.20",
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.9", "pre-commit>=4"],
+        "onnx": ONNX,
+        "dev": [*ONNX, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.9", "pre-commit>=4"],
     },
     classifiers=[
         "Programming Language :: Python :: 3.10",

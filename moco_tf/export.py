@@ -1,38 +1,31 @@
-"""Writes an encoder for use elsewhere: as a SavedModel that serves and fine-tunes, or under torchvision's names.
+"""Writes an encoder for use elsewhere: to serve and fine-tune in TensorFlow or Keras, for PyTorch, Detectron2, ONNX.
 
     python -m moco_tf.export --load=runs/v2 --format=savedmodel --output=encoder/
-    python -m moco_tf.export --load=runs/v2 --format=pth --output=encoder.pth
+    python -m moco_tf.export --load=runs/v2 --format=pth --output=encoder.pth       # or keras, detectron2, onnx, tflite
+    python -m moco_tf.export --load=runs/v2 --format=all --output=exports/
 
 Everything is float32. What was written is loaded back and compared with the encoder on images, and only then appears
-at --output, with a card that says what it is: README.md in the folder, or encoder.md beside encoder.pth.
+at --output, with a card that says what it is: README.md in a folder, or encoder.pth.md beside encoder.pth.
 """
 
+import contextlib
 import dataclasses
-import itertools
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
-import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from moco_tf import options, program
+from moco_tf import formats, options, program
 from moco_tf.data.normalisation import NORMALISATIONS
-from moco_tf.data.sources import ArraySource, Source
-from moco_tf.data.sources import load as load_source
 from moco_tf.errors import UserError
-from moco_tf.evaluation import features
-from moco_tf.networks.encoder import Encoder
+from moco_tf.formats import base_comparison as comparison
 from moco_tf.training import collectives, device
 from moco_tf.weights import card, savedmodel
-from moco_tf.weights.load import Loaded
+from moco_tf.weights.load import SOURCES, Loaded
 from moco_tf.weights.load import load as load_encoder
-from moco_tf.weights.torchvision import save_torch_file
-
-TOLERANCE = 1e-5  # of the largest value: float32 sums in another order
-COMPARED = 4  # images of the data set; two of noise besides
 
 
 def define_flags() -> None:
@@ -40,46 +33,57 @@ def define_flags() -> None:
     options.define_load_path()
     options.define_export()
     options.define_data()
+    flags.FLAGS.set_default("dataset", None)  # the one that the encoder was trained on
 
 
 def main(o: object, flagfile: str) -> None:
     """Exports with the given options."""
     if not collectives.is_first_rank():
         return  # one process does it all
-    target = check(o)
+    target, names = check(o), available(o.format)
     configure()
     subject = load(o)
-    images = few_images(o, subject.image_size)
-    wanted = reference(subject, images)
-    draft = target.parent / f".{target.name}.draft"
-    try:
-        made = write(o.format, subject, new_folder(draft) / target.name)
-        difference = compare(found(o.format, made, subject, images), wanted)
+    images, source = comparison.images(o.dataset, o.data_dir, subject)
+    squares = [comparison.at_network_size(image, subject.image_size) for image in images]
+    differences = []
+    with draft_of(target, o.output) as made:
+        for name in names:
+            kind = formats.find(name)
+            given = images if kind.ANY_SIZE else squares
+            wanted = comparison.reference(subject, given)
+            path = write(name, subject, made / part(name) if o.format == "all" else made)
+            differences.append(comparison.compare(kind.outputs(path, subject, given), wanted))
         publish(made, target)
-    except OSError as error:
-        raise unwritable(o.output, error) from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    about = card.place(target, formats.find(names[0]).SUFFIX) if o.format != "all" else "a card beside each"
     print(
-        f"done: {o.output} was loaded back and gives what {subject.path} gives on {len(images)} images (largest "
-        f"difference {difference:.1g} of the largest value); {card.place(o.format, target)} says how to use it",
+        f"done: {o.output}{f' with {len(names)} formats' if o.format == 'all' else ''} was loaded back and gives what "
+        f"{subject.path} gives on {len(images)} images ({source}; largest difference {max(differences):.1g} of the "
+        f"largest value); {about} says how to use it",
         flush=True,
     )
+
+
+def part(name: str) -> str:
+    """What a format is called among all formats."""
+    suffix = formats.find(name).SUFFIX
+    return f"encoder{suffix}" if suffix else name
 
 
 def check(o: object) -> pathlib.Path:
     """Where to write. Raises UserError when flags are missing or something else stands there."""
     if not o.load:
-        raise UserError("--load is missing; give a run folder, a checkpoint, a .pth.tar, .pth or .npz")
-    example = {"savedmodel": "the folder to write, for example --output=encoder/"}
-    example |= {"pth": "the file to write, for example --output=encoder.pth"}
+        raise UserError(f"--load is missing; give {SOURCES}")
+    suffix = "" if o.format == "all" else formats.find(o.format).SUFFIX
+    example = f"the file to write, for example --output=encoder{suffix}"
+    if not suffix:
+        example = f"the folder to write, for example --output={'exports' if o.format == 'all' else 'encoder'}/"
     if not o.output:
-        raise UserError(f"--output is missing; give {example[o.format]}")
+        raise UserError(f"--output is missing; give {example}")
     target = pathlib.Path(os.path.realpath(o.output))
-    if o.format == "pth" and target.suffix != ".pth":
-        raise UserError(f"--output={o.output} came, expected a name that ends in .pth; give {example['pth']}")
+    if suffix and target.suffix != suffix:
+        raise UserError(f"--output={o.output} came, expected a name that ends in {suffix}; give {example}")
     try:
-        taken = in_the_way(o.format, target)
+        taken = in_the_way(o.format, target, suffix)
     except OSError as error:
         raise unwritable(o.output, error) from None
     if taken:
@@ -92,16 +96,35 @@ def unwritable(output: str, error: OSError) -> UserError:
     return UserError(f"--output={output} cannot be written ({error.strerror}); give another place or mend this one")
 
 
-def in_the_way(kind: str, target: pathlib.Path) -> pathlib.Path | None:
-    """What stands where the export goes and is neither an earlier export nor an empty folder for a SavedModel."""
-    about = card.place(kind, target)
-    replaceable = card.is_card(about)
-    if kind != "savedmodel":
+def in_the_way(kind: str, target: pathlib.Path, suffix: str) -> pathlib.Path | None:
+    """What stands where the export goes and is neither an earlier export nor an empty folder for a folder."""
+    if suffix:
+        about = card.place(target, suffix)
+        replaceable = card.is_card(about)
         return next((p for p in (target, about) if p.exists() and not (replaceable and p.is_file())), None)
     if not target.exists():
         return None
     names = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
-    return target if names and not (replaceable and names <= savedmodel.CONTENTS) else None
+    cards, known = [card.place(target, "")], savedmodel.CONTENTS
+    if kind == "all":
+        cards = [card.place(target / part(name), formats.find(name).SUFFIX) for name in formats.NAMES]
+        known = {part(name) for name in formats.NAMES} | {path.name for path in cards if path.parent == target}
+    return target if names and not (names <= known and any(map(card.is_card, cards))) else None
+
+
+def available(name: str) -> list[str]:
+    """The formats to write. Raises UserError when what one needs is missing; of all formats it is left out."""
+    if name != "all":
+        formats.find(name).check()
+        return [name]
+    names = []
+    for each in formats.NAMES:
+        try:
+            formats.find(each).check()
+            names.append(each)
+        except UserError as error:
+            print(f"left out: {error}", flush=True)
+    return names
 
 
 def configure() -> None:
@@ -130,101 +153,39 @@ def load(o: object) -> Loaded:
     return dataclasses.replace(loaded, image_size=o.image_size or loaded.image_size or 224, mean=mean, std=std)
 
 
-def few_images(o: object, size: int) -> list[np.ndarray]:
-    """Images to compare on, uint8 HxWx3: some of --dataset, and noise of the network's size."""
-    noise = list(np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8))
+@contextlib.contextmanager
+def draft_of(target: pathlib.Path, output: str) -> Iterator[pathlib.Path]:
+    """Where to write first: in a folder that goes, and so do new folders above it when the export did not succeed."""
+    draft = target.parent / f".{target.name}.draft"
+    new = [folder for folder in target.parents if not folder.exists()]
     try:
-        source = load_source(o.dataset, "train" if o.dataset == "folder" else "test", o.data_dir)
-    except UserError:
-        if o.dataset != "fashion_mnist" or o.data_dir:
-            raise  # it was asked for
-        print(f"{o.dataset} is not here: comparing on random images only", flush=True)
-        return noise
-    return [*itertools.islice(_readable(source), COMPARED), *noise]
+        shutil.rmtree(draft, ignore_errors=True)  # one that a killed export left
+        draft.mkdir(parents=True)
+        yield draft / target.name
+    except OSError as error:
+        raise unwritable(output, error) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        for folder in new:
+            with contextlib.suppress(OSError):  # the export is in it
+                folder.rmdir()
 
 
-def _readable(source: Source) -> Iterator[np.ndarray]:
-    for index in range(source.num_examples):
-        try:
-            yield source.image(index)
-        except (tf.errors.OpError, UnicodeDecodeError):  # the latter when a message quotes the image's bytes
-            continue
-
-
-def reference(subject: Loaded, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """What the encoder gives by the evaluation's own path: {"features": NxD, "head": NxC}. Raises UserError on NaN."""
-    outputs = _evaluate(subject.encoder, subject, images)
-    if not all(np.isfinite(values).all() for values in outputs.values()):
-        raise UserError(f"{subject.path}: features are not finite, expected numbers; export an earlier checkpoint")
-    return outputs
-
-
-def _evaluate(encoder: Encoder, subject: Loaded, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-    outputs = {}
-    for name, feature in (("features", "backbone"), ("head", "head")):
-        embed = features.embedder(encoder, feature, subject.mean, subject.std)
-        outputs[name] = np.concatenate([embed(_prepared(image[None], subject.image_size)) for image in images])
-    return outputs
-
-
-def _prepared(images: np.ndarray, size: int) -> tf.Tensor:
-    return features.prepare_batch(tf.constant(images), features.test_geometry(ArraySource("", images), size))
-
-
-def write(kind: str, subject: Loaded, path: pathlib.Path) -> pathlib.Path:
-    """Writes the export and its card; returns path."""
-    about = card.text(kind, subject, path.name)
-    if kind == "savedmodel":
-        savedmodel.save(subject.encoder, path, subject.image_size, subject.mean, subject.std, about)
-    else:
-        save_torch_file(subject.encoder, str(path))
-        card.place(kind, path).write_text(about, encoding="utf-8")
-    return path
-
-
-def found(kind: str, path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """What the export gives once loaded back: {what gave it: {"features": NxD, "head": NxC or "projection": NxC}}."""
-    if kind == "pth":
-        return {"the file": _evaluate(load_encoder(str(path)).encoder, subject, images)}
-    exported = tf.saved_model.load(str(path))
-    served = exported.signatures["serving_default"](tf.stack([tf.io.encode_png(image) for image in images]))
-    outputs = {"serving_default": {"features": served["features"].numpy()}}
-    outputs["embed"] = {"features": np.concatenate([exported.embed(image[None]) for image in images])}
-    if hasattr(exported, "project"):
-        outputs["project"] = {"projection": np.concatenate([exported.project(image[None]) for image in images])}
-    return outputs
-
-
-def compare(found: dict[str, dict[str, np.ndarray]], wanted: dict[str, np.ndarray]) -> float:
-    """The largest difference, as a share of the largest value. Raises UserError when it is above TOLERANCE."""
-    wanted = {**wanted, "projection": features.normalised(wanted["head"])}
-    largest = 0.0
-    for what, outputs in found.items():
-        for name, values in outputs.items():
-            expected = wanted[name]
-            same_shape = values.shape == expected.shape
-            scale = max(np.abs(expected).max(), np.finfo(np.float32).tiny)
-            difference = np.abs(values - expected).max() / scale if same_shape else np.inf
-            if not difference <= TOLERANCE:  # NaN is not either
-                raise UserError(
-                    f"what was written does not give back the encoder: {name} of {what} differ by {difference:.2g} of "
-                    f"the largest value, expected at most {TOLERANCE:g}; nothing was left; please report it"
-                )
-            largest = max(largest, float(difference))
-    return largest
-
-
-def new_folder(path: pathlib.Path) -> pathlib.Path:
-    """A new folder for drafts, in place of one that a killed export left."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
+def write(name: str, subject: Loaded, path: pathlib.Path) -> pathlib.Path:
+    """Writes an export of one format and its card; returns path."""
+    kind = formats.find(name)
+    path.parent.mkdir(exist_ok=True)
+    kind.write(subject, path)
+    about = card.text(subject, path.name, kind.use(subject, path.name))
+    card.place(path, kind.SUFFIX).write_text(about, encoding="utf-8")
     return path
 
 
 def publish(made: pathlib.Path, target: pathlib.Path) -> None:
     """Moves an export and its card out of the draft folder, in place of an earlier one."""
     if not made.is_dir():
-        os.replace(card.place("pth", made), card.place("pth", target))  # first: without it the file would seem foreign
+        # The card first: without it the file would seem foreign.
+        os.replace(card.place(made, made.suffix), card.place(target, target.suffix))
         os.replace(made, target)
         return
     earlier = made.with_name(f"{made.name}.earlier")  # goes with the draft folder

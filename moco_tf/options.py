@@ -9,7 +9,7 @@ import pkgutil
 
 from absl import flags
 
-from moco_tf import methods
+from moco_tf import formats, methods
 from moco_tf.data.normalisation import NORMALISATIONS
 
 # Found by name: every file of moco_tf/methods but the base classes is a method.
@@ -138,7 +138,9 @@ def define_knn(feature: str = "head") -> None:
 def define_load_path() -> None:
     """What holds the encoder."""
     flags.DEFINE_string(
-        "load", None, "Run folder, checkpoint, official MoCo .pth.tar, torchvision .pth or moco.tensorflow .npz."
+        "load",
+        None,
+        "Run folder, checkpoint, MoCo's .pth.tar, torchvision .pth, moco.tensorflow .npz, exported .keras or .pkl.",
     )
 
 
@@ -163,8 +165,18 @@ def define_probe() -> None:
 
 def define_export() -> None:
     """What is written for use elsewhere."""
-    flags.DEFINE_enum("format", "savedmodel", ["savedmodel", "pth"], "TensorFlow's SavedModel, or torchvision's names.")
-    flags.DEFINE_string("output", None, "The folder (savedmodel) or the file (.pth) to write.")
+    flags.DEFINE_enum(
+        "format",
+        "savedmodel",
+        [*formats.NAMES, "all"],
+        "TensorFlow's SavedModel, .keras, torchvision's .pth, Detectron2's .pkl, ONNX, TFLite; or all of them.",
+    )
+    flags.DEFINE_string("output", None, "The file to write, or the folder (of savedmodel and all).")
+
+
+def define_inspect() -> None:
+    """How what --load holds is shown."""
+    flags.DEFINE_bool("json", False, "Print JSON, with null for what is not known.")
 
 
 def define_bench() -> None:

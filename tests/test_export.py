@@ -11,10 +11,12 @@ import pytest
 import tensorflow as tf
 from test_programs import call, start, write_photos
 
-from moco_tf import export
+from moco_tf import export, formats
+from moco_tf.data import few
 from moco_tf.data.sources import ArraySource, decode_rgb
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
+from moco_tf.formats import pth as pth_format
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint, device
 from moco_tf.weights import card, savedmodel, torch_file
@@ -194,7 +196,9 @@ def run(encoder, tmp_path_factory):
     about = {"encoder": dict(encoder.config), "image_size": SIZE, "mean": MEAN, "std": STD, "method": "moco"}
     path = checkpoint.save(run / "checkpoints", 7, state, about, keep=1)
     (run / "knn").mkdir()
-    (run / "knn" / "result.json").write_text(f'{{"subject": "{path}", "top1": 0.25, "dataset": "cats"}}')
+    (run / "knn" / "result.json").write_text(
+        f'{{"subject": "{path}", "evaluation": "kNN", "top1": 0.25, "dataset": "cats"}}'
+    )
     return run
 
 
@@ -223,7 +227,10 @@ def below(folder):
 def test_what_is_written(made):
     saved = {"saved_model.pb", "fingerprint.pb", "variables/variables.index", "README.md"}
     assert below(made["savedmodel"]) == saved | {"variables/variables.data-00000-of-00001"}
-    for place, names in [(made["savedmodel"].parent, {"encoder"}), (made["pth"].parent, {"encoder.pth", "encoder.md"})]:
+    for place, names in [
+        (made["savedmodel"].parent, {"encoder"}),
+        (made["pth"].parent, {"encoder.pth", "encoder.pth.md"}),
+    ]:
         assert {path.name for path in place.iterdir()} - {"out"} == names
 
 
@@ -245,17 +252,16 @@ def test_pth(made, encoder):
 
 @pytest.mark.parametrize("format", ["savedmodel", "pth"])
 def test_card(format, made, run):
-    place = made[format] / "README.md" if format == "savedmodel" else made[format].with_suffix(".md")
-    about = place.read_text()
+    about = card.place(made[format], formats.find(format).SUFFIX).read_text()
     for row in (
         f"source | {run}/checkpoints/step-00000007 (moco_tf checkpoint, step 7)",
-        *("method | moco", "kNN top-1 | 25.00 on cats", "resnet10, cifar stem, width 4", "D = 32"),
+        *("method | moco", "kNN | cats | 25.00 | - |  |", "resnet10, cifar stem, width 4", "D = 32"),
         *("head | mlp, hidden width 32, C = 6", "mean 0.1, 0.2, 0.3, deviation 0.4, 0.5, 0.6", "RGB, 24 x 24"),
         f"TensorFlow {tf.__version__}",
         f'load("{made[format].name}"',
     ):
         assert row in about, row
-    for unknown in ("data set |", "linear top-1", "ranks |", "torchvision.models"):  # which has no such network
+    for unknown in ("\n| data set |", "linear |", "ranks |", "torchvision.models"):  # which has no such network
         assert unknown not in about, unknown
 
 
@@ -274,7 +280,7 @@ def earlier(made, folder):
     """A copy of an export, to be replaced."""
     if made.is_dir():
         return shutil.copytree(made, folder / made.name)
-    shutil.copy(made.with_suffix(".md"), folder)
+    shutil.copy(card.place(made, made.suffix), folder)
     return pathlib.Path(shutil.copy(made, folder))
 
 
@@ -289,7 +295,7 @@ def test_an_earlier_export_is_replaced(format, values, made, encoder, tmp_path, 
     assert below(tmp_path) == names and not list(tmp_path.glob(".*"))
     assert output.stat().st_mtime_ns != time
     assert "on 6 images" in capsys.readouterr().out  # four readable ones and two of noise
-    about = card.place(format, output).read_text()
+    about = card.place(output, formats.find(format).SUFFIX).read_text()
     assert "RGB, 16 x 16" in about and "mean 0.4914, 0.4822, 0.4465, deviation 0.2023, 0.1994, 0.201 " in about
     if format == "savedmodel":
         assert_other_size_and_normalisation(tf.saved_model.load(str(output)), encoder)
@@ -308,7 +314,7 @@ def test_what_a_file_does_not_say_is_called_assumed(made, capsys):
     neither = {"image_size": 24, "normalise": "cifar10"}
     for given, assumed in [(both, "image size and normalisation"), (size, "normalisation"), (neither, "")]:
         subject = export.load(types.SimpleNamespace(load=str(made["pth"]), **given))
-        for text in (card.text("pth", subject, "encoder.pth"), capsys.readouterr().out):
+        for text in (card.text(subject, "encoder.pth", ""), capsys.readouterr().out):
             assert ("assumed" in text) == bool(assumed) and (f"not say {assumed}: assumed" in text) == bool(assumed)
 
 
@@ -316,10 +322,10 @@ def test_without_the_data_set_noise_is_compared(values, tmp_path, monkeypatch, c
     def missing(*_):
         raise UserError("not here")
 
-    monkeypatch.setattr(export, "load_source", missing)
+    monkeypatch.setattr(few, "load", missing)
     call("export", load=values["load"], format="pth", output=tmp_path / "encoder.pth")
     out = capsys.readouterr().out
-    assert "fashion_mnist is not here: comparing on random images only" in out and "on 2 images" in out
+    assert "comparing on random images only" in out and "on 2 images" in out
     with pytest.raises(UserError, match="not here"):  # one that was asked for is not replaced
         call("export", **values)
 
@@ -335,7 +341,7 @@ def test_what_does_not_give_back_the_encoder_is_removed(format, values, made, tm
         other.named_variables()["layer1.0.conv1.weight"].assign_add([[[[1e-3]]]])
         return original(other, *rest)
 
-    where, name = (savedmodel, "save") if format == "savedmodel" else (export, "save_torch_file")
+    where, name = (savedmodel, "save") if format == "savedmodel" else (pth_format, "save_torch_file")
     original = getattr(where, name)
     monkeypatch.setattr(where, name, changed)
     with pytest.raises(UserError, match="does not give back the encoder: features of .* differ by"):
@@ -359,12 +365,13 @@ def refusals(folder):
     (folder / "full" / "notes.txt").write_text("mine")
     (folder / "file").write_text("mine")
     (folder / "model.pth").write_text("mine")
-    (folder / "other.md").write_text("mine")
+    (folder / "other.pth.md").write_text("mine")
     for name in ("saved_model.pb", "README.md"):  # a SavedModel of another program
         (folder / "full" / name).write_text("mine")
     yield {"load": ""}, ["--load is missing", "give a run folder"]
     yield {"load": folder / "none"}, ["does not exist", "expected a run folder"]
-    yield {"load": folder / "full"}, ["holds no encoder", "expected"]
+    yield {"load": folder / "full"}, ["is a SavedModel", "expected"]
+    yield {"load": folder}, ["holds no encoder", "expected"]
     yield {"output": ""}, ["--output is missing", "--output=encoder/"]
     yield {"output": "", "format": "pth"}, ["--output is missing", "--output=encoder.pth"]
     yield {"output": folder / "encoder", "format": "pth"}, ["ends in .pth"]

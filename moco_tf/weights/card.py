@@ -1,64 +1,45 @@
-"""The card beside an export, in Markdown: what the encoder is, how it was trained, how to use it."""
+"""The card beside an export, in Markdown: what the encoder is, how it was trained and measured, how to use it."""
 
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from moco_tf import __version__
-from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint
-from moco_tf.weights import savedmodel
 from moco_tf.weights.load import Loaded
 
 _MARK = "<!-- written by moco_tf.export -->"  # the first line of a card
-
-_USE = {
-    "savedmodel": """\
-    encoder = tf.saved_model.load("{name}")  # needs TensorFlow only
-    features = encoder.embed(images)  # uint8 BxHxWx3 of any size -> Bx{D} float32
-    tuned = encoder.features(encoder.prepare(images), training=True)  # to learn encoder.trainable_variables
-
-| signature | in | out |
-|---|---|---|
-| serving_default | image_bytes: B JPEG or PNG files | features: Bx{D} |
-| embed | images: uint8 BxHxWx3 | features: Bx{D} |
-""",
-    "pth": """\
-    python -m moco_tf.knn --load={name} --image_size={size}{normalise}
-
-    state = torch.load("{name}", weights_only=True)  # torchvision's names; the head's begin with fc
-""",
-}
-_TORCHVISION = """\
-    network = torchvision.models.{arch}()
-    network.fc = torch.nn.Identity()  # Bx{D} comes out
-    network.load_state_dict({{name: value for name, value in state.items() if not name.startswith("fc.")}})
-"""
-_PROJECT = "| project | images: uint8 BxHxWx3 | projection: Bx{C}, of length one, as the contrastive loss compares |\n"
+_TITLES = {"kNN": "kNN", "lincls": "linear"}
+_PLACES = ("--workdir=", "--data_dir=")  # of no use elsewhere
+_SETTINGS = ("k", "temperature", "weighting", "feature", "epochs")
 
 
-def place(kind: str, export: pathlib.Path) -> pathlib.Path:
-    """Where the card of an export stands: in the folder of a "savedmodel", beside the file of a "pth"."""
-    return export / savedmodel.CARD if kind == "savedmodel" else export.with_suffix(".md")
+def place(export: pathlib.Path, suffix: str) -> pathlib.Path:
+    """Where the card of an export stands: inside of a folder (a format without a suffix), beside a file."""
+    return export.with_name(f"{export.name}.md") if suffix else export / "README.md"
 
 
 def is_card(path: pathlib.Path) -> bool:
     """Whether a file is a card of an export: what it describes may be replaced. Raises OSError."""
-    return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(_MARK)
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(len(_MARK)) == _MARK
 
 
-def text(kind: str, subject: Loaded, name: str) -> str:
+def text(subject: Loaded, name: str, use: str) -> str:
     """What the card says. What is not known is left out.
 
     Args:
-        kind: "savedmodel" or "pth".
         subject: the encoder, with the image size and normalisation that it is used with.
         name: of the folder or file that is exported.
+        use: Markdown on how to use it.
     """
     size = subject.image_size
     rows = {"source": f"{subject.path} ({subject.source}{f', step {subject.step}' if subject.step else ''})"}
@@ -68,26 +49,12 @@ def text(kind: str, subject: Loaded, name: str) -> str:
         "centre-cropped"
     )
     rows["normalisation"] = f"of RGB in [0, 1]: mean {_numbers(subject.mean)}, deviation {_numbers(subject.std)}"
-    rows["written by"] = f"moco_tf {__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}"
-    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-    return f"{_MARK}\n# {name}: an image encoder\n\n| | |\n|---|---|\n{table}\n## Use\n\n{_use(kind, subject, name)}"
-
-
-def _use(kind: str, subject: Loaded, name: str) -> str:
-    config, template = subject.encoder.config, _USE[kind]
-    if kind == "savedmodel":
-        template += _PROJECT if config["head"] != "none" else ""
-    elif (config["stem"], config["width"]) == ("imagenet", 64) and config["arch"] != "resnet10":
-        template += _TORCHVISION  # torchvision has this network
-    given = subject.mean, subject.std
-    return template.format(
-        name=name,
-        arch=config["arch"],
-        size=subject.image_size,
-        normalise=next((f" --normalise={key}" for key, known in NORMALISATIONS.items() if known == given), ""),
-        D=subject.encoder.backbone.features,
-        C=config["feature_dim"],
+    rows["written by"] = (
+        f"moco_tf {__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}"
     )
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+    parts = [f"{_MARK}\n# {name}: an image encoder\n\n| | |\n|---|---|\n{table}", f"## Use\n\n{use}"]
+    return "\n".join([*parts, *_accuracy(subject), *_recipe(subject)])
 
 
 def _architecture(encoder: Encoder) -> dict[str, str]:
@@ -103,22 +70,55 @@ def _architecture(encoder: Encoder) -> dict[str, str]:
     return rows
 
 
-def _training(subject: Loaded) -> dict[str, str]:
-    """What the run folder knows: how it was trained and what was measured on this very checkpoint."""
+def _checkpoint(subject: Loaded) -> pathlib.Path | None:
     path = pathlib.Path(subject.path)
-    if not (path / checkpoint.DESCRIPTION).is_file():
-        return {}
-    about = checkpoint.describe(path)
+    return path if (path / checkpoint.DESCRIPTION).is_file() else None
+
+
+def _training(subject: Loaded) -> dict[str, str]:
+    """What the checkpoint knows of how it was trained."""
+    path = _checkpoint(subject)
+    about = checkpoint.describe(path) if path else {}
     names = {"method": "method", "dataset": "data set", "batch_size": "batch", "ranks": "ranks"}
-    rows = {title: about[name] for name, title in names.items() if name in about}
-    for evaluation, title in (("knn", "kNN top-1"), ("lincls", "linear top-1")):
-        try:
-            result = json.loads((path.parent.parent / evaluation / "result.json").read_text())
-            if os.path.realpath(result["subject"]) == os.path.realpath(path):
-                rows[title] = f"{100 * result['top1']:.2f} on {result['dataset']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return rows
+    return {title: about[name] for name, title in names.items() if name in about}
+
+
+def _accuracy(subject: Loaded) -> Iterator[str]:
+    """The evaluations in the run folder that were made of this very checkpoint."""
+    path = _checkpoint(subject)
+    found = sorted((path.parent.parent if path else pathlib.Path()).glob("*/result.json")) if path else []
+    rows = [row for row in (_row(file, path) for file in found) if row]
+    if rows:
+        yield "## Accuracy\n\n| evaluation | data set | top-1 | top-5 | settings |\n|---|---|---|---|---|\n" + "".join(
+            rows
+        )
+
+
+def _row(file: pathlib.Path, subject: pathlib.Path) -> str:
+    """A result as a row; empty when it is another checkpoint's. Run folders may have been moved since."""
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if os.path.basename(result["subject"].rstrip("/")) != subject.name:
+            return ""
+        title = _TITLES.get(result["evaluation"], result["evaluation"])
+        title += "" if file.parent.name == result["evaluation"].lower() else f" ({file.parent.name})"
+        top5 = f"{100 * result['top5']:.2f}" if "top5" in result else "-"
+        settings = ", ".join(f"{name} {result[name]}" for name in _SETTINGS if name in result)
+        return f"| {title} | {result['dataset']} | {100 * result['top1']:.2f} | {top5} | {settings} |\n"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _recipe(subject: Loaded) -> Iterator[str]:
+    """The run's flags."""
+    path = _checkpoint(subject)
+    try:
+        lines = (path.parent.parent / "flags.cfg").read_text(encoding="utf-8").splitlines() if path else []
+    except (OSError, ValueError):
+        return
+    kept = [f"    {line}\n" for line in lines if line.startswith("--") and not line.startswith(_PLACES)]
+    if kept:
+        yield "## Recipe\n\nFlags of `python -m moco_tf.pretrain`:\n\n" + "".join(kept)
 
 
 def _numbers(values: tuple[float, ...]) -> str:
