@@ -44,6 +44,9 @@ def test_end_to_end(name, tmp_path):
     end_to_end.run(name, run)
     check_run(run, name)
     call("export", load=run, output=tmp_path / "encoder", dataset="fashion_mnist")
+    call("inspect", load=run)
+    if name == "moco":
+        call("export", load=run, format="all", output=tmp_path / "all")
     encoder = load(str(run)).encoder
     images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), np.uint8)
     exported = tf.saved_model.load(str(tmp_path / "encoder"))
