@@ -225,7 +225,7 @@ def pkl_of_a_length(path):
 
 
 def pkl_of_a_deep_list(path):
-    path.write_bytes(b"\x80\x03" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".")
+    path.write_bytes(b"\x80\x03" + b"]" * 10**4 + b"a" * (10**4 - 1) + b".")
 
 
 def pkl_of_many_references(path):

@@ -261,7 +261,7 @@ def test_card(format, made, run):
         f'load("{made[format].name}"',
     ):
         assert row in about, row
-    for unknown in ("data set | c", "linear |", "ranks |", "torchvision.models"):  # which has no such network
+    for unknown in ("\n| data set |", "linear |", "ranks |", "torchvision.models"):  # which has no such network
         assert unknown not in about, unknown
 
 
@@ -370,7 +370,8 @@ def refusals(folder):
         (folder / "full" / name).write_text("mine")
     yield {"load": ""}, ["--load is missing", "give a run folder"]
     yield {"load": folder / "none"}, ["does not exist", "expected a run folder"]
-    yield {"load": folder / "full"}, ["holds no encoder", "expected"]
+    yield {"load": folder / "full"}, ["is a SavedModel", "expected"]
+    yield {"load": folder}, ["holds no encoder", "expected"]
     yield {"output": ""}, ["--output is missing", "--output=encoder/"]
     yield {"output": "", "format": "pth"}, ["--output is missing", "--output=encoder.pth"]
     yield {"output": folder / "encoder", "format": "pth"}, ["ends in .pth"]

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_data_sets_that_are_not_here(dataset, tmp_path):
 
 def test_all_again_in_place_of_earlier_ones(run, tmp_path, capsys, monkeypatch):
     """And what cannot be converted is left out, by name."""
-    monkeypatch.setattr(formats, "NAMES", ["onnx", "pth"])  # the others would only take time
+    monkeypatch.setattr(export, "formats", types.SimpleNamespace(NAMES=["onnx", "pth"], find=formats.find))
     call("export", load=run, format="all", output=tmp_path / "out")
     assert below(tmp_path) == {f"out/{name}" for name in ("encoder.onnx", "encoder.onnx.md", *PTH)}
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
@@ -135,7 +136,7 @@ def test_a_format_that_does_not_give_back_the_encoder(run, tmp_path, monkeypatch
         variable.assign(before)
 
     monkeypatch.setattr(keras_format, "write", wrong)
-    monkeypatch.setattr(formats, "NAMES", ["detectron2", "keras"])
+    monkeypatch.setattr(export, "formats", types.SimpleNamespace(NAMES=["detectron2", "keras"], find=formats.find))
     with pytest.raises(UserError, match="does not give back the encoder: features of the model differ by"):
         call("export", load=run, format="all", output=tmp_path / "a" / "b" / "exports")
     assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,9 @@ def state_at(run, step):
 
 def learnt(run):
     """metrics.jsonl without what the clock says."""
-    return [{k: v for k, v in line.items() if k not in ("time", "images_per_second", "input_wait")} for line in metrics(run)]
+    return [
+        {k: v for k, v in line.items() if k not in ("time", "images_per_second", "input_wait")} for line in metrics(run)
+    ]
 
 
 def check_equal(run, straight, step):

@@ -65,7 +65,6 @@ def named_normalisation(subject: Loaded) -> str:
 
 def sizes(subject: Loaded) -> dict[str, int]:
     """Numbers that the texts about use need."""
-    size = subject.image_size
-    return {"size": size, "resize": round(size * 256 / 224), "D": subject.encoder.backbone.features} | {
-        "C": subject.encoder.config["feature_dim"]
-    }
+    size, encoder = subject.image_size, subject.encoder
+    numbers = {"size": size, "resize": round(size * 256 / 224)}
+    return numbers | {"D": encoder.backbone.features, "C": encoder.config["feature_dim"]}
