@@ -42,7 +42,7 @@ def test_second_ctrl_c_does_not_wait():
 
 
 def test_before_the_first_step_a_signal_stops_at_once():
-    with pytest.raises(stop.Stopped, match="SIGUSR1 before the first step") as caught, stop.signals():
+    with pytest.raises(stop.Stopped, match="SIGUSR1 outside of the steps") as caught, stop.signals():
         os.kill(os.getpid(), signal.SIGUSR1)
     assert caught.value.status == 75
     with pytest.raises(KeyboardInterrupt), stop.signals():

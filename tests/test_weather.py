@@ -76,9 +76,9 @@ def test_disk_full_while_checkpointing(photos, tmp_path, monkeypatch, capsys):
     with small_disk(tmp_path / "disk", kilobytes=1200):
         run = tmp_path / "disk" / "run"
         fill = tmp_path / "disk" / "fill"
-        before_step(3, lambda: fill_up(fill), monkeypatch)
-        line = stopped("^cannot write .*; free or mend the disk", photos, run, steps=6)
-        assert "step-0000000" in line or "metrics.jsonl" in line
+        with monkeypatch.context() as patch:
+            before_step(3, lambda: fill_up(fill), patch)
+            stopped("^cannot write .*(step-0000000|metrics.jsonl).*No space left.*; free or mend", photos, run, steps=6)
         assert sound(run).name in ("step-00000001", "step-00000002")  # one may still have been on its way
         fill.unlink()
         pretrain(photos, run, steps=3)
@@ -153,7 +153,7 @@ def test_out_of_memory_says_which_flags_help(error, monkeypatch, capsys):
 
 
 def test_real_allocation_that_is_too_large(monkeypatch, capsys):
-    assert end_of(lambda *_: tf.zeros([1 << 24, 1 << 24]), monkeypatch) == 1
+    assert end_of(lambda *_: np.ones([1 << 24, 1 << 24]), monkeypatch) == 1
     assert "the memory is not enough" in capsys.readouterr().err
 
 

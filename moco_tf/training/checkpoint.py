@@ -220,4 +220,6 @@ def _digest(file: object) -> str:  # Python 3.10
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # TensorFlow's words for a file: "{{function_node ...}} path; No space left on device [Op:SaveV2]"
+    return lines[0].split("}} ")[-1].split(" [Op:")[0].split("; ")[-1][:200]

@@ -55,7 +55,7 @@ class Signals:
         if interrupt and (again or not self._deferred):
             raise KeyboardInterrupt
         if not self._deferred:
-            raise Stopped(f"stopped by {signal.Signals(number).name} before the first step", REQUEUE)
+            raise Stopped(f"stopped by {signal.Signals(number).name} outside of the steps: nothing is lost", REQUEUE)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
