@@ -37,8 +37,8 @@ def source(o: object, split: str, ranks: collectives.Collectives) -> Source:
 @contextlib.contextmanager
 def first_rank_first(ranks: collectives.Collectives) -> Iterator[None]:
     """The other ranks begin when rank 0 has finished, however long it takes."""
-    if ranks.rank != 0:
-        while not _first_has_finished(ranks, False):
+    if ranks.rank != 0 or ranks.size == 1:
+        while ranks.size > 1 and not _first_has_finished(ranks, False):
             pass
         yield
         return
@@ -54,8 +54,9 @@ def first_rank_first(ranks: collectives.Collectives) -> Iterator[None]:
 
 def _tell_when_finished(ranks: collectives.Collectives, finished: threading.Event) -> None:
     # Again and again: ranks that waited in one collective for a download would be taken for a job that hangs.
-    while not _first_has_finished(ranks, finished.wait(10)):
-        pass
+    with contextlib.suppress(tf.errors.OpError):  # a rank is lost: this rank's next exchange says so
+        while not _first_has_finished(ranks, finished.wait(10)):
+            pass
 
 
 def _first_has_finished(ranks: collectives.Collectives, mine: bool) -> bool:

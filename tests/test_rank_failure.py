@@ -42,7 +42,7 @@ def test_one_of_four_ranks_killed(tmp_path):
 )
 def test_one_of_two_ranks_fails_alone(failure, cause, count, env, tmp_path):
     with Job(tmp_path, "-np", 2, env={**env, "FAILURE": failure}, command=[TESTS / "workers/failing.py"]) as job:
-        out = ended(job, timeout=90)
+        out = ended(job, timeout=150)
     assert out.count(cause) == count, out
     if failure == "one_user":
         assert out.count("the data is not here; copy it") == 1
