@@ -109,7 +109,12 @@ class Bench:
         own = {"cores": device.cores(), "threads": device.threads()} if machine.gpu() is None else {}
         cluster = scaling.Cluster(o.ranks_per_host, o.local_gbps, o.link_gbps, o.exchange_ms, **own)
         compute = scaling.compute_seconds(seconds, collectives, self.ranks.size, cluster)
-        return scaling.predict(compute, collectives, self.batch, o.scale_to or (), cluster)
+        if compute == 0 and o.scale_to and self.ranks.rank == 0:
+            print(
+                f"no prediction: the exchanges would take longer than the step of {1000 * seconds:.3g} ms that was "
+                "measured; lower --exchange_ms, or raise --local_gbps and --link_gbps"
+            )
+        return scaling.predict(compute, collectives, self.batch, o.scale_to or (), cluster) if compute else []
 
     def recipe(self) -> dict[str, object]:
         """What is measured."""
