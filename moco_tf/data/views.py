@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from moco_tf.data.augment import Compiled, ImageOp, Parameters, Run, call, from_planes, to_planes, to_unit_range
+from moco_tf.data.augment import Compiled, ImageOp, Parameters, Run, from_planes, to_planes, to_unit_range
 from moco_tf.data.augment_blur import MAX_TAPS, GaussianBlur
 from moco_tf.data.augment_colour import ColorJitter, Normalize, RandomGrayscale
 from moco_tf.data.augment_geometry import RandomHorizontalFlip, RandomResizedCrop
@@ -14,9 +14,8 @@ from moco_tf.errors import UserError
 
 Color = tuple[float, float, float]
 
-# Pixels of a chunk that a CPU takes through all pieces before the next: 8 images of 224 px, all of a batch of small
-# ones.
-# A batch of large images goes through memory once for each piece, instead of through the cache: 1.7 times slower.
+# Pixels of a chunk of images that a CPU takes through all pieces before the next chunk: 8 images of 224 px, hundreds of
+# small ones. A whole batch of large images goes through memory for each piece, not the cache: 1.7 times slower.
 CHUNK = 8 * 224 * 224
 FAST_TAPS = 13  # of --fast_views' Gaussian: 3 sigma of the widest
 
@@ -46,6 +45,8 @@ VIEWS: dict[str, tuple[tuple[float, float] | None, tuple[ImageOp, ...]]] = {
 
 
 def _planes_of(images: tf.Tensor) -> tf.Tensor:
+    if None in images.shape[1:]:
+        raise ValueError(f"images of one known size expected, got shape {images.shape}; crop_one takes any size")
     return to_planes(to_unit_range(images))
 
 
@@ -69,12 +70,13 @@ class View:
 
     def apply(self, images: tf.Tensor, parameters: tuple[Parameters, ...]) -> tf.Tensor:
         """BxHxWx3 uint8 (or float in [0, 1]) -> BxSxSx3 float32, normalised; deterministic given the parameters."""
-        return self._apply(images, parameters, call)
+        planes = _planes_of(images)
+        for op, own in zip((self.crop, *self.ops), parameters, strict=True):
+            if op:
+                planes = op.apply_planes(planes, own)
+        return self._finished(planes)
 
-    def _apply(self, images: tf.Tensor, parameters: tuple[Parameters, ...], run: Run) -> tf.Tensor:
-        """`apply` in pieces, each of which `run` calls."""
-        if None in images.shape[1:]:
-            raise ValueError(f"images of one known size expected, got shape {images.shape}; crop_one takes any size")
+    def _apply_in_pieces(self, images: tf.Tensor, parameters: tuple[Parameters, ...], run: Run) -> tf.Tensor:
         planes = run(_planes_of, images)
         for op, own in zip((self.crop, *self.ops), parameters, strict=True):
             if op:
@@ -113,9 +115,8 @@ class View:
             parameters = run(self._drawn, seed, rows, count or batch)
             size = max(1, CHUNK // math.prod(images.shape[1:3]))
             chunks = [slice(start, start + size) for start in range(0, batch, size)]
-            views = [
-                self._apply(images[c], tf.nest.map_structure(lambda x, c=c: x[c], parameters), run) for c in chunks
-            ]
+            own = [tf.nest.map_structure(lambda x, c=c: x[c], parameters) for c in chunks]
+            views = [self._apply_in_pieces(images[chunk], part, run) for chunk, part in zip(chunks, own)]
             return tf.concat(views, axis=0) if len(views) > 1 else views[0]
 
         return view
