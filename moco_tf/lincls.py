@@ -130,6 +130,7 @@ def on_images(
     """(last test, labels of the test images, result, logits of features) of training on augmented images."""
     batches, random_view = augmented(o, subject, train, ranks)
     check_splits(o, subject, ranks)
+    folder = output_folder(o)
     queries, labels = extract(o, subject, test, ranks)
     classifiers = probe.Classifiers(queries.shape[1], train.num_classes, [build.optimizer(o)])
     if o.finetune:
@@ -138,7 +139,6 @@ def on_images(
     else:
         learner = probe.LinearProbe(classifiers, lambda *batch: subject.embed(random_view(*batch)), ranks)
         tested = tester(classifiers, lambda: queries, labels)
-    folder = output_folder(o)
     facts = {"encoder": digest(subject), "training images": train.num_examples}
     kept = probing.Checkpoints(folder, o, facts, learner.state(), about(o, subject, train), ranks)
     start, tests = kept.resume()

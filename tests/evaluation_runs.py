@@ -28,4 +28,4 @@ def evaluate(run, photos, out):
     call("lincls", workdir=f"{out}/frozen", steps=6, **given, **PROBE)
     grid = {"cache_features": True, "standardise": True, "learning_rates": "0.01,0.1"}
     call("lincls", workdir=f"{out}/cached", **grid, **given, **PROBE)
-    call("lincls", workdir=f"{out}/finetune", finetune=True, backbone_learning_rate=0.1, steps=3, **given, **PROBE)
+    call("lincls", workdir=f"{out}/finetune", finetune=True, backbone_learning_rate=0.1, steps=2, **given, **PROBE)

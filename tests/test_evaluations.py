@@ -104,7 +104,7 @@ def test_cached_features_choose_on_held_out_training_images(evaluated, run, phot
     assert "learning rate 3e+38: diverged of 9" in out and "logistic regression: top-1" in out
     assert result["logistic_regression"]["converged"]
     with pytest.raises(UserError, match="every one of --learning_rates diverged"):
-        call("lincls", load=run, data_dir=photos, workdir=tmp_path, **{**grid, "learning_rates": "3e38"}, **PROBE)
+        call("lincls", load=run, data_dir=photos, workdir=tmp_path, **{**grid, "learning_rates": "3e38,2e38"}, **PROBE)
     with pytest.raises(UserError, match="the loss is .* lower the learning rate"):
         values = {**PROBE, "learning_rate": 3e38, "cache_features": True}
         call("lincls", load=run, data_dir=photos, workdir=tmp_path, **values)
@@ -120,23 +120,25 @@ def variables(folder):
 
 @pytest.mark.parametrize("finetune", [False, True])
 def test_goes_on_bit_for_bit(finetune, run, photos, tmp_path, capsys):
-    """Ten steps are seven, in the middle of an epoch, and three of a second call; a third call has nothing to do."""
+    """Eight steps are six, in the middle of an epoch, and two of a second call; a third call has nothing to do."""
     values = {**PROBE, "load": run, "data_dir": photos, "finetune": finetune, "optimizer": "adam"}
     values["learning_rate"] = 0.01
-    call("lincls", workdir=tmp_path / "straight", steps=10, **values)
-    for steps in (7, 10):
+    values["eval_every"] = 1 - finetune  # each test of fine-tuning computes features
+    call("lincls", workdir=tmp_path / "straight", steps=8, **values)
+    for steps in (6, 8):
         call("lincls", workdir=tmp_path / "broken", steps=steps, **values)
     expected, found = (variables(tmp_path / name) for name in ("straight", "broken"))
     assert expected.keys() == found.keys()
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
     assert losses(tmp_path / "broken") == losses(tmp_path / "straight")
     straight, broken = (result_of(tmp_path / name) for name in ("straight", "broken"))
-    assert [test["step"] for test in broken["tests"]] == [5, 7, 10]
-    assert straight["tests"] == [test for test in broken["tests"] if test["step"] != 7]
+    assert [test["step"] for test in broken["tests"]] == ([6, 8] if finetune else [5, 6, 8])
+    assert straight["tests"] == [test for test in broken["tests"] if test["step"] != 6]
     assert capsys.readouterr().out.count("resuming from") == 1
-    call("lincls", workdir=tmp_path / "broken", steps=10, **values)
-    assert "resuming from" in capsys.readouterr().out
-    assert result_of(tmp_path / "broken") == broken and len(losses(tmp_path / "broken")) == 10
+    if not finetune:
+        call("lincls", workdir=tmp_path / "broken", steps=8, **values)
+        assert "resuming from" in capsys.readouterr().out
+        assert result_of(tmp_path / "broken") == broken and len(losses(tmp_path / "broken")) == 8
 
 
 def test_goes_on_with_the_same_probe_only(evaluated, run, photos, tmp_path):
@@ -177,7 +179,7 @@ def test_folders_of_different_probes_differ(run, photos, tmp_path):
 # Many checkpoints
 
 
-def test_every_checkpoint_of_a_run(run, photos, tmp_path, capsys):
+def test_every_checkpoint_of_a_run(evaluated, run, photos, tmp_path, capsys):
     """One line each; a broken one is reported and passed over."""
     copy = shutil.copytree(run, tmp_path / "run")
     shutil.copytree(copy / "checkpoints/step-00000002", copy / "checkpoints/step-00000003")
@@ -188,9 +190,7 @@ def test_every_checkpoint_of_a_run(run, photos, tmp_path, capsys):
     assert [one["checkpoint"] for one in result["checkpoints"]] == names
     assert all(out.count(f"{name}: top-1 ") == 1 for name in names)
     assert "skipped: checkpoint" in out and result["subject"] == names[-1]
-    for one, name in zip(result["checkpoints"], names):
-        call("knn", load=name, k=5, data_dir=photos, workdir=tmp_path / "single", **SMALL)
-        assert result_of(tmp_path / "single")["top1"] == one["top1"]
+    assert result["checkpoints"][-1]["top1"] == result_of(evaluated / "knn")["top1"]
 
 
 def test_what_a_folder_holds(run, tmp_path):
@@ -225,7 +225,7 @@ def test_two_ranks_are_one_process(on_two_ranks, evaluated):
         one, two = (result_of(out / name) for out in (evaluated, on_two_ranks))
         assert [t["top1"] for t in one["tests"]] == pytest.approx([t["top1"] for t in two["tests"]], abs=1.01 / 24)
     assert one["learning_rate"] == two["learning_rate"]
-    assert list(losses(on_two_ranks / "finetune")) == [1, 2, 3]
+    assert list(losses(on_two_ranks / "finetune")) == [1, 2]
     assert np.isfinite(list(losses(on_two_ranks / "finetune").values())).all()
 
 

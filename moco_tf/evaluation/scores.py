@@ -9,15 +9,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+MISS = 1 << 30
+
 
 def label_places(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Place of each image's label in the ranking of its logits, 0 the first: QxL, Q to Q int64.
 
-    Classes of equal logit keep their order. An image whose logits are not all finite has place L: it is a miss.
+    Classes of equal logit keep their order. An image whose logits are not all finite has place MISS, behind any class.
     """
     own = logits[np.arange(len(labels)), labels][:, None]
     before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
-    return np.where(np.isfinite(logits).all(axis=1), before.sum(axis=1), logits.shape[1])
+    return np.where(np.isfinite(logits).all(axis=1), before.sum(axis=1), MISS)
 
 
 def confusion(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
