@@ -25,13 +25,14 @@ def project(features: np.ndarray, seed: int) -> np.ndarray:
 
 def draw(points: np.ndarray, labels: np.ndarray) -> tuple[str, list[list[float]], list[dict]]:
     """(svg, places of the points in it, colour and sign of each class): Nx2 and N labels, -1 for none."""
+    area = min(90, max(22, 20_000 / len(points)))  # of a mark: fewer are larger
     looks = {int(label): look(int(label)) for label in np.unique(labels)}
     with svg.figure("map", SIDE, SIDE) as figure:
         axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
         axes.set_axis_off()
         for label, found in looks.items():
             rows = labels == label
-            drawn = axes.scatter(*points[rows].T, s=22, marker=svg.MARKERS[found["marker"]], linewidth=0.5)
+            drawn = axes.scatter(*points[rows].T, s=area, marker=svg.MARKERS[found["marker"]], linewidth=0.5)
             drawn.set(
                 facecolor=svg.colour(found["colour"]), edgecolor=svg.colour("surface"), gid=f"{svg.MARKED}{label}"
             )
