@@ -13,7 +13,7 @@ from test_programs import arguments, parse
 
 import moco_tf
 from moco_tf import build
-from moco_tf.api import recipes
+from moco_tf.api import fitting, recipes
 from moco_tf.data.sources import ArraySource
 from moco_tf.methods.base import FIRST_VIEW
 from moco_tf.training import device
@@ -176,10 +176,13 @@ def test_fit_takes_the_programs_steps(in_memory, tmp_path):
     assert (tmp_path / "saved" / "flags.cfg").read_text() == recipe.flagfile
     with pytest.raises(moco_tf.UserError, match="saved holds checkpoints already"):
         training.save(tmp_path / "saved")
-    training.recipe = recipe.replace(steps=0, epochs=3)
-    training.method.query_encoder.parameters()[0].value.assign_add(tf.fill([3, 3, 3, 8], np.nan))
-    with pytest.raises(moco_tf.UserError, match="the loss is nan at step 5"):
-        training.fit(verbose=0)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_fit_stops_at_a_loss_that_is_no_number(loss):
+    watch = fitting._Schedules(moco_tf.recipe(FILE).options, start=5, total=9, per_epoch=3)
+    with pytest.raises(moco_tf.UserError, match=f"the loss is {loss} at step 5"):
+        watch.on_train_batch_end(0, {"loss": loss})
 
 
 def test_views_are_the_networks(in_memory):

@@ -86,9 +86,9 @@ class SGD(_Optimizer):
 class Adam(_Optimizer):
     """Adam (Kingma and Ba, 2015, algorithm 1) as torch.optim.Adam, L2 in the gradient:
 
-    g <- g + weight_decay w
-    m <- beta_1 m + (1 - beta_1) g;   v <- beta_2 v + (1 - beta_2) g^2
-    w <- w - lr (m / (1 - beta_1^t)) / (sqrt(v / (1 - beta_2^t)) + epsilon)
+        g <- g + weight_decay w
+        m <- beta_1 m + (1 - beta_1) g;   v <- beta_2 v + (1 - beta_2) g^2
+        w <- w - lr (m / (1 - beta_1^t)) / (sqrt(v / (1 - beta_2^t)) + epsilon)
 
     Args:
         learning_rate: lr.
@@ -131,10 +131,10 @@ def _debias(beta: float, t: tf.Tensor) -> tf.Tensor:
 class LARS(_Optimizer):
     """Layer-wise adaptive rate scaling (You et al., 2017, algorithm 1), in the form that contrastive methods use:
 
-    matrices and kernels:  g <- g + weight_decay w;  g <- g trust_coefficient |w| / |g|
-                           (unscaled where either norm is 0)
-    vectors (batch norm, bias): g as it is, neither decay nor scaling
-    v <- momentum v + g;   w <- w - lr v
+        matrices and kernels:  g <- g + weight_decay w;  g <- g trust_coefficient |w| / |g|
+                               (unscaled where either norm is 0)
+        vectors (batch norm, bias): g as it is, neither decay nor scaling
+        v <- momentum v + g;   w <- w - lr v
 
     Args:
         learning_rate: lr.
