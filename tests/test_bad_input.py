@@ -256,17 +256,17 @@ def test_nothing_to_load(kind, photos, run, tmp_path):
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"arch": "resnet18"}, ["--arch=resnet10"]),
-        ({"width": 16}, ["--width=8"]),
-        ({"head": "linear"}, ["--head=mlp"]),
-        ({"optimizer": "adam"}, ["flags.cfg"]),
-        ({"queue_size": 32}, ["flags.cfg"]),
+        ({"arch": "resnet18"}, ["--arch=resnet10", "--arch=resnet18"]),
+        ({"width": 16}, ["--width=8", "--width=16"]),
+        ({"head": "linear"}, ["--head=mlp", "--head=linear"]),
+        ({"optimizer": "adam"}, ["--optimizer=sgd", "--optimizer=adam"]),
+        ({"queue_size": 32}, ["--queue_size=64", "--queue_size=32"]),
     ],
 )
 def test_resuming_another_model(values, words, photos, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in sorted(copy.rglob("*")) if path.is_file()}
-    pretrain("does not fit this model", *words, data_dir=photos, workdir=copy, left=True, **values)
+    pretrain("which its checkpoint does not fit", *words, data_dir=photos, workdir=copy, left=True, **values)
     assert {path: path.stat().st_mtime_ns for path in sorted(copy.rglob("*")) if path.is_file()} == before
 
 
