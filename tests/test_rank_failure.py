@@ -1,4 +1,4 @@
-"""A rank that dies, fails alone or hangs: every process of the job ends, with one clear cause."""
+"""A rank that dies or fails alone: every process of the job ends, with one clear cause."""
 
 import pytest
 from jobs import Job
@@ -26,25 +26,9 @@ def test_one_of_four_ranks_killed(tmp_path):
     assert out.count("moco_tf.pretrain: ") <= 1  # rank 0's line, if it came to that before the launcher ended it
 
 
-@pytest.mark.parametrize(
-    "failure, cause, count, env",
-    [
-        # Another machine's data folder is missing: the rank says so itself, although it is not rank 0.
-        ("one_user", "moco_tf.failing: rank 1 on ", 1, {}),
-        # Python waits for a disk or a lock, while Horovod's own thread still answers.
-        (
-            "one_hang",
-            "moco_tf.failing: another rank ended, hangs or cannot be reached",
-            1,
-            {"HOROVOD_STALL_CHECK_TIME_SECONDS": "2", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "4"},
-        ),
-    ],
-)
-def test_one_of_two_ranks_fails_alone(failure, cause, count, env, tmp_path):
-    with Job(tmp_path, "-np", 2, env={**env, "FAILURE": failure}, command=[TESTS / "workers/failing.py"]) as job:
-        out = ended(job, timeout=150)
-    assert out.count(cause) == count, out
-    if failure == "one_user":
-        assert out.count("the data is not here; copy it") == 1
-    else:
-        assert "missing ranks" in out.lower()  # Horovod names them
+def test_one_of_two_ranks_fails_alone(tmp_path):
+    """Another machine's data folder is missing: the rank says so itself, although it is not rank 0."""
+    with Job(tmp_path, "-np", 2, env={"FAILURE": "one_user"}, command=[TESTS / "workers/failing.py"]) as job:
+        out = ended(job, timeout=90)
+    assert out.count("moco_tf.failing: rank 1 on ") == 1, out
+    assert out.count("the data is not here; copy it") == 1

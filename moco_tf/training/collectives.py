@@ -146,8 +146,9 @@ def of_several_ranks() -> bool:
     return _launched_size() > 1 or "HOROVOD_RANK" in os.environ
 
 
-# Seconds until Horovod names the ranks that the others wait for, and until it ends the job: without the second it waits
-# for ever. A rank whose process stands still or whose machine is lost is found by HOROVOD_GLOO_TIMEOUT_SECONDS (30).
+# Seconds until Horovod should name the ranks that the others wait for, and until it should end the job; without the
+# second it waits for ever. Its Gloo build was not seen to do either (docs/clusters.md). A process that stands still
+# or whose machine is lost is found by HOROVOD_GLOO_TIMEOUT_SECONDS (30).
 STALL_LIMITS = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
 
 
