@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 
 from moco_tf import flagset, options
 from moco_tf.errors import UserError
-from moco_tf.training import runlog
+from moco_tf.training import collectives, runlog
 
 _FLAGFILES = pathlib.Path(__file__).parents[2] / "flags"  # where moco_tf runs from a clone
 
@@ -55,13 +55,14 @@ def recipe(flagfile: str | os.PathLike | None = None, program: str = "pretrain",
 
 
 def run(recipe: Recipe) -> None:
-    """Runs a recipe's program in this process, on the ranks that it was started with; what it writes, it writes.
+    """Runs a recipe's program in this process, on the ranks that it was started with: all of them call this.
 
     Raises:
         UserError: as the program, which would print it and exit with status 1.
     """
     try:
         _module(recipe.program).main(recipe.options, recipe.flagfile)
+        collectives.connect().barrier()  # what rank 0 writes last is there for all
     finally:
         runlog.close_all()  # of a program that failed or was interrupted
 
