@@ -265,6 +265,7 @@ def test_nothing_to_load(kind, photos, run, tmp_path):
 )
 def test_resuming_another_model(values, words, photos, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
+
     def files():
         return {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
 
