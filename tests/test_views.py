@@ -214,7 +214,8 @@ def test_a_view_in_pieces_equals_the_whole(name, size, fast, large, monkeypatch)
         return function(*arguments)
 
     result = view.in_pieces(run)(images, SEED, rows, 16)
-    np.testing.assert_allclose(result, view(images, SEED, rows, 16), atol=2e-5)
+    # As of compiled views, in units of the deviation: crops one by one place their filter in the window, not the image.
+    np.testing.assert_allclose(result, view(images, SEED, rows, 16), atol=5e-5)
     assert pieces.count(pieces[1]) == 3
 
 
