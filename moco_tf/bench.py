@@ -17,7 +17,7 @@ from collections.abc import Callable
 import tensorflow as tf
 from absl import flags
 
-from moco_tf import build, evaluate, options, pretrain, program
+from moco_tf import build, loop, options, pretrain, program
 from moco_tf.benchmark import compare, images, machine, table, timing, work
 from moco_tf.data import pipeline
 from moco_tf.data.normalisation import normalisation
@@ -183,7 +183,7 @@ class Bench:
             one_view=self.method.num_views == 1,
             max_bad_images=o.max_bad_images,
         )
-        steps = pretrain.steps(batches, 0, self.warmup_steps + o.repeats * o.bench_steps)
+        steps = loop.steps(batches, 0, self.warmup_steps + o.repeats * o.bench_steps)
         timing.seconds_per_batch(steps, self.warmup_steps, use)
         turns = []
         for _ in range(o.repeats):
