@@ -17,7 +17,7 @@ from collections.abc import Callable
 import tensorflow as tf
 from absl import flags
 
-from moco_tf import build, loop, options, pretrain, program
+from moco_tf import build, evaluate, loop, options, pretrain, program
 from moco_tf.benchmark import compare, images, machine, table, timing, work
 from moco_tf.data import pipeline
 from moco_tf.data.normalisation import normalisation
