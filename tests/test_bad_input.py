@@ -259,15 +259,15 @@ def test_nothing_to_load(kind, photos, run, tmp_path):
         ({"arch": "resnet18"}, ["--arch=resnet10"]),
         ({"width": 16}, ["--width=8"]),
         ({"head": "linear"}, ["--head=mlp"]),
-        ({"optimizer": "adam"}, ["flags.cfg"]),
-        ({"queue_size": 32}, ["flags.cfg"]),
+        ({"optimizer": "adam"}, ["--optimizer=sgd"]),
+        ({"queue_size": 32}, ["--queue_size=64"]),
     ],
 )
 def test_resuming_another_model(values, words, photos, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
-    before = {path: path.stat().st_mtime_ns for path in sorted(copy.rglob("*")) if path.is_file()}
-    pretrain("does not fit this model", *words, data_dir=photos, workdir=copy, left=True, **values)
-    assert {path: path.stat().st_mtime_ns for path in sorted(copy.rglob("*")) if path.is_file()} == before
+    before = {path: path.stat().st_mtime_ns for path in sorted(copy.rglob("[!.]*")) if path.is_file()}
+    pretrain("its checkpoint does not fit", *words, data_dir=photos, workdir=copy, left=True, **values)
+    assert {path: path.stat().st_mtime_ns for path in sorted(copy.rglob("[!.]*")) if path.is_file()} == before
 
 
 def test_broken_newest_checkpoint_is_reported_and_the_older_used(photos, run, tmp_path, capsys):
