@@ -17,7 +17,7 @@ from collections.abc import Callable
 import tensorflow as tf
 from absl import flags
 
-from moco_tf import build, evaluate, options, pretrain, program
+from moco_tf import build, evaluate, loop, options, pretrain, program
 from moco_tf.benchmark import compare, exchanges, images, machine, scaling, table, timing, work
 from moco_tf.data import pipeline
 from moco_tf.data.normalisation import normalisation
@@ -228,7 +228,7 @@ class Bench:
             max_bad_images=o.max_bad_images,
             order=o.read_order,
         )
-        steps = pretrain.steps(batches, 0, self.warmup_steps + o.repeats * o.bench_steps)
+        steps = loop.steps(batches, 0, self.warmup_steps + o.repeats * o.bench_steps)
         timing.seconds_per_batch(steps, self.warmup_steps, use)
         turns = []
         for _ in range(o.repeats):

@@ -115,6 +115,7 @@ def test_a_run_watches_for_a_collapse(tmp_path, monkeypatch):
     method, said = SimpleNamespace(query_encoder=of_dimension(16), steps=tf.Variable(0)), Said()
     method.optimizer = SimpleNamespace(learning_rate=tf.Variable(0.0))
     method.guard, method.stop = guard.Guard(1), stop.StopRequest()
+    method.state = dict
 
     def train_step(batch):
         std = tf.where(method.steps.assign_add(1) < 3, 0.25, 0.001)
