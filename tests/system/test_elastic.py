@@ -31,7 +31,7 @@ class Cluster:
 
 
 @pytest.mark.horovod
-@pytest.mark.slow
+@pytest.mark.system  # two minutes
 def test_worker_dies_and_another_joins(photos, tmp_path):
     """Two workers; one is killed, the other goes on alone; a third joins; the run finishes with every step once."""
     cluster = Cluster(tmp_path, f"{HERE}:1", f"{THERE}:1")
