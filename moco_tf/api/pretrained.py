@@ -178,7 +178,7 @@ def load(
 
 
 def write(folder: str | os.PathLike, encoder: Encoder, step: int, about: Mapping[str, object]) -> Pretrained:
-    """Writes an encoder as the only checkpoint of a new run folder, on rank 0, and loads it from there.
+    """Writes an encoder as the only checkpoint of a new run folder, on rank 0, and loads it from there, in float32.
 
     Args:
         folder: a path.
@@ -198,7 +198,7 @@ def write(folder: str | os.PathLike, encoder: Encoder, step: int, about: Mapping
         state = {"query_encoder": {name: v.value for name, v in encoder.named_variables().items()}}
         checkpoint.save(place / "checkpoints", step, state, {"encoder": dict(encoder.config), **about}, keep=1)
     ranks.barrier()
-    return load(place, encoder.compute_dtype)
+    return load(place)
 
 
 def _batches(images: np.ndarray | Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
