@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class RankError(UserError):
     """A UserError that one rank may meet alone, so that it prints itself."""
+
+
+class FirstRankError(UserError):
+    """A UserError of rank 0 as the other ranks meet it: rank 0 says it, they only end."""

@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from moco_tf import options
-from moco_tf.errors import RankError, UserError
+from moco_tf.errors import FirstRankError, RankError, UserError
 from moco_tf.training import collectives, elastic, runlog
 from moco_tf.training.stop import INTERRUPTED, Stopped
 
@@ -76,6 +76,8 @@ def _stop(name: str, error: object, status: int) -> None:
             _exit(status)
         # Rank 0 says what all ranks meet, and the launcher ends the others. Who is left after a moment met it alone.
         _wait_for_the_end()
+        if isinstance(error, FirstRankError):
+            _exit(status)
         error = f"{_this_rank()}: {error}"
     _say(name, error)
     _exit(status)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.errors import UserError
+from moco_tf.errors import FirstRankError, UserError
 from moco_tf.training.collectives import Collectives
 
 
@@ -14,7 +14,7 @@ def on_first_rank(ranks: Collectives, function: Callable[[], object]) -> object:
     """Calls the function on rank 0 and returns its result (what JSON can hold) on every rank.
 
     Raises:
-        UserError: the function's, on every rank.
+        UserError: the function's, on rank 0; a FirstRankError with its text on the others.
     """
     answer = ""
     if ranks.rank == 0:
@@ -24,7 +24,7 @@ def on_first_rank(ranks: Collectives, function: Callable[[], object]) -> object:
             answer = json.dumps({"error": str(error)})
     answer = json.loads(_shared(ranks, answer.encode()))
     if "error" in answer:
-        raise UserError(answer["error"])
+        raise (UserError if ranks.rank == 0 else FirstRankError)(answer["error"])
     return answer["result"]
 
 
