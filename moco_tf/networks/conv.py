@@ -1,7 +1,9 @@
-"""Convolution as PyTorch pads and initialises it, with a gradient that is fast on a CPU for small maps."""
+"""Convolution as PyTorch pads and initialises it, in forms that are faster on a CPU where there are such."""
 
 import keras
 import tensorflow as tf
+
+from moco_tf.networks import winograd
 
 
 @keras.saving.register_keras_serializable("moco_tf")
@@ -11,9 +13,9 @@ class Conv2D(keras.layers.Layer):
     def __init__(self, filters: int, kernel_size: int, strides: int = 1, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
-        # Whether a training pass may take the kernel's gradient by matrix products. Never in what is exported: a saved
-        # graph does not hold a gradient of its own making.
-        self.gradient_by_products = False
+        # Whether it may take matrix products in place of TensorFlow's kernels where they are faster. Never in what is
+        # exported: a saved graph does not hold a gradient of its own making.
+        self.may_use_products = False
 
     def build(self, input_shape: tuple) -> None:
         self.kernel = self.add_weight(
@@ -28,7 +30,9 @@ class Conv2D(keras.layers.Layer):
         x = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]]) if pad else x
         padding = "SAME" if self.strides == 1 else "VALID"  # SAME is padding k // 2 for an odd k
         kernel = tf.convert_to_tensor(self.kernel)
-        if self.gradient_by_products and _is_small(x, self.kernel_size, self.strides):
+        if self.may_use_products and winograd.is_faster(x, kernel, self.strides):
+            return winograd.conv2d(x, kernel)
+        if self.may_use_products and _has_fast_products(x, self.kernel_size, self.strides):
             return _conv2d_with_products(x, kernel, self.strides, padding)
         return tf.nn.conv2d(x, kernel, self.strides, padding)
 
@@ -37,15 +41,17 @@ class Conv2D(keras.layers.Layer):
         return {**super().get_config(), **own}
 
 
-def _is_small(x: tf.Tensor, size: int, strides: int) -> bool:
-    """Whether products are faster than the kernel's own gradient: measured at 4x4, 8x8 and 16x16 outputs.
+def _has_fast_products(x: tf.Tensor, size: int, strides: int) -> bool:
+    """Whether products are faster than the kernel's own gradient: measured at 4x4 to 32x32 outputs.
 
     oneDNN's backward pass by weights reaches a third of the forward pass' rate on small maps in bfloat16, and half of
-    it in float32 with stride 2; products reach it.
+    it in float32 with stride 2; products reach it. A 1x1 convolution's gradient is one product.
     """
     height, width = x.shape[1:3]
     if x.dtype not in (tf.bfloat16, tf.float32) or None in (height, width) or height % strides or width % strides:
         return False
+    if size == strides == 1:
+        return True
     outputs = height * width if strides == 1 else ((height - size) // strides + 1) * ((width - size) // strides + 1)
     return outputs <= (64 if x.dtype == tf.bfloat16 else 16)
 

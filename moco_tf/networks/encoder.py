@@ -125,10 +125,10 @@ class Encoder(keras.Model):
         self.micro_batches, self.backbone.recompute = micro_batches, recompute
 
     def prepare_for_cpu(self) -> None:
-        """Lets the training pass take what is faster on a CPU, for gradients of convolutions over small maps."""
+        """Lets convolutions take what is faster on a CPU, see `conv` and `winograd`."""
         for _, layer in self.named_layers():
             if isinstance(layer, Conv2D):
-                layer.gradient_by_products = True
+                layer.may_use_products = True
 
     def synchronise_norms(self, collectives: Collectives) -> None:
         """Gives the batch norms the statistics of all ranks' batches in training (SyncBN).
