@@ -82,6 +82,7 @@ def of_images(o: object, found: list[Run]) -> tuple[dict[str, object], dict | No
     first = found[0]
     views, pairs = sections.views(first, o.data_dir)
     made, the_map = pictured(o, first, look_at(o, first), pairs)
+    print("computing alignment and uniformity", flush=True)
     return made | {"views": views, "spread": sections.spread(found, o.data_dir, _VIEWED)}, the_map
 
 
