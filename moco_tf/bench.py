@@ -9,7 +9,6 @@ recipe's views and without (prepared float images). With --fake that is all, and
 are of all ranks. Nothing is saved but the figures.
 """
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -51,7 +50,7 @@ def main(o: object, flagfile: str) -> None:
 
 def check(o: object, ranks: Collectives) -> None:
     """Refuses options that contradict each other, before anything is measured."""
-    pretrain.check(dataclasses.replace(o, workdir="none is written"), ranks)
+    pretrain.check(o, ranks)
     if o.json and not pathlib.Path(o.json).absolute().parent.is_dir():
         raise UserError(f"--json={o.json} is in a folder that is not there; make it, or give another file")
     if o.compare == "torch":

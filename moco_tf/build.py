@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data import views
-from moco_tf.data.normalisation import Normalisation, found, keep, known
+from moco_tf.data.normalisation import Normalisation, found, keep, known, measure
 from moco_tf.data.sources import ArraySource, Source, load
 from moco_tf.errors import UserError
 from moco_tf.methods import base
@@ -100,7 +100,8 @@ def encoder(o: object, classes: int = 0) -> Encoder:
 
 def normalisation(o: object, train: Source) -> Normalisation:
     """--normalise; where the data set's own is not known, what the run folder keeps, or what is measured now."""
-    return known(o.normalise, o.dataset) or found(normalisation_file(o), train)
+    own = known(o.normalise, o.dataset)
+    return own or (found(normalisation_file(o), train) if o.workdir else measure(train))
 
 
 def keep_normalisation(o: object, train: Source, mean_and_std: Normalisation) -> None:

@@ -17,9 +17,10 @@ from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint, device
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.runlog import make_folder
+from moco_tf.weights.load import SOURCES
 from moco_tf.weights.load import load as load_encoder
 
-_FILES = (".tar", ".pth", ".npz", ".keras")  # of other programs, as --load takes them
+_FILES = (".tar", ".pth", ".npz", ".keras", ".pkl")  # of other programs, as --load takes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def load(o: object) -> Subject:
         mean, std = normalisation(o.normalise, o.dataset)
         return Subject("raw pixels", features.raw_pixels, None, o.image_size, o.test_resize, mean, std)
     if not o.load:
-        raise UserError("--load is missing; give a run folder, a checkpoint, a .pth.tar, .pth or .npz")
+        raise UserError(f"--load is missing; give {SOURCES}")
     untrained = o.baseline == "untrained"
     loaded = load_encoder(o.load, device.dtype_policy(o.precision), untrained)
     mean, std = (loaded.mean, loaded.std) if o.normalise == "auto" else normalisation(o.normalise, o.dataset)

@@ -33,3 +33,19 @@ def collected() -> Iterator[absl_flags.FlagValues]:
         yield values
     finally:
         _target.reset(token)
+
+
+def values_of(flagfile: str) -> dict[str, str]:
+    """The flags of a flagfile's text by name, unchecked: --name is "true" and --noname is "false"."""
+    found = {}
+    for line in flagfile.splitlines():
+        name, equals, value = line.strip().removeprefix("--").partition("=")
+        if not line.strip().startswith("--"):
+            continue  # a comment
+        if equals:
+            found[name] = value
+        elif name.startswith("no"):  # absl writes booleans, and nothing else, without a value
+            found[name[2:]] = "false"
+        else:
+            found[name] = "true"
+    return found

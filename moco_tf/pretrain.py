@@ -45,6 +45,8 @@ def main(o: object, flagfile: str) -> None:
     """Pre-trains with the given options."""
     with signals() as received:
         ranks = build.connect(o)
+        if not o.workdir:
+            raise UserError("--workdir is missing; give the run folder to write to, for example --workdir=runs/first")
         run = prepare(o, ranks)
         make_folder(pathlib.Path(o.workdir))
         with RunLock(pathlib.Path(o.workdir)) as lock:
@@ -53,7 +55,7 @@ def main(o: object, flagfile: str) -> None:
 
 
 def prepare(o: object, ranks: Collectives) -> loop.Run:
-    """Checks the options and builds all that a run needs; writes nothing."""
+    """Checks the options and builds all that a run needs; writes nothing. workdir None: reads no run folder."""
     check(o, ranks)
     train = build.source(o, "train", ranks)
     size = build.image_size(o, train)
@@ -72,7 +74,7 @@ def prepare(o: object, ranks: Collectives) -> loop.Run:
         crop=view.crop,
         one_view=base.find(o.method).num_views == 1,
         max_bad_images=o.max_bad_images,
-        bad_images_file=str(pathlib.Path(o.workdir) / "unreadable.txt"),
+        bad_images_file=str(pathlib.Path(o.workdir) / "unreadable.txt") if o.workdir else None,
         order=o.read_order,
     )
     monitor = KnnMonitor(o, train, test, size, mean_and_std, ranks) if test else None
@@ -100,8 +102,6 @@ def pretrain(run: loop.Run, flagfile: str, received: Signals) -> None:
 
 def check(o: object, ranks: Collectives) -> None:
     """Refuses options that contradict each other."""
-    if not o.workdir:
-        raise UserError("--workdir is missing; give the run folder to write to, for example --workdir=runs/first")
     if o.symmetric and o.method != "moco":
         raise UserError(f"--symmetric came with --method={o.method}, expected moco; leave --symmetric out")
     keys = o.batch_size * (1 + o.symmetric)

@@ -21,6 +21,7 @@ from moco_tf.reporting.subject import Subject, examine
 from moco_tf.training import device
 
 _VIEWED = 1000  # test images whose views give alignment and uniformity
+_NAMED = 4  # runs in the title
 _SEED = 0  # of what is drawn for the page: two pages of one run show the same
 
 
@@ -57,7 +58,9 @@ def check_output(path: pathlib.Path) -> None:
 def of_files(found: list[Run]) -> dict[str, object]:
     """The sections that need nothing but the run folders' files."""
     drawn = sections.charts(curves.CHARTS, found)
-    names = ", ".join(run.name for run in found)
+    names = ", ".join(run.name for run in found[:_NAMED]) + (
+        f" and {len(found) - _NAMED} more" if found[_NAMED:] else ""
+    )
     return {
         "title": f"Report of {names}",
         "subtitle": f"{time.strftime('%Y-%m-%d %H:%M')}, moco_tf {__version__}",
@@ -76,16 +79,17 @@ def of_images(o: object, found: list[Run]) -> tuple[dict[str, object], dict | No
     """The sections that need images and an encoder, and the map's data for the page's script."""
     if not o.images:
         return dict.fromkeys(("views", "neighbours", "map", "classes", "spread"), "Left out by --noimages."), None
-    views, pairs = sections.views(found[0], o.data_dir)
-    subjects = [look_at(o, run) for run in found]
-    made, the_map = pictured(o, found[0], subjects[0], pairs)
-    return made | {"views": views, "spread": sections.spread(found, subjects)}, the_map
+    first = found[0]
+    views, pairs = sections.views(first, o.data_dir)
+    made, the_map = pictured(o, first, look_at(o, first), pairs)
+    print("computing alignment and uniformity", flush=True)
+    return made | {"views": views, "spread": sections.spread(found, o.data_dir, _VIEWED)}, the_map
 
 
 def look_at(o: object, run: Run) -> Subject | str:
-    """A run's images and features, or why there are none."""
+    """The first run's images and features, or why there are none."""
     print(f"{run.name}: computing features", flush=True)
-    subject = sections.attempt(examine, run, o.data_dir, o.bank_images, o.test_images, _VIEWED)
+    subject = sections.attempt(examine, run, o.data_dir, o.bank_images, o.test_images)
     if isinstance(subject, str):
         print(f"{run.name}: no features: {subject}", flush=True)
     return subject
@@ -105,7 +109,11 @@ def pictured(o: object, run: Run, subject: Subject | str, pairs: list) -> tuple[
             board.write_projector(folder, subject.test, rows, sections.metadata(subject, rows), sheet)
     except OSError as error:
         print(f"{run.name}: nothing written for TensorBoard ({error.strerror or error})", flush=True)
-    made = {"neighbours": sections.neighbours(subject, _SEED), "map": the_map, "classes": sections.class_table(subject)}
+    made = {
+        "neighbours": sections.neighbours(subject, _SEED),
+        "map": the_map,
+        "classes": sections.class_table(run, subject),
+    }
     return made, None if isinstance(the_map, str) else the_map.pop("data")
 
 

@@ -24,26 +24,38 @@ def define_flags() -> None:
 
 def main(o: object, flagfile: str) -> None:
     """Prints the table of --workdir."""
-    runs = [pathlib.Path(name) for name in o.workdir or [""]]
-    for run in runs:
-        if not run.name or not run.is_dir():
-            raise UserError(f"--workdir={run if run.name else ''} is no folder; give a run folder, or several: a,b,c")
-    print(table(runs))
+    print(table(folders(o.workdir or [])))
 
 
-def table(runs: list[pathlib.Path]) -> str:
+def folders(names: list[str]) -> dict[str, pathlib.Path]:
+    """The folders of --workdir, each under a name of its own: its last part where that is enough.
+
+    Raises:
+        UserError: there are none, or one of them is no folder.
+    """
+    paths = [pathlib.Path(name) for name in dict.fromkeys(names) if name.strip()]
+    if not paths:
+        raise UserError("--workdir is missing; give a run folder, or several: a,b,c")
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"--workdir={path} is no folder; give a run folder, or several: a,b,c")
+    short = [path.resolve().name for path in paths]
+    return dict(zip(short if len(set(short)) == len(short) else map(str, paths), paths))
+
+
+def table(runs: dict[str, pathlib.Path]) -> str:
     """The runs' accuracies beside their baselines', as Markdown; what was not evaluated is a dash."""
     lines = ["| features | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---|" * len(COLUMNS)]
     lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows(runs)]
     return "\n".join(lines)
 
 
-def rows(runs: list[pathlib.Path]) -> Iterator[tuple[str, list[str]]]:
-    """(name, a cell for each of COLUMNS) of every run and of the baselines."""
-    for run in runs:
-        yield "pre-trained" if len(runs) == 1 else run.name, [_top1([run / column]) for column in COLUMNS]
+def rows(runs: dict[str, pathlib.Path]) -> Iterator[tuple[str, list[str]]]:
+    """(name, a cell for each of COLUMNS) of every run, folders by name, and of the baselines."""
+    for name, run in runs.items():
+        yield "pre-trained" if len(runs) == 1 else name, [_top1([run / column]) for column in COLUMNS]
     for suffix, name in BASELINES.items():
-        yield name, [_top1(run / f"{column}{suffix}" for run in runs) for column in COLUMNS]
+        yield name, [_top1(run / f"{column}{suffix}" for run in runs.values()) for column in COLUMNS]
 
 
 def _top1(folders: Iterable[pathlib.Path]) -> str:

@@ -3,6 +3,7 @@
 import pkgutil
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -180,9 +181,23 @@ def test_fit_takes_the_programs_steps(in_memory, tmp_path):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_fit_stops_at_a_loss_that_is_no_number(loss):
-    watch = fitting._Schedules(moco_tf.recipe(FILE).options, start=5, total=9, per_epoch=3)
+    watch = fitting._Schedules(types.SimpleNamespace(o=moco_tf.recipe(FILE).options), start=5, total=9)
     with pytest.raises(moco_tf.UserError, match=f"the loss is {loss} at step 5"):
         watch.on_train_batch_end(0, {"loss": loss})
+    skips = types.SimpleNamespace(o=moco_tf.recipe(FILE, nan_policy="skip").options)
+    fitting._Schedules(skips, start=5, total=9).on_train_batch_end(0, {"loss": loss})  # the guard leaves the step out
+
+
+def test_training_has_what_the_program_has(photos, data, tmp_path):
+    """Reading order and guard are the recipe's; what its workdir holds is another run's."""
+    (tmp_path / "normalisation.json").write_text("{")
+    recipe = moco_tf.recipe(FILE, **SHORT, **data, workdir=tmp_path, nan_policy="skip")
+    training = moco_tf.Training(recipe)
+    assert training.method.guard.every_gradient
+    np.testing.assert_allclose(training.mean, (photos[1]["train"][0] / 255).mean((0, 1, 2)), atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["normalisation.json"], "nothing is written"
+    with pytest.raises(moco_tf.UserError, match="--read_order=blocks came with folder"):
+        moco_tf.Training(recipe.replace(read_order="blocks"))
 
 
 def test_views_are_the_networks(in_memory):

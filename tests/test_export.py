@@ -254,7 +254,7 @@ def test_pth(made, encoder):
 def test_card(format, made, run):
     about = card.place(made[format], formats.find(format).SUFFIX).read_text()
     for row in (
-        f"source | {run}/checkpoints/step-00000007 (moco_tf checkpoint, step 7)",
+        f"source | {run.name}/checkpoints/step-00000007 (moco_tf checkpoint, step 7)",
         *("method | moco", "kNN | cats | 25.00 | - |  |", "resnet10, cifar stem, width 4", "D = 32"),
         *("head | mlp, hidden width 32, C = 6", "mean 0.1, 0.2, 0.3, deviation 0.4, 0.5, 0.6", "RGB, 24 x 24"),
         f"TensorFlow {tf.__version__}",

@@ -47,6 +47,7 @@ def run(tmp_path_factory):
             step = result.pop("step", "20")  # the folder may have moved since
             result |= {"subject": f"/elsewhere/run/checkpoints/step-000000{step}", "dataset": "folder"}
         (run / name / "result.json").write_text(json.dumps(result) if isinstance(result, dict) else result)
+    (run / "knn" / "flags.cfg").write_text("--image_size=0\n--test_resize=24\n")
     return run
 
 
@@ -75,7 +76,7 @@ def test_every_format_is_there_with_its_card(exported):
         text = (exported / name).read_text()
         for row in ("method | moco", "data set | folder", "step 20", f"TensorFlow {tf.__version__}", "--queue_size=16"):
             assert row in text, (name, row)
-        assert "| kNN | folder | 50.00 | 75.00 | k 5 |" in text
+        assert "| kNN | folder | 50.00 | 75.00 | k 5, test_resize 24 |" in text
         assert "| linear (lincls_cached) | folder | 25.00 | - | epochs 3 |" in text
         assert "10.00" not in text  # another checkpoint's
         assert "--workdir" not in text and "--data_dir" not in text
@@ -183,3 +184,35 @@ def test_cards_are_known_by_their_first_line(tmp_path):
         assert card.is_card(about) is known
     assert not card.is_card(tmp_path) and not card.is_card(tmp_path / "none")
     assert export.part("savedmodel") == "savedmodel" and pathlib.Path(export.part("pth")).suffix == ".pth"
+
+
+@pytest.mark.parametrize(
+    "arch, stem, width, known",
+    [
+        ("resnet50", "imagenet", 32, True),
+        ("resnet18", "imagenet", 64, True),
+        ("resnet18", "imagenet", 32, False),
+        ("resnet10", "imagenet", 64, False),
+        ("resnet50", "cifar", 64, False),
+    ],
+)
+def test_detectron2_card(arch, stem, width, known):
+    """detectron2/modeling/backbone/resnet.py builds 18 and 34 at 64 only; a bottleneck's width is WIDTH_PER_GROUP."""
+    encoder = types.SimpleNamespace(config={"arch": arch, "stem": stem, "width": width})
+    subject = types.SimpleNamespace(encoder=encoder, mean=(0.5, 0.25, 0.0), std=(0.2, 1.0, 1.0))
+    about = formats.find("detectron2").use(subject, "e.pkl")
+    assert f"WIDTH_PER_GROUP: {width}\n" in about and "PIXEL_MEAN: [127.500, 63.750, 0.000]" in about
+    assert f"RES2_OUT_CHANNELS: {width * (4 if arch == 'resnet50' else 1)}\n" in about
+    assert ("no such network" not in about) == known
+
+
+@pytest.mark.parametrize(
+    "mean, words", [(0.2860, "--image_size=24 --normalise=fashion_mnist\n"), (0.3, "does not hold")]
+)
+def test_pth_card(mean, words):
+    """A .pth does not say its normalisation: the command does, or it is said that there is none."""
+    config = {"arch": "resnet18", "stem": "imagenet", "width": 64, "feature_dim": 8}
+    encoder = types.SimpleNamespace(config=config, backbone=types.SimpleNamespace(features=512))
+    subject = types.SimpleNamespace(encoder=encoder, image_size=24, mean=(mean,) * 3, std=(0.3530,) * 3)
+    about = formats.find("pth").use(subject, "e.pth")
+    assert words in about and "torchvision.models.resnet18()" in about and "{" not in about.split("load_state_dict")[0]

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import time
-import types
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from tensorboard.plugins import projector
 from test_programs import TINY, call, start, write_photos
 
 from moco_tf.errors import UserError
-from moco_tf.reporting import classes, curves, embedding_map, pictures, runs, settings
+from moco_tf.reporting import curves, embedding_map, pictures, runs, settings, svg
 from moco_tf.training import device
 from moco_tf.training.waiting import InputWait
 
@@ -238,16 +237,15 @@ def test_edited_flags(file, flag, tmp_path):
         settings.protocol(settings.settings(run, None), run, None)
 
 
-def test_many_classes():
-    """A matrix that is too large for a page is left out; the commonest confusions are there."""
-    rng = np.random.default_rng(0)
-    labels, names = rng.integers(0, 30, 600).astype(np.int32), tuple(f"class {n}" for n in range(30))
-    predicted = np.where(labels == 7, 9, labels)
-    test = types.SimpleNamespace(labels=labels)
-    found = classes.summary(types.SimpleNamespace(test=test, class_names=names, predicted=predicted, accuracy=0.9))
-    assert found["matrix"] is None and len(found["rows"]) == 30
-    assert found["confusions"] == [("class 7", "class 9", int((labels == 7).sum()))]
-    assert found["rows"][7][2] == 0 and found["rows"][8][2] == 1
+def test_legend_of_several_runs(tmp_path):
+    """A line a run and a line a metric; a look of its own for each of a dozen runs."""
+    lines = [{"step": 1.0, "contrast_top1": 0.1, "contrast_top5": 0.2, "loss": 1.0}]
+    several = [runs.Run(f"run{n}", tmp_path, lines, {}, []) for n in range(12)]
+    legend = curves.draw(curves.CHARTS[1], several)["legend"]
+    assert [entry["label"] for entry in legend] == [*(run.name for run in several), "top-1", "top-5"]
+    assert len({(entry["colour"], entry["sign"]) for entry in legend}) == 14
+    assert [entry["label"] for entry in curves.draw(curves.CHARTS[1], several[:1])["legend"]] == ["top-1", "top-5"]
+    assert len(curves.draw(curves.CHARTS[0], several)["legend"]) == 12
 
 
 def test_curves_are_drawn_where_they_are_read(tmp_path):
@@ -274,7 +272,7 @@ def test_map_of_clusters():
     text, (x, y), looks = embedding_map.draw(points, labels)
     assert text.count("<use ") == 80 and [look["label"] for look in looks] == [0, 1, 2, 3]
     assert min(x + y) > 0 and max(x + y) < embedding_map.SIDE
-    assert len({(look["colour"], look["marker"]) for look in map(embedding_map.look, range(100))}) == 100
+    assert len({(look["colour"], look["marker"]) for look in map(svg.look, range(100))}) == 100
     with pytest.raises(UserError, match="8 or more"):
         embedding_map.project(features[:7], 0)
     assert np.isfinite(embedding_map.project(np.ones((10, 4), np.float32), 0)).all()  # collapsed

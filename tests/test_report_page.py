@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from test_report import HOSTILE, data, in_process, run  # noqa: F401 - fixtures
+from test_report_classes import many_classes  # noqa: F401 - fixture
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -166,6 +167,19 @@ def test_a_class_alone(page):
     assert [b.get_attribute("aria-pressed") for b in (first, second)] == ["false", "true"]
     second.click()
     assert not page.all(".field g.faded")
+
+
+def test_one_of_many_classes_alone(browser, many_classes):  # noqa: F811
+    page = Opened(browser, many_classes, 390)
+    selection = page.find("#class")
+    selection.find_element("css selector", "option[value='7']").click()
+    faded = [group.get_attribute("id") for group in page.all(".field g.faded")]
+    assert sorted(faded) == sorted(f"mark-{n}" for n in range(30) if n != 7)
+    page.js("arguments[0].focus({focusVisible: true})", page.find(".field"))
+    assert page.find(".tip").text.split("\n")[:2] == ["class 7", "✗ kNN: class 9"]
+    selection.find_element("css selector", "option[value='']").click()
+    assert not page.all(".field g.faded") and browser.get_log("browser") == []
+    assert page.js("document.documentElement.scrollWidth") <= 390
 
 
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])

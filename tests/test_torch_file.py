@@ -250,6 +250,8 @@ def test_other_files_are_refused_with_what_they_are(tmp_path):
     cases = {
         b"": "empty",
         b"hello\nworld": "neither",
+        b"\x08\x08\x12\x07tf2onnx": "ONNX",
+        b"\x1c\0\0\0TFL3": "TensorFlow Lite",
         b"\xfd7zXZ\x00\x00": "xz -d",
         b"\x1f\x8b\x08": "gzip -d",
         b"BZh91AY": "bzip2 -d",

@@ -2,7 +2,7 @@
 
     recipe = moco_tf.recipe("demo", epochs=1)                  # flags/pretrain/demo.cfg, one flag changed
     metrics = moco_tf.train(recipe, workdir="runs/first")      # as python -m moco_tf.pretrain
-    encoder = moco_tf.load("runs/first")                       # or an official .pth.tar, a .pth, an .npz
+    encoder = moco_tf.load("runs/first")                       # or what else --load takes, a .pth.tar for instance
     features = encoder.embed(images)                           # uint8 NxHxWx3 -> NxD float32
     encoder.knn(dataset="fashion_mnist", k=200)["top1"]        # as python -m moco_tf.knn
     encoder.linear_probe("demo")["top1"]                       # as python -m moco_tf.lincls

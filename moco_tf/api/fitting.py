@@ -13,16 +13,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import build, evaluate, pretrain
+from moco_tf import build, loop, pretrain
 from moco_tf.api import pretrained
 from moco_tf.api.pretrained import as_rgb
 from moco_tf.api.recipes import Recipe
-from moco_tf.data import pipeline
-from moco_tf.data.augment_colour import Normalize
-from moco_tf.data.normalisation import known, measure
+from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.methods import base
-from moco_tf.training import schedules
 
 
 class Training:
@@ -49,26 +46,11 @@ class Training:
         if recipe.program != "pretrain":
             raise UserError(f"a recipe of moco_tf.{recipe.program} came, expected one of moco_tf.pretrain")
         o, self.recipe = recipe.options, recipe
-        self._ranks = build.connect(o)
-        pretrain.check(dataclasses.replace(o, workdir=o.workdir or "none is written"), self._ranks)
-        self.images = build.source(o, "train", self._ranks)
-        if base.find(o.method).uses_labels:
-            evaluate.check_labels(self.images, self.images)
-        self.image_size = build.image_size(o, self.images)
-        self.mean, self.std = known(o.normalise, o.dataset) or measure(self.images)
-        self._view = build.random_view(o, self.image_size, (self.mean, self.std))
-        build.check_crop(o.views, self._view, self.images)
-        self.batches = pipeline.TrainBatches(
-            self.images,
-            o.batch_size,
-            o.seed,
-            self._ranks.rank,
-            self._ranks.size,
-            crop=self._view.crop,
-            one_view=base.find(o.method).num_views == 1,
-            max_bad_images=o.max_bad_images,
-        )
-        self.method = build.method(o, self._ranks, build.in_step(self._view, self.images), self.images)
+        # What would be written or measured on the way is left to callbacks.
+        self._run = pretrain.prepare(dataclasses.replace(o, workdir=None, knn_every=0), build.connect(o))
+        self.images, self.image_size = self._run.train, self._run.size
+        self.mean, self.std = self._run.mean_and_std
+        self.batches, self.method = self._run.batches, self._run.method
         self.method.synchronise()
 
     def fit(
@@ -84,7 +66,7 @@ class Training:
             **kwargs: of keras.Model.fit.
 
         Raises:
-            UserError: the loss is no finite number any more.
+            UserError: the loss is no finite number any more, and nan_policy is not "skip".
         """
         o, per_epoch = self.recipe.options, self.batches.steps_per_epoch
         total = (o.epochs if epochs is None else epochs) * per_epoch
@@ -97,8 +79,8 @@ class Training:
             epochs=-(-total // per_epoch),
             steps_per_epoch=min(per_epoch, total - start),
             shuffle=False,  # says nothing: the order is the batches'
-            callbacks=[_Schedules(o, start, total, per_epoch), *callbacks],
-            **({"verbose": 0} if self._ranks.rank else {}) | kwargs,
+            callbacks=[_Schedules(dataclasses.replace(self._run, o=o), start, total), *callbacks],
+            **({"verbose": 0} if self._run.ranks.rank else {}) | kwargs,
         )
 
     def views(self, images: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +92,7 @@ class Training:
         Returns:
             Two arrays NxSxSx3 float32 in [0, 1].
         """
-        view = dataclasses.replace(self._view, normalize=Normalize((0.0,) * 3, (1.0,) * 3))
+        view = build.random_view(self.recipe.options, self.image_size, NORMALISATIONS["none"])
         seeds = [self.method.seed_of(use) for use in (base.FIRST_VIEW, base.SECOND_VIEW)]
         return tuple(
             np.concatenate([view(as_rgb(x)[None], seed, rows=[i], count=len(images)) for i, x in enumerate(images)])
@@ -122,9 +104,9 @@ class Training:
         o = self.recipe.options
         self.method.average_running_statistics()
         about = {"image_size": self.image_size, "mean": self.mean, "std": self.std}
-        about |= {"method": o.method, "dataset": o.dataset, "ranks": self._ranks.size, "batch_size": o.batch_size}
+        about |= {"method": o.method, "dataset": o.dataset, "ranks": self._run.ranks.size, "batch_size": o.batch_size}
         saved = pretrained.write(folder, self.method.query_encoder, int(self.method.steps_done), about)
-        if self._ranks.rank == 0:
+        if self._run.ranks.rank == 0:
             (pathlib.Path(folder) / "flags.cfg").write_text(self.recipe.flagfile)
         return saved
 
@@ -144,20 +126,16 @@ class Training:
 class _Schedules(keras.callbacks.Callback):
     """Learning rate and key momentum of each step, and the end, as pretrain's loop has them; stops at a broken loss."""
 
-    def __init__(self, o: object, start: int, total: int, per_epoch: int) -> None:
+    def __init__(self, run: loop.Run, start: int, total: int) -> None:
         super().__init__()
-        self._o, self._step, self._total, self._per_epoch = o, start, total, per_epoch
+        self._run, self._step, self._total = run, start, total
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        o, method = self._o, self.model
-        method.optimizer.learning_rate.assign(build.learning_rate(o, self._step, self._per_epoch))
-        if o.key_momentum_schedule == "cosine" and hasattr(method, "key_momentum"):
-            steps = o.epochs * self._per_epoch
-            method.key_momentum.assign(schedules.key_momentum(self._step, steps, o.key_momentum, "cosine"))
         self._step += 1
+        loop.schedule(self._run, self._step)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        if not math.isfinite(logs["loss"]):
+        if not math.isfinite(logs["loss"]) and self._run.o.nan_policy == "stop":
             raise UserError(
                 f"the loss is {logs['loss']} at step {self._step}, expected a number; lower learning_rate, warm "
                 "up with warmup_epochs, or raise temperature"

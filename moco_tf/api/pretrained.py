@@ -154,7 +154,7 @@ def load(
 
     Args:
         path: a run folder (its newest whole checkpoint is used), a checkpoint's folder, an official MoCo .pth.tar, a
-            torchvision-named .pth or a moco.tensorflow .npz.
+            torchvision-named .pth, a moco.tensorflow .npz, or a .keras or .pkl of `Pretrained.export`.
         precision: of its computations: "float32", "bfloat16", "float16", or "auto" (bfloat16 where it is fast).
         image_size: side of its images in pixels; 0: what the path says, which other programs' files do not.
         normalise: name of the mean and deviation for its images, see `moco_tf.data.normalisation`; "auto": what the
@@ -167,6 +167,8 @@ def load(
     for name, value in (("precision", precision), ("normalise", normalise)):
         if value not in names[name]:
             raise UserError(f"{name} is {value!r}, expected one of {', '.join(names[name])}")
+    if image_size < 0:
+        raise UserError(f"image_size is {image_size}, expected pixels, or 0 for what the path says")
     device.configure(0, collectives.connect().local_size)
     loaded = load_encoder(os.fspath(path), device.dtype_policy(precision))
     known = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}

@@ -1,5 +1,6 @@
 """Recipes: a program's flags, read from a flagfile and from keywords; and what runs them."""
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -93,15 +94,13 @@ def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
     lines = []
     try:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
+            with contextlib.suppress(ValueError):
                 lines.append(json.loads(line))
-            except ValueError:
-                continue
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); expected a run folder of moco_tf.pretrain"
         ) from None
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def _found(flagfile: str | os.PathLike, program: str) -> pathlib.Path:

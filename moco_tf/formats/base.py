@@ -57,10 +57,9 @@ def in_unit_range(images: list[np.ndarray]) -> list[tf.Tensor]:
     return [tf.constant(image[None], tf.float32) / 255.0 for image in images]
 
 
-def named_normalisation(subject: Loaded) -> str:
-    """The flag of the normalisation, with a blank before it; empty where it has no name."""
-    given = subject.mean, subject.std
-    return next((f" --normalise={key}" for key, known in NORMALISATIONS.items() if known == given), "")
+def normalisation_name(subject: Loaded) -> str | None:
+    """What --normalise calls the encoder's normalisation."""
+    return next((name for name, known in NORMALISATIONS.items() if known == (subject.mean, subject.std)), None)
 
 
 def sizes(subject: Loaded) -> dict[str, int]:

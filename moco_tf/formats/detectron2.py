@@ -12,7 +12,7 @@ from moco_tf.weights.torchvision import get_weights
 SUFFIX, ANY_SIZE = ".pkl", False
 
 _USE = """\
-In Detectron2's configuration (strides are in the 3x3 convolutions, images are RGB):
+{note}In Detectron2's configuration (strides are in the 3x3 convolutions, images are RGB):
 
     MODEL:
       WEIGHTS: "{name}"
@@ -22,13 +22,17 @@ In Detectron2's configuration (strides are in the 3x3 convolutions, images are R
         DEPTH: {depth}
         STRIDE_IN_1X1: False
         STEM_OUT_CHANNELS: {width}
+        WIDTH_PER_GROUP: {width}
         RES2_OUT_CHANNELS: {res2}
     INPUT:
       FORMAT: "RGB"
 
-{note}The head's weights, stem.fc..., are not used there.
+The head's weights, stem.fc..., are not used there.
 """
-_NOTE = "Detectron2 itself has no such network: its stem is a 7x7 convolution, its depths are 18, 34 and 50 and more.\n"
+_NOTE = (
+    "Detectron2 itself has no such network: its stem is a 7x7 convolution, its depths are 18, 34 and 50 and more, and "
+    "those of 18 and 34 are 64 wide. This is for one that you add to it.\n\n"
+)
 
 
 def check() -> None:
@@ -48,6 +52,7 @@ def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> di
 def use(subject: Loaded, name: str) -> str:
     """The configuration that fits."""
     config = subject.encoder.config
+    narrow = config["width"] != 64 and config["arch"] != "resnet50"
     return _USE.format(
         name=name,
         mean=", ".join(f"{255 * value:.3f}" for value in subject.mean),
@@ -55,5 +60,5 @@ def use(subject: Loaded, name: str) -> str:
         depth=config["arch"].removeprefix("resnet"),
         width=config["width"],
         res2=config["width"] * (4 if config["arch"] == "resnet50" else 1),
-        note=_NOTE if config["stem"] == "cifar" or config["arch"] == "resnet10" else "",
+        note=_NOTE if config["stem"] == "cifar" or config["arch"] == "resnet10" or narrow else "",
     )

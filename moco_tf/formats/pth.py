@@ -11,9 +11,14 @@ from moco_tf.weights.torchvision import save_torch_file
 SUFFIX, ANY_SIZE = ".pth", False
 
 _USE = """\
-    python -m moco_tf.knn --load={name} --image_size={size}{normalise}
-
+{here}
     state = torch.load("{name}", weights_only=True)  # torchvision's names; the head's begin with fc
+"""
+_HERE = """\
+    python -m moco_tf.knn --load={name} --dataset=... --image_size={size} --normalise={normalisation}
+"""
+_NOT_HERE = """\
+A .pth does not hold the normalisation, and --normalise has no name for this one: moco_tf reads it from a .keras export.
 """
 _TORCHVISION = """\
     network = torchvision.models.{arch}()
@@ -41,6 +46,6 @@ def use(subject: Loaded, name: str) -> str:
     config, template = subject.encoder.config, _USE
     if (config["stem"], config["width"]) == ("imagenet", 64) and config["arch"] != "resnet10":
         template += _TORCHVISION  # torchvision has this network
-    return template.format(
-        name=name, arch=config["arch"], normalise=base.named_normalisation(subject), **base.sizes(subject)
-    )
+    named = base.normalisation_name(subject)
+    template = template.replace("{here}", _HERE if named else _NOT_HERE)
+    return template.format(name=name, arch=config["arch"], normalisation=named, **base.sizes(subject))

@@ -1,35 +1,85 @@
-"""Accuracy of each class and what is confused with what."""
+"""Accuracy of each class and what is confused with what: L classes, counts LxL of images by class and prediction."""
+
+import csv
+import json
+import os
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
 
+from moco_tf.evaluation import scores
+from moco_tf.reporting.runs import Run, read_flags
 from moco_tf.reporting.subject import Subject
 
-_MATRIX = 25  # classes up to which the whole matrix is shown
-_CONFUSIONS = 10
+MANY = 25  # classes up to which each is shown, and the whole matrix; of more there is a summary
+_CONFUSIONS = 10  # the commonest; more where there are many classes
+_ENDS = 10  # classes of lowest and of highest accuracy
+_FEATURES = {"backbone": "the pooled features", "head": "the output of the head"}
 
 
-def summary(subject: Subject) -> dict:
-    """Rows for the page: every class, the commonest confusions, the matrix where it is small."""
+def of_knn(run: Run, checkpoint: str) -> tuple[np.ndarray, tuple[str, ...], str] | None:
+    """(counts, class names, what they are) by moco_tf.knn, if it evaluated this checkpoint: it takes all images."""
+    folder = run.folder / "knn"
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        with open(folder / "confusion.csv", newline="", encoding="utf-8") as file:
+            (_, *names), *rows = csv.reader(file)
+        counts = np.array([[int(cell) for cell in cells] for _, *cells in rows])
+        if counts.shape != (len(names), len(names)) or counts.min() < 0 or not counts.sum():
+            return None
+        if os.path.basename(result["subject"]) != os.path.basename(checkpoint):
+            return None  # folders may have moved since
+        feature = _FEATURES[read_flags(folder / "flags.cfg").get("feature", "backbone")]
+        says = f"kNN (k = {int(result['k'])}) on {feature}: {_percent(counts)} of {counts.sum():,} test images of "
+        return counts, tuple(names), f"{says}{result['dataset']}, as moco_tf.knn evaluated them."
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def of_subject(subject: Subject) -> tuple[np.ndarray, tuple[str, ...], str]:
+    """The same of the images that the report classified."""
     labelled = subject.test.labels >= 0
-    names, classes = subject.class_names, range(len(subject.class_names))
-    matrix = confusion_matrix(subject.test.labels[labelled], subject.predicted[labelled], labels=classes)  # LxL
-    images = matrix.sum(axis=1)
-    share = matrix / np.maximum(images, 1)[:, None]
+    counts = scores.confusion(subject.predicted[labelled], subject.test.labels[labelled], len(subject.class_names))
+    says = (
+        f"kNN (k = {subject.k}) on the pooled features: {_percent(counts)} of {counts.sum():,} test images against "
+        f"{len(subject.bank.features):,} training images. {subject.note} {subject.sampled}"
+    )
+    return counts, subject.class_names, says
+
+
+def _percent(counts: np.ndarray) -> str:
+    return f"{100 * np.trace(counts) / counts.sum():.2f}\N{NO-BREAK SPACE}%"
+
+
+def summary(counts: np.ndarray, names: tuple[str, ...]) -> dict:
+    """Rows for the page: every class, the commonest confusions; the matrix of few classes, the spread of many."""
+    images = counts.sum(axis=1)
+    share = counts / np.maximum(images, 1)[:, None]
+    rows = [(name, int(n), float(share[c, c]) if n else None) for c, (name, n) in enumerate(zip(names, images))]
+    many = len(names) > MANY
     return {
-        "accuracy": subject.accuracy,
-        "rows": [(names[c], int(images[c]), float(share[c, c]) if images[c] else None) for c in classes],
-        "confusions": _confusions(matrix, names),
+        "rows": rows,
+        "many": _spread(rows) if many else None,
+        "confusions": _confusions(counts, names, _CONFUSIONS * (1 + many)),
         "names": names,
-        "matrix": matrix.tolist() if len(names) <= _MATRIX else None,
-        "share": share.tolist() if len(names) <= _MATRIX else None,
-        "limit": _MATRIX,
+        "matrix": None if many else counts.tolist(),
+        "share": None if many else share.tolist(),
     }
 
 
-def _confusions(matrix: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, str, int]]:
+def _spread(rows: list[tuple[str, int, float | None]]) -> dict:
+    """How many classes have which accuracy, in ten steps; the classes of lowest and of highest."""
+    known = sorted((row for row in rows if row[2] is not None), key=lambda row: row[2])
+    tenths = np.minimum((10 * np.array([share for *_, share in known]) + 1e-9).astype(int), 9)
+    numbers = np.bincount(tenths, minlength=10)
+    steps = [
+        (f"{10 * n} to {10 * n + 10} %", int(count), float(count / numbers.max())) for n, count in enumerate(numbers)
+    ]
+    return {"steps": steps, "lowest": known[:_ENDS], "highest": known[: -_ENDS - 1 : -1]}
+
+
+def _confusions(counts: np.ndarray, names: tuple[str, ...], most: int) -> list[tuple[str, str, int]]:
     """(class, predicted class, images) of the largest cells beside the diagonal."""
-    wrong = matrix - np.diag(np.diag(matrix))
-    largest = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]
+    wrong = counts - np.diag(np.diag(counts))
+    largest = np.argsort(-wrong, axis=None, kind="stable")[:most]
     cells = zip(*np.unravel_index(largest, wrong.shape))
     return [(names[true], names[taken], int(wrong[true, taken])) for true, taken in cells if wrong[true, taken]]

@@ -58,12 +58,9 @@ def draw(chart: Chart, runs: list[Run]) -> dict | None:
         return None
     with svg.figure(chart.name, _WIDTH, _HEIGHT) as figure:
         axes = figure.add_axes((0.16, 0.19, 0.81, 0.76))
-        legend, data = [], []
-        for run, style, label, points in lines:
-            look = run if len(runs) > 1 else style
-            _plot(axes, points, look, style)
-            sign = {"sign": svg.SIGNS[look % svg.COLOURS], "dash": _DASH_SIGNS[style]}
-            legend.append({"label": label, "colour": look % svg.COLOURS, **sign})
+        data = []
+        for run, style, _, points in lines:
+            _plot(axes, points, run if len(runs) > 1 else style, style)
         axes.set_xlabel(axis)
         axes.grid(axis="y", linewidth=0.8)
         axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -77,25 +74,39 @@ def draw(chart: Chart, runs: list[Run]) -> dict | None:
         "chart": chart,
         "axis": axis,
         "svg": drawn,
-        "legend": legend,
+        "legend": _legend(chart, runs, lines),
         "summary": _summary(chart, axis, lines),
         "data": {"axis": axis, "share": chart.share, "series": data, "width": _WIDTH, "height": _HEIGHT},
     }
 
 
 def _plot(axes: object, points: list[tuple[float, float]], look: int, style: int) -> None:
-    x, y = zip(*points)
+    (x, y), found = zip(*points), svg.look(look)
     axes.plot(
         x,
         y,
-        color=svg.colour(look),
+        color=svg.colour(found["colour"]),
         linestyle=_DASHES[style],
-        marker=svg.MARKERS[look % svg.COLOURS],
+        marker=svg.MARKERS[found["marker"]],
         markersize=5,
         markevery=max(1, len(x) // 8),
         markeredgecolor=svg.colour("surface"),
         markeredgewidth=0.7,
     )
+
+
+def _legend(chart: Chart, runs: list[Run], lines: list) -> list[dict[str, str]]:
+    """A line for each curve; where several runs have several metrics, for each run and for each metric."""
+    if len(runs) > 1 and len(chart.metrics) > 1:
+        found = [_entry(runs[number].name, number, 0) for number in sorted({number for number, *_ in lines})]
+        names, drawn = list(chart.metrics.values()), sorted({style for _, style, *_ in lines})
+        return found + [{"label": names[s], "colour": "ink", "sign": _DASH_SIGNS[s] * 3} for s in drawn]
+    return [_entry(label, number if len(runs) > 1 else style, style) for number, style, label, _ in lines]
+
+
+def _entry(label: str, number: int, style: int) -> dict[str, str]:
+    found, dash = svg.look(number), _DASH_SIGNS[style]
+    return {"label": label, "colour": f"c{found['colour']}", "sign": f"{dash}{found['sign']}{dash}"}
 
 
 def _label(run: str, metric: str, metrics: int) -> str:

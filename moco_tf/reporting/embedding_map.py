@@ -8,6 +8,7 @@ from moco_tf.errors import UserError
 from moco_tf.reporting import svg
 
 SIDE = 640
+_THIN = {"*": 2.0, "^": 1.3, "v": 1.3, "<": 1.3, ">": 1.3}  # marks that fill little of their square become larger
 _FEWEST = 8  # images; fewer have no neighbourhoods to show
 _COMPONENTS = 50  # the rest is mostly noise, and slow (scikit-learn's advice)
 
@@ -25,23 +26,18 @@ def project(features: np.ndarray, seed: int) -> np.ndarray:
 
 def draw(points: np.ndarray, labels: np.ndarray) -> tuple[str, list[list[float]], list[dict]]:
     """(svg, places of the points in it, colour and sign of each class): Nx2 and N labels, -1 for none."""
-    area = min(90, max(22, 20_000 / len(points)))  # of a mark: fewer are larger
-    looks = {int(label): look(int(label)) for label in np.unique(labels)}
+    area = min(60, max(28, 36_000 / len(points)))  # of a mark: fewer are larger
+    looks = {int(label): svg.look(int(label)) for label in np.unique(labels)}
     with svg.figure("map", SIDE, SIDE) as figure:
         axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
         axes.set_axis_off()
         for label, found in looks.items():
             rows = labels == label
-            drawn = axes.scatter(*points[rows].T, s=area, marker=svg.MARKERS[found["marker"]], linewidth=0.5)
+            marker = svg.MARKERS[found["marker"]]
+            drawn = axes.scatter(*points[rows].T, s=area * _THIN.get(marker, 1), marker=marker, linewidth=0.5)
             drawn.set(
                 facecolor=svg.colour(found["colour"]), edgecolor=svg.colour("surface"), gid=f"{svg.MARKED}{label}"
             )
         axes.margins(0.02)
         text = svg.text(figure)
         return text, svg.places(figure, points), [{"label": label, **found} for label, found in looks.items()]
-
-
-def look(label: int) -> dict[str, int | str]:
-    """Colour and marker of a class; those of the first 100 differ from each other."""
-    marker = (label + label // svg.COLOURS) % len(svg.MARKERS)
-    return {"colour": label % svg.COLOURS, "marker": marker, "sign": svg.SIGNS[marker]}

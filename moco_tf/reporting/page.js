@@ -74,8 +74,8 @@ function mapped(field) {
     const lines = [];
     if (map.labels[i] >= 0) lines.push(map.names[map.labels[i]]);
     if (map.predicted) {
-      const right = map.predicted[i] === map.labels[i];
-      lines.push(map.labels[i] < 0 || !right ? "✗ kNN: " + map.names[map.predicted[i]] : "✓ kNN agrees");
+      const right = map.predicted[i] === map.labels[i], taken = "kNN: " + map.names[map.predicted[i]];
+      lines.push(map.labels[i] < 0 ? taken : right ? "✓ kNN agrees" : "✗ " + taken);
     }
     lines.push(map.files ? map.files[i] : "test image " + map.index[i]);
     return lines.join("\n");
@@ -146,17 +146,26 @@ function mapped(field) {
   field.addEventListener("pointerdown", follow);
   field.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
 
+  function fade() {
+    for (const group of field.querySelectorAll('g[id^="mark-"]')) {
+      group.classList.toggle("faded", only.size > 0 && !only.has(Number(group.id.slice(5))));
+    }
+    hide();
+  }
   for (const button of document.querySelectorAll("button[data-class]")) {
     button.addEventListener("click", () => {
       const label = Number(button.dataset.class), on = button.getAttribute("aria-pressed") !== "true";
       button.setAttribute("aria-pressed", on);
       if (on) only.add(label); else only.delete(label);
-      for (const group of field.querySelectorAll('g[id^="mark-"]')) {
-        group.classList.toggle("faded", only.size > 0 && !only.has(Number(group.id.slice(5))));
-      }
-      hide();
+      fade();
     });
   }
+  const select = document.getElementById("class"); // instead of so many buttons
+  if (select) select.addEventListener("change", () => {
+    only.clear();
+    if (select.value !== "") only.add(Number(select.value));
+    fade();
+  });
 }
 
 document.querySelectorAll("[data-chart]").forEach(readable);

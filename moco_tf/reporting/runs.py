@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 
+from moco_tf import flagset, table
 from moco_tf.errors import UserError
 
 _SHOWN = 3  # broken lines that are named one by one
@@ -36,17 +37,10 @@ def read_all(names: list[str]) -> list[Run]:
     Raises:
         UserError: one of them is no run folder.
     """
-    folders = [pathlib.Path(name) for name in names if name.strip()]
-    if not folders:
-        raise UserError("--workdir is missing; give a run folder, or several: a,b,c")
-    short = [folder.resolve().name for folder in folders]
-    unique = len(set(short)) == len(short)
-    return [_read(folder, name if unique else str(folder)) for folder, name in zip(folders, short)]
+    return [_read(folder, name) for name, folder in table.folders(names).items()]
 
 
 def _read(folder: pathlib.Path, name: str) -> Run:
-    if not folder.is_dir():
-        raise UserError(f"--workdir={folder} is no folder; give a run folder, or several: a,b,c")
     if not any((folder / part).exists() for part in PARTS):
         raise UserError(
             f"--workdir={folder} holds no run, expected one or more of {', '.join(PARTS)}; give the folder that "
@@ -90,19 +84,8 @@ def _numbers(text: str) -> dict[str, float]:
 
 
 def read_flags(path: pathlib.Path) -> dict[str, str]:
-    """Flags by name; --name is "true" and --noname is "false". Nothing where there is no file."""
-    found = {}
-    for line in _text(path).splitlines():
-        name, equals, value = line.strip().removeprefix("--").partition("=")
-        if not line.strip().startswith("--"):
-            continue  # a comment
-        if equals:
-            found[name] = value
-        elif name.startswith("no"):  # absl writes booleans, and nothing else, without a value
-            found[name[2:]] = "false"
-        else:
-            found[name] = "true"
-    return found
+    """A run's flags by name, as text; none where there is no file."""
+    return flagset.values_of(_text(path))
 
 
 def _text(path: pathlib.Path) -> str:

@@ -9,9 +9,10 @@ from PIL import Image
 from moco_tf import table
 from moco_tf.data.sources import RecordSource
 from moco_tf.errors import UserError
-from moco_tf.reporting import classes, curves, embedding_map, pictures
+from moco_tf.reporting import classes, curves, embedding_map, pictures, svg
 from moco_tf.reporting.runs import Run
 from moco_tf.reporting.subject import Subject, sample_views
+from moco_tf.reporting.subject import spread as spread_of_views
 
 Section = dict | str
 
@@ -53,11 +54,9 @@ def tiles(runs: list[Run]) -> list[tuple[str, str]]:
 
 def results(runs: list[Run]) -> Section:
     """The table of moco_tf.table."""
-    rows = list(table.rows([run.folder for run in runs]))
+    rows = list(table.rows({run.name: run.folder for run in runs}))
     if all(cell == "-" for _, cells in rows for cell in cells):
         return "Nothing was evaluated yet: moco_tf.knn and moco_tf.lincls with --load of the run folder do that."
-    if len(runs) > 1:  # the runs' names here, which tell folders of one name apart
-        rows[: len(runs)] = [(run.name, cells) for run, (_, cells) in zip(runs, rows)]
     return {"columns": list(table.COLUMNS.values()), "rows": rows}
 
 
@@ -162,6 +161,9 @@ def the_map(subject: Subject, count: int, seed: int) -> tuple[Section, Image.Ima
         "classes": [{**look, "name": _name(subject, look["label"]) or "no class"} for look in looks],
     }
     found["classes"] *= len(looks) > 1  # one alone tells nothing
+    found["many"] = len(looks) > classes.MANY
+    if max(look["label"] for look in looks) >= svg.LOOKS:
+        found["says"] += f" Colours with marks come again after {svg.LOOKS} classes."
     found["data"] = {"x": x, "y": y, "labels": labels.tolist(), "names": subject.class_names, "side": side}
     found["data"] |= {"width": embedding_map.SIDE, "columns": sheet.width // side, "files": _files(subject, rows)}
     found["data"] |= {"index": subject.test.indices[rows].tolist(), "sprite": pictures.sprite_uri(sheet, _SPRITE)}
@@ -183,27 +185,26 @@ def metadata(subject: Subject, rows: np.ndarray) -> list[tuple[str, ...]]:
     return [("class", "kNN", "image"), *zip(names, taken, files)]
 
 
-def class_table(subject: Subject) -> Section:
+def class_table(run: Run, subject: Subject) -> Section:
     """Per-class accuracy and confusions of the kNN."""
-    if subject.predicted is None:
+    evaluated = classes.of_knn(run, subject.checkpoint)
+    if evaluated is None and subject.predicted is None:
         return "The images have no labels, so there are no classes to tell apart."
-    found = classes.summary(subject)
-    found["says"] = (
-        f"kNN (k = {subject.k}) on the pooled features: {100 * found['accuracy']:.2f} % of "
-        f"{len(subject.test.features):,} test images against {len(subject.bank.features):,} training images. "
-        f"{subject.note}"
-    )
-    return found
+    counts, names, says = evaluated or classes.of_subject(subject)
+    matrix = f"With more than {classes.MANY} classes the matrix is too large for a page; "
+    matrix += "the run folder has it: knn/confusion.csv." if evaluated else "moco_tf.knn writes it to confusion.csv."
+    return {"says": says, "no_matrix": matrix, **classes.summary(counts, names)}
 
 
-def spread(runs: list[Run], subjects: list[Subject | str]) -> Section:
+def spread(runs: list[Run], data_dir: str | None, images: int) -> Section:
     """Alignment and uniformity of every run."""
     rows, missing = [], []
-    for run, subject in zip(runs, subjects):
-        if isinstance(subject, str):
-            missing.append(f"Not for {run.name}: {subject}.")
+    for run in runs:
+        found = attempt(spread_of_views, run, data_dir, images)
+        if isinstance(found, str):
+            missing.append(f"Not for {run.name}: {found}.")
         else:
-            rows += [(run.name, name, figures) for name, figures in subject.spread.items()]
+            rows += [(run.name, name, figures) for name, figures in found.items()]
     if not rows:
         return missing[0]
     says = (

@@ -1,4 +1,4 @@
-"""What a run's encoder makes of its images: features of training and test images, classes by kNN, pairs of views.
+"""What a run's encoder makes of its images: features of training and test images, classes by kNN, spread of views.
 
 N images, D width of the pooled features, C of the head's output, S side of a view.
 """
@@ -23,7 +23,7 @@ from moco_tf.reporting.runs import Run
 from moco_tf.reporting.settings import Settings, protocol, settings
 from moco_tf.training import device
 from moco_tf.training.collectives import SingleProcess
-from moco_tf.weights.load import Loaded, load
+from moco_tf.weights.load import load
 
 _BATCH = 128
 
@@ -47,9 +47,11 @@ class Subject:
     """A run's images as its encoder sees them.
 
     predicted: class of every test image by kNN, None without labels. similarities, nearest: to the bank's rows, the
-    nearest first. spread: {features' name: (alignment, uniformity)}, None where a feature is zero.
+    nearest first. note, sampled: what is to be said where there are no test images, and where not all images were
+    taken.
     """
 
+    checkpoint: str
     bank: Embedded
     test: Embedded
     class_names: tuple[str, ...]
@@ -57,53 +59,44 @@ class Subject:
     similarities: np.ndarray
     nearest: np.ndarray
     k: int
-    spread: dict[str, tuple[float, float] | None]
     note: str
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the labelled test images whose class is predicted."""
-        labelled = self.test.labels >= 0
-        return float((self.predicted == self.test.labels)[labelled].mean())
+    sampled: str
 
 
-def examine(run: Run, data_dir: str | None, bank_images: int, test_images: int, view_images: int) -> Subject:
+def examine(run: Run, data_dir: str | None, bank_images: int, test_images: int) -> Subject:
     """Computes a run's features and what follows from them.
 
     Args:
         run: with flags and a checkpoint.
         data_dir: replaces the run's own.
         bank_images, test_images: at most so many, drawn with the run's seed.
-        view_images: test images whose views give alignment and uniformity, at most.
 
     Raises:
         UserError: no encoder, no images, or features that are not finite.
     """
-    trained = settings(run, data_dir)
-    o = protocol(trained, run, data_dir)
+    o = protocol(settings(run, data_dir), run, data_dir)
     loaded = load(str(run.folder), device.dtype_policy(o.precision))
-    bank, test, note = _splits(o, bank_images, test_images)
+    bank, test, *notes = _splits(o, bank_images, test_images)
     embed = evaluation.embedder(loaded.encoder, "backbone", loaded.mean, loaded.std)
     resize = evaluation.test_geometry(bank, o.image_size or loaded.image_size, o.test_resize)
     seen, asked = (_embedded(embed, images, resize, o.max_bad_images) for images in (bank, test))
-    k = min(o.k, len(seen.features))
+    k = min(o.k[0], len(seen.features))  # of several values the first counts
     similarities, nearest = neighbours.nearest(seen.features, asked.features, min(8, len(seen.features)))
     predicted = None
     if bank.num_classes >= 2 and (asked.labels >= 0).any() and (seen.labels >= 0).all():
-        weights = (o.knn_temperature, o.weighting)
+        weights = (o.knn_temperature[0], o.weighting)
         predicted = neighbours.classify(seen.features, seen.labels, asked.features, bank.num_classes, k, *weights)[:, 0]
-    spread = _spread(trained, loaded, _some(test, view_images, o.seed))
-    return Subject(seen, asked, bank.class_names, predicted, similarities, nearest, k, spread, note)
+    return Subject(loaded.path, seen, asked, bank.class_names, predicted, similarities, nearest, k, *notes)
 
 
-def _splits(o: Settings, bank_images: int, test_images: int) -> tuple[Source, Source, str]:
-    """(some training images, some test images, what is to be said about them)."""
+def _splits(o: Settings, bank_images: int, test_images: int) -> tuple[Source, Source, str, str]:
+    """(some training images, some test images, note, sampled); see Subject."""
     train = build.source(o, "train", SingleProcess())
-    note = ""
+    note = sampled = ""
     try:
         test = build.source(o, "test", SingleProcess())
         if train.num_examples > bank_images or test.num_examples > test_images:
-            note = f"moco_tf.knn takes all {test.num_examples:,} and {train.num_examples:,}."
+            sampled = f"moco_tf.knn takes all {test.num_examples:,} and {train.num_examples:,} of them."
     except UserError as error:
         order = np.random.default_rng(o.seed).permutation(train.num_examples)
         count = min(test_images, train.num_examples // 4)
@@ -111,7 +104,7 @@ def _splits(o: Settings, bank_images: int, test_images: int) -> tuple[Source, So
             raise
         note = f"No test images ({error}): training images that are left out of the bank stand for them."
         train, test = train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count]))
-    return _some(train, bank_images, o.seed), _some(test, test_images, o.seed), note
+    return _some(train, bank_images, o.seed), _some(test, test_images, o.seed), note, sampled
 
 
 def _some(source: Source, count: int, seed: int) -> Source:
@@ -133,8 +126,20 @@ def _embedded(embed: Callable, source: Source, geometry: tuple[int, int], max_ba
     return Embedded(source, indices, labels, evaluation.normalised(found))
 
 
-def _spread(o: Settings, loaded: Loaded, source: Source) -> dict[str, tuple[float, float] | None]:
-    """Alignment and uniformity of two random views of each image, for the head's output and the pooled features."""
+def spread(run: Run, data_dir: str | None, images: int) -> dict[str, tuple[float, float] | None]:
+    """Alignment and uniformity of two random views of test images, by what they are of; None where a feature is zero.
+
+    Args:
+        run: with flags and a checkpoint.
+        data_dir: replaces the run's own.
+        images: at most so many, drawn with the run's seed.
+
+    Raises:
+        UserError: no encoder, no images, or views that cannot be made.
+    """
+    o = settings(run, data_dir)
+    loaded = load(str(run.folder), device.dtype_policy(o.precision))
+    source = _splits(protocol(o, run, data_dir), 1, images)[1]
     view = build.random_view(o, loaded.image_size, (loaded.mean, loaded.std))
     build.check_crop(o.views, view, source)
     both = tf.function(
@@ -150,8 +155,8 @@ def _spread(o: Settings, loaded: Loaded, source: Source) -> dict[str, tuple[floa
 
 
 def _figures(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
-    if len(x) < 2 or min(np.linalg.norm(x, axis=1).min(), np.linalg.norm(y, axis=1).min()) < 0.5:
-        return None  # a feature of zero has no direction
+    if len(x) < 2 or not min(np.linalg.norm(x, axis=1).min(), np.linalg.norm(y, axis=1).min()) > 0.5:
+        return None  # a feature of zero, or that is not finite, has no direction
     return uniformity.alignment(x, y), (uniformity.uniformity(x) + uniformity.uniformity(y)) / 2
 
 

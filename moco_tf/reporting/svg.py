@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 COLOURS = 10
 MARKERS = "os^DvPX*<>"  # one for each colour: nothing is told by colour alone
 SIGNS = "●■▲◆▼✚✖★◀▶"  # the same in text
+LOOKS = COLOURS * len(MARKERS)  # combinations of both
 MARKED = "mark-"  # how the ids begin that the page's script looks for
 
 # matplotlib wants colours, the page decides which: these stand for its variables until the SVG is written.
@@ -22,6 +23,12 @@ _ID = re.compile(r' id="([^"]*)"')
 def colour(name: str | int) -> str:
     """The stand-in for a colour of the page: "ink", "muted", "grid", "surface", or the number of a series."""
     return _PLACEHOLDERS[name if isinstance(name, str) else f"c{name % COLOURS}"]
+
+
+def look(number: int) -> dict[str, int | str]:
+    """Colour and marker of a class or run; those of the first LOOKS differ from each other."""
+    marker = (number + number // COLOURS) % len(MARKERS)
+    return {"colour": number % COLOURS, "marker": marker, "sign": SIGNS[marker]}
 
 
 @contextlib.contextmanager

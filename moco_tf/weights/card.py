@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import __version__
+from moco_tf import __version__, flagset
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint
 from moco_tf.weights.load import Loaded
@@ -42,11 +42,11 @@ def text(subject: Loaded, name: str, use: str) -> str:
         use: Markdown on how to use it.
     """
     size = subject.image_size
-    rows = {"source": f"{subject.path} ({subject.source}{f', step {subject.step}' if subject.step else ''})"}
+    rows = {"source": f"{_origin(subject)} ({subject.source}{f', step {subject.step}' if subject.step else ''})"}
     rows |= _training(subject) | _architecture(subject.encoder)
     rows["input"] = (
-        f"RGB, {size} x {size}; other sizes are resized (short side to {round(size * 256 / 224)}, antialiased) and "
-        "centre-cropped"
+        f"RGB, {size} x {size}; of images of other sizes the centre, after the short side became "
+        f"{round(size * 256 / 224)} (antialiased)"
     )
     rows["normalisation"] = f"of RGB in [0, 1]: mean {_numbers(subject.mean)}, deviation {_numbers(subject.std)}"
     rows["written by"] = (
@@ -68,6 +68,12 @@ def _architecture(encoder: Encoder) -> dict[str, str]:
     if config["bn_splits"] > 1:
         rows["batch norm"] = f"in {config['bn_splits']} splits: a training batch must be a multiple of it"
     return rows
+
+
+def _origin(subject: Loaded) -> str:
+    """The run folder's name and the checkpoint's, or the file's name: where they lay is of no use elsewhere."""
+    path = pathlib.Path(os.path.realpath(subject.path))
+    return "/".join(path.parts[-3:]) if _checkpoint(subject) else path.name
 
 
 def _checkpoint(subject: Loaded) -> pathlib.Path | None:
@@ -103,10 +109,21 @@ def _row(file: pathlib.Path, subject: pathlib.Path) -> str:
         title = _TITLES.get(result["evaluation"], result["evaluation"])
         title += "" if file.parent.name == result["evaluation"].lower() else f" ({file.parent.name})"
         top5 = f"{100 * result['top5']:.2f}" if "top5" in result else "-"
-        settings = ", ".join(f"{name} {result[name]}" for name in _SETTINGS if name in result)
+        settings = ", ".join(f"{name} {value}" for name, value in (*_told(result), *_flagged(file)))
         return f"| {title} | {result['dataset']} | {100 * result['top1']:.2f} | {top5} | {settings} |\n"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
+
+
+def _told(result: dict) -> list[tuple[str, object]]:
+    return [(name, result[name]) for name in _SETTINGS if name in result]
+
+
+def _flagged(file: pathlib.Path) -> list[tuple[str, str]]:
+    """How the images were cut, where the evaluation was told: without that its accuracy cannot be had again."""
+    flags = file.with_name("flags.cfg")
+    found = flagset.values_of(flags.read_text(encoding="utf-8")) if flags.is_file() else {}
+    return [(name, found[name]) for name in ("image_size", "test_resize") if found.get(name, "0") != "0"]
 
 
 def _recipe(subject: Loaded) -> Iterator[str]:

@@ -18,8 +18,7 @@ from moco_tf.data.sources import decode_rgb
 from moco_tf.errors import UserError
 from moco_tf.networks.encoder import Encoder
 
-CARD = "README.md"
-CONTENTS = frozenset({CARD, "saved_model.pb", "fingerprint.pb", "variables", "assets"})
+CONTENTS = frozenset({"README.md", "saved_model.pb", "fingerprint.pb", "variables", "assets"})
 
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, "images")
 _FILES = tf.TensorSpec([None], tf.string, "image_bytes")
@@ -91,12 +90,7 @@ class Exported(tf.Module):
 
 
 def save(
-    encoder: Encoder,
-    folder: str | pathlib.Path,
-    image_size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    about: str = "",
+    encoder: Encoder, folder: str | pathlib.Path, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     """Writes an encoder as a SavedModel: `Exported`, with the signatures serving_default, embed and project.
 
@@ -108,7 +102,6 @@ def save(
         folder: is created; must not hold anything.
         image_size: S, the side that images are cropped to.
         mean, std: what images in [0, 1] are normalised with, three numbers each.
-        about: text of a README.md inside the folder; none when empty.
 
     Raises:
         UserError: the folder holds something, or cannot be written; nothing is left then.
@@ -120,8 +113,6 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)  # where this fails tracing would be in vain
         exported = Exported(encoder, image_size, mean, std)
         tf.saved_model.save(exported, str(folder), signatures=exported.signatures())
-        if about:
-            (folder / CARD).write_text(about, encoding="utf-8")
     except (OSError, tf.errors.OpError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

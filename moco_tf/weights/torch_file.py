@@ -36,6 +36,7 @@ _OTHER_FORMATS = {
     b"\x1f\x8b": "a gzip archive; unpack it first: gzip -d FILE",
     b"BZh": "a bzip2 archive; unpack it first: bzip2 -d FILE",
     b"\x89HDF": "an HDF5 file (Keras weights?); give a file written by torch.save",
+    b"\x08": "neither a zip archive nor a pickle, but perhaps ONNX; give the .keras or .pth export of the same encoder",
     b"": "neither a zip archive nor a pickle; give a file written by torch.save",
 }
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError)
@@ -69,6 +70,8 @@ def read(path: str | os.PathLike) -> Any:
 def _describe_other(head: bytes) -> str:
     if not head:
         return "an empty file; download or copy it again"
+    if head[4:8] == b"TFL3":
+        return "a model of TensorFlow Lite; give the .keras or .pth export of the same encoder"
     if head[257:262] == b"ustar":
         return "a tar archive (.pth.tar only sounds like one); unpack it first: tar -xf FILE"
     return next(text for magic, text in _OTHER_FORMATS.items() if head.startswith(magic))
