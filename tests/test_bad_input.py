@@ -304,9 +304,6 @@ def test_programs_print_one_line_and_exit(photos, tmp_path):
     cases = [
         (2, "batch_size", ["pretrain", {"batchsize": 8, "workdir": workdir}]),
         (2, "'more' is no flag", ["pretrain", {"argv": ["more"], "workdir": workdir}]),
-        (2, "nowhere.cfg", ["pretrain", "nowhere.cfg", {"workdir": workdir}]),
-        (1, "--workdir is missing", ["pretrain", {}]),
-        (1, "is not a folder", ["knn", {"baseline": "raw_pixels", "dataset": "folder", "data_dir": tmp_path / "no"}]),
         (1, "does not exist", ["lincls", {"load": tmp_path / "no", "workdir": workdir}]),
         (1, "none of its 20", ["pretrain", "debug/pretrain.cfg", {**small, "data_dir": tmp_path / "bad"}]),
     ]

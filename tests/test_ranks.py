@@ -78,14 +78,3 @@ def test_probe_on_two_ranks(of_two_ranks, tmp_path):
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert 0.15 < result["top1"] < result["top5"] < 1  # chance is 0.1
     assert result["steps"] == 20
-
-
-@pytest.mark.horovod
-@pytest.mark.slow
-@needs_fashion_mnist
-def test_debug_recipe_on_eight_ranks(tmp_path):
-    out = launch(8, "pretrain", "debug/pretrain.cfg", workdir=tmp_path, steps=10, timeout=900)
-    assert out.count("done: 10 steps") == 1
-    assert sorted(losses(tmp_path)) == [5, 10]
-    assert 0.1 < metrics(tmp_path)[-1]["knn_top1"] <= 1
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
