@@ -39,7 +39,6 @@ def check_run(run, name, kept):
 
 
 @needs_fashion_mnist
-@pytest.mark.usefixtures("in_process")
 @each_method
 def test_end_to_end(name, tmp_path):
     """Pre-train, checkpoint, resume, export in one process; the export is that checkpoint's encoder."""
@@ -67,7 +66,6 @@ def runs_of_two_ranks(tmp_path_factory):
 
 @pytest.mark.horovod
 @needs_fashion_mnist
-@pytest.mark.usefixtures("in_process")
 @each_method
 def test_end_to_end_on_two_ranks(name, runs_of_two_ranks, tmp_path):
     run = runs_of_two_ranks / name

@@ -18,7 +18,7 @@ from absl import flags
 from moco_tf import options
 from moco_tf.methods.moco import MoCo
 from moco_tf.networks.encoder import Encoder
-from moco_tf.training import device, optimizers
+from moco_tf.training import optimizers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = {"image_size": 24, "batch_size": 16, "queue_size": 64, "epochs": 2, "steps": 6, "log_every": 2, "k": 5}
@@ -87,11 +87,6 @@ def steps_kept(run):
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory):
-    return make_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="session")
 def debug(photos):
     """Flags of the debug recipe that make it tiny."""
     return {"dataset": "folder", "data_dir": photos, **TINY}
@@ -101,11 +96,7 @@ def debug(photos):
 def run(debug, tmp_path_factory):
     """A run folder of the debug recipe."""
     workdir = tmp_path_factory.mktemp("runs") / "first"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "configure", lambda *_: None)
-        call(
-            "pretrain", "debug/pretrain.cfg", workdir=workdir, checkpoint_steps=2, keep=2, jit_compile="false", **debug
-        )
+    call("pretrain", "debug/pretrain.cfg", workdir=workdir, checkpoint_steps=2, keep=2, jit_compile="false", **debug)
     return workdir
 
 
@@ -134,7 +125,6 @@ def test_flags_cfg_runs_again(run, tmp_path):
     assert losses(tmp_path / "again") == pytest.approx(losses(run), rel=1e-3)
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("place", ["", "checkpoints/step-00000006"])
 def test_knn_of_what_is_loaded(place, run, photos, tmp_path, capsys):
     call("knn", load=run / place, dataset="folder", data_dir=photos, k=5, batch_size=16, workdir=tmp_path / "knn")
@@ -144,7 +134,6 @@ def test_knn_of_what_is_loaded(place, run, photos, tmp_path, capsys):
     assert f"top-1 {result['top1']:.2%}" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("cached", [True, False])
 def test_lincls(cached, run, photos, tmp_path):
     small = {"dataset": "folder", "data_dir": photos, "batch_size": 16, "steps": 4, "log_every": 2}
@@ -156,7 +145,6 @@ def test_lincls(cached, run, photos, tmp_path):
     assert (tmp_path / "flags.cfg").exists()
 
 
-@pytest.mark.usefixtures("in_process")
 def test_baselines_and_table(run, photos, tmp_path, capsys):
     """Results without --workdir go into the run folder, where the table finds them."""
     copy = shutil.copytree(run, tmp_path / "run")
@@ -176,7 +164,6 @@ def test_baselines_and_table(run, photos, tmp_path, capsys):
     assert rows[4][2] == f"{100 * raw['top1']:.2f}"
 
 
-@pytest.mark.usefixtures("in_process")
 def test_unreadable_images_are_skipped_and_listed(photos, tmp_path):
     data = tmp_path / "data"
     for number, path in enumerate(sorted((photos / "train").rglob("*.png"))[:40]):
@@ -218,7 +205,6 @@ def test_killed_run_resumes_bit_for_bit(debug, tmp_path):
         assert name.startswith("_CHECKPOINTABLE") or np.array_equal(*values), name
 
 
-@pytest.mark.usefixtures("in_process")
 def test_finished_run_with_fewer_steps_stops_at_once(run, debug, tmp_path, capsys):
     """A run folder that is further than --steps trains no more."""
     copy = shutil.copytree(run, tmp_path / "run")

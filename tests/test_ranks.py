@@ -8,7 +8,6 @@ import ranks
 from test_programs import arguments, call, losses, make_photos, metrics
 
 from moco_tf.data.fashion_mnist import DEBIAN_DIR
-from moco_tf.training import device
 
 SMALL = {
     **{"views": "moco_v2", "precision": "float32", "batch_size": 32, "queue_size": 128},
@@ -52,7 +51,6 @@ def test_two_ranks_are_one_process_with_as_many_splits(of_two_ranks, tmp_path, m
     """Same order, views, shuffles, statistics and gradients: the same losses, each line written once."""
     data, run, out = of_two_ranks
     assert out.count("done:") == out.count("the loss rises to about") == 1
-    monkeypatch.setattr(device, "configure", lambda *_: None)
     call("pretrain", "debug/pretrain.cfg", workdir=tmp_path / "one", bn_splits=4, **SMALL, **data)
     assert [line["step"] for line in metrics(run)] == list(range(1, 11))
     assert losses(run) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
