@@ -10,10 +10,42 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# Processes of pytest-xdist share the cores: with all cores for each, small operations wait for one another.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 # The longest files, longest first: two processes that take whole files in this order end together. The rest is short.
-LONGEST = ()
+LONGEST = (
+    "kills",
+    "moco_parity",
+    "end_to_end",
+    "ranks",
+    "programs",
+    "methods",
+    "evaluations",
+    "memory",
+    "weather",
+    "report",
+    "rank_failure",
+    "bench",
+    "report_page",
+    "tutorial",
+    "networks",
+    "collectives",
+    "formats",
+    "pack",
+    "export",
+    "reference",
+    "bn_flag",
+    "bad_input",
+    "views",
+    "augment",
+    "losses",
+    "api",
+    "stop",
+    "loss_scale",
+)
 
 
 def pytest_collection_modifyitems(items):
