@@ -2,6 +2,8 @@
 
 from test_programs import call
 
+from moco_tf.training import collectives
+
 # 500 of the training images are the test images: computing features of 10,000 would take longer than all the rest.
 DATA = {"dataset": "fashion_mnist", "holdout": 500, "precision": "float32"}
 SHORT = {"batch_size": 32, "queue_size": 128, "log_every": 1, "knn_every": 0, "jit_compile": "false", **DATA}
@@ -14,4 +16,5 @@ def run(name, workdir, calls=(2, 4)):
     for steps in calls:
         call("pretrain", "debug/pretrain.cfg", method=name, workdir=workdir, steps=steps, **SHORT)
     if name in PROBED:
+        collectives.connect().barrier()  # rank 0 may still be writing the checkpoint
         call("lincls", "debug/lincls.cfg", load=workdir, steps=4, batch_size=32, jit_compile="false", **DATA)
