@@ -21,8 +21,8 @@ def shifted(images, seed, positions, count):
     return tf.cast(images, tf.float32) / 64.0 + shift[:, None, None, None]
 
 
-def build(name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32", **kwargs):
-    """The method with a network that is the same at every call."""
+def build(name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32", optimizer=SGD, **kwargs):
+    """The method with a network that is the same at every call; kwargs: of the method, beside or instead of ours."""
     keras.utils.set_random_seed(5)
     kind = base.find(name)
 
@@ -31,7 +31,7 @@ def build(name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32
         return Encoder("resnet10", "cifar", width=4, bn_splits=splits, head=head, feature_dim=dim, dtype=dtype)
 
     own = {"queue_size": 56, "num_examples": IMAGES, "negatives": 7, "temperature": 0.2, "key_momentum": 0.9}
-    own = {name: own[name] for name in base.parameters(kind) if name in own}
+    own = {name: own[name] for name in base.parameters(kind) if name in own} | kwargs
     query_encoder = encoder()
     if "key_encoder" in base.parameters(kind):
         own["key_encoder"] = encoder()
@@ -42,9 +42,8 @@ def build(name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32
         views=(shifted, shifted),
         jit_compile=jit_compile,
         seed=seed,
-        **kwargs,
     )
-    method.compile(SGD(0.005))  # small: where an activation crosses zero by rounding, modes part
+    method.compile(optimizer(0.005))  # small: where an activation crosses zero by rounding, modes part
     return method
 
 

@@ -16,7 +16,8 @@ def horovodrun(ranks, *command, timeout=600, check=True, env=None):
     program = pathlib.Path(sys.executable).with_name("horovodrun")
     if not program.exists():
         pytest.skip("horovodrun is not installed beside this Python; launch/test.sh builds it")
-    env = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1", **(env or {})}
+    one_thread = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", **one_thread, **(env or {})}
     done = subprocess.run(
         [str(program), "-np", str(ranks), sys.executable, *map(str, command)],
         capture_output=True,

@@ -69,7 +69,6 @@ def folder(tmp_path_factory):
     return make_photos(tmp_path_factory.mktemp("photos"))
 
 
-@pytest.mark.usefixtures("in_process")
 def test_all_figures(folder, bare_python, tmp_path, capsys):
     """A data set of many sizes, cropped by the pipeline; without PyTorch, which one line says."""
     path, rival = tmp_path / "figures.json", {"compare": "torch", "torch_python": bare_python}
@@ -123,7 +122,6 @@ def test_two_ranks(tmp_path):
     assert figures["versions"].keys() >= {"tensorflow", "keras", "horovod"}
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("more", [{}, {"precision": "bfloat16", "bn_splits": 2, "head": "mlp_bn", "stem": "imagenet"}])
 def test_beside_pytorch(more, tmp_path, capsys):
     """Width 16: with 8 channels PyTorch 2.13's channels_last convolutions crash on some CPUs."""
@@ -146,7 +144,6 @@ def test_beside_pytorch(more, tmp_path, capsys):
     assert out.count(" times as fast as PyTorch ") == out.count("\nwith views: ") == 1
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("values", "message"),
     [

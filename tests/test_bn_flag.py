@@ -54,7 +54,6 @@ def test_sync_leaves_the_encoder_uncompiled(monkeypatch):
     assert build.pieces_to_compile(options(bn="shuffle"), TWO) == "all"
 
 
-@pytest.mark.usefixtures("in_process")
 def test_bench_counts_what_compression_and_bn_send(tmp_path):
     """Gradients in half the bytes and metrics as they are; no image is sent without a shuffle; a predicted table."""
     figures = {}

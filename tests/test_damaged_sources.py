@@ -14,15 +14,9 @@ from sources_of_encoders import KINDS, make
 from test_programs import call, start
 
 from moco_tf.errors import UserError
-from moco_tf.training import checkpoint, device
+from moco_tf.training import checkpoint
 from moco_tf.weights import torch_file
 from moco_tf.weights.load import load
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    """TensorFlow of this process has chosen its threads already."""
-    monkeypatch.setattr(device, "configure", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -12,23 +12,12 @@ import ranks
 import tensorflow as tf
 from absl import flags
 from evaluation_runs import PROBE, SMALL
-from test_programs import call, losses, make_photos, metrics, parse
+from test_programs import call, losses, metrics, parse
 
 from moco_tf import evaluate, probing
 from moco_tf.errors import UserError
-from moco_tf.training import checkpoint, device
+from moco_tf.training import checkpoint
 from moco_tf.weights.load import load
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    """TensorFlow of this process has chosen its threads already."""
-    monkeypatch.setattr(device, "configure", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return make_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +30,7 @@ def run(tmp_path_factory):
 def evaluated(run, photos, tmp_path_factory):
     """The folders of all evaluations in one process."""
     out = tmp_path_factory.mktemp("evaluated")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "configure", lambda *_: None)
-        evaluation_runs.evaluate(run, photos, out)
+    evaluation_runs.evaluate(run, photos, out)
     return out
 
 

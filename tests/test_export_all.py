@@ -15,18 +15,11 @@ from moco_tf import export, formats
 from moco_tf.data import few
 from moco_tf.errors import UserError
 from moco_tf.formats import keras as keras_format
-from moco_tf.training import device
 from moco_tf.weights import card, torch_file
 from moco_tf.weights.load import load
 
 FILES = {name: f"encoder{formats.find(name).SUFFIX}" for name in formats.NAMES if name != "savedmodel"}
 PTH = ("encoder.pth", "encoder.pth.md")
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    """TensorFlow of this process has chosen its threads already."""
-    monkeypatch.setattr(device, "configure", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +48,7 @@ def run(tmp_path_factory):
 def exported(run, tmp_path_factory):
     """(folder of all formats, what was printed)"""
     folder = tmp_path_factory.mktemp("all") / "new" / "exports"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "configure", lambda *_: None)
-        call("export", load=run, format="all", output=folder)
+    call("export", load=run, format="all", output=folder)
     return folder
 
 

@@ -32,7 +32,7 @@ def test_float16_takes_nearly_the_step_of_float32(name):
     parameters = [key for key in start if key.startswith("query_encoder") and ".running_" not in key]
     losses, moves = [], []
     for method in (exact, half):
-        losses.append(method_cases.run(method, steps=[0])["metric loss"][0])
+        losses.append(method_cases.run(method, steps=[0], eager=name != "moco")["metric loss"][0])
         after = method_cases.arrays(method)
         moves.append(np.concatenate([(after[key] - start[key]).ravel() for key in parameters]))
     assert losses[1] == pytest.approx(losses[0], rel=3e-3)

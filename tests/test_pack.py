@@ -20,7 +20,6 @@ from moco_tf.data.order import block_order
 from moco_tf.data.pipeline import TrainBatches, eval_batches
 from moco_tf.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("in_process")
 SMALL = 0.006  # megabytes a shard: a few images each
 
 
@@ -52,9 +51,7 @@ def photos(tmp_path_factory):
 def whole(photos, tmp_path_factory):
     """A pack of the photos, kept as they are."""
     output = tmp_path_factory.mktemp("packs") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moco_tf.training.device.configure", lambda *_: None)
-        pack(photos, output, short_side=0)
+    pack(photos, output, short_side=0)
     return output
 
 
@@ -253,9 +250,7 @@ def small(photos, tmp_path_factory):
     root = shutil.copytree(photos, tmp_path_factory.mktemp("some") / "photos")
     for name in ("train/cat/04.jpg", "train/grün ✓/99.jpg"):
         (root / name).write_bytes(b"no image")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moco_tf.training.device.configure", lambda *_: None)
-        return root, contents(pack(root, root.parent / "pack", short_side=40, workers=1))
+    return root, contents(pack(root, root.parent / "pack", short_side=40, workers=1))
 
 
 @pytest.mark.parametrize("workers", [3, 8])

@@ -9,14 +9,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from test_bad_input import pretrain as refused
-from test_programs import TINY, arguments, call, make_photos, parse
+from test_programs import TINY, arguments, call, parse
 
 from moco_tf import build, evaluate, loop, pretrain, resume
 from moco_tf.data import augment_geometry, pipeline
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
 from moco_tf.methods import base
-from moco_tf.training import device, guard, stop
+from moco_tf.training import guard, stop
 from moco_tf.training.checkpoint_writer import Writer
 from moco_tf.training.collectives import SingleProcess
 
@@ -132,11 +132,6 @@ def test_a_run_watches_for_a_collapse(tmp_path, monkeypatch):
 # A run on a folder of images, and its resumption
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return make_photos(tmp_path_factory.mktemp("photos"))
-
-
 def trained(photos, workdir, **values):
     """The method and the first batch of a run on the photos: 90, so 5 steps an epoch and 10 in its two epochs."""
     seen = {}
@@ -151,7 +146,6 @@ def trained(photos, workdir, **values):
             yield step, batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "configure", lambda *_: None)
         patch.setattr(build, "method", method)
         patch.setattr(loop, "steps", noted)
         values = {**TINY, "key_momentum": 0.9, "knn_every": 0, "jit_compile": "false", **values}
@@ -235,14 +229,12 @@ def test_views_of_a_file_are_two_crops_of_it(first, photos):
 # Refusals
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("method", ["simclr", "supcon_in", "npid"])
 def test_symmetric_loss_of_another_method_is_refused(method, photos, tmp_path):
     words = f"--symmetric came with --method={method}, expected moco", "leave --symmetric out"
     refused(*words, data_dir=photos, workdir=tmp_path / "run", method=method, symmetric=True)
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("method", ["supcon_in", "supcon_out", "supcon_suploss", "supervised"])
 def test_images_without_labels_are_refused_where_a_method_needs_them(method, photos, tmp_path):
     words = "folder has 0 classes", "expected labels", "train/<class>/"

@@ -97,7 +97,6 @@ def stopped_at(step, monkeypatch):
     monkeypatch.setattr(loop, "steps", interrupted)
 
 
-@pytest.mark.usefixtures("in_process")
 def test_a_run_that_stops_and_goes_on_is_the_same_run(recipe, tmp_path, monkeypatch):
     """Stopped after step 3, where nothing was due: the metrics of step 4 are the means of all four steps."""
     straight, halted = tmp_path / "straight", tmp_path / "halted"
@@ -116,7 +115,6 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(recipe, tmp_path, monkeypa
     assert [name for name in want if not np.array_equal(found[name], want[name])] == []
 
 
-@pytest.mark.usefixtures("in_process")
 def test_a_signal_in_the_last_step_changes_nothing(recipe, tmp_path, monkeypatch, capsys):
     stopped_at(1, monkeypatch)
     call("pretrain", "debug/pretrain.cfg", workdir=tmp_path / "run", **{**recipe, "steps": 1})

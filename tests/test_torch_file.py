@@ -292,19 +292,13 @@ def test_cut_files_are_refused(name, tmp_path):
 
 _EVENTS = []  # an audit hook cannot be removed: one hook, switched on while `_WATCH` is true
 _WATCH = [False]
+_RUNS = {"import", "exec", "compile", "os.system", "os.exec", "subprocess.Popen", "pickle.find_class"}
 
 
-def _audit(event, args):
-    if _WATCH[0] and event in (
-        "import",
-        "exec",
-        "compile",
-        "os.system",
-        "os.exec",
-        "subprocess.Popen",
-        "pickle.find_class",
-    ):
-        _EVENTS.append((event, args))
+def _audit(event, args, watch=_WATCH, runs=_RUNS, events=_EVENTS):
+    """Its own defaults, not the module's names: those are gone when the interpreter ends and the hook is called yet."""
+    if watch[0] and event in runs:
+        events.append((event, args))
 
 
 def watched(path):

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from test_checkpoint_writer import small_disk
 from test_kills import learnt, state_at
-from test_programs import TINY, arguments, call, make_photos, metrics, parse
+from test_programs import TINY, arguments, call, metrics, parse
 
 from moco_tf import loop, program, resume
 from moco_tf.contrast.collapse import has_collapsed
@@ -24,11 +24,6 @@ from moco_tf.training.lock import RunLock
 from moco_tf.training.meter import Meter
 
 SMALL = {**TINY, "width": 4, "knn_every": 0, "log_every": 1, "checkpoint_steps": 1, "keep": 1, "jit_compile": "false"}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return make_photos(tmp_path_factory.mktemp("photos"))
 
 
 def pretrain(photos, workdir, **values):
@@ -70,7 +65,6 @@ def before_step(number, action, monkeypatch):
 # Disks and folders
 
 
-@pytest.mark.usefixtures("in_process")
 def test_disk_full_while_checkpointing(photos, tmp_path, monkeypatch, capsys):
     """Metrics and TensorBoard write to the same full disk; when there is room again, the run goes on."""
     with small_disk(tmp_path / "disk", kilobytes=1200):
@@ -92,7 +86,6 @@ def fill_up(path):
             file.write(bytes(4096))
 
 
-@pytest.mark.usefixtures("in_process")
 def test_run_folder_that_can_no_longer_be_written(photos, tmp_path, monkeypatch):
     run = tmp_path / "run"
 
@@ -106,7 +99,6 @@ def test_run_folder_that_can_no_longer_be_written(photos, tmp_path, monkeypatch)
     assert newest.name in ("step-00000001", "step-00000002") and complaints == []
 
 
-@pytest.mark.usefixtures("in_process")
 def test_data_folder_that_disappears(photos, tmp_path, monkeypatch):
     """There are fewer images than --max_bad_images; some batches had been read ahead."""
     data = shutil.copytree(photos, tmp_path / "data")
@@ -163,7 +155,6 @@ def test_real_allocation_that_is_too_large(monkeypatch, capsys):
 WILD = 1e30  # a learning rate that throws the weights far out
 
 
-@pytest.mark.usefixtures("in_process")
 def test_weights_that_are_not_finite_are_not_kept(photos, tmp_path):
     """Their loss, which is looked at first, may still be finite."""
     words = "^after step [2-5] query_encoder/.* and \\d+ more hold numbers that are not finite; no checkpoint of that"
@@ -171,7 +162,6 @@ def test_weights_that_are_not_finite_are_not_kept(photos, tmp_path):
     assert f"is written, the last checkpoint is {sound(tmp_path / 'run')}; lower --learning_rate" in line
 
 
-@pytest.mark.usefixtures("in_process")
 def test_loss_that_is_not_finite_stops_the_run(photos, tmp_path):
     """With an older checkpoint, of a run that went well until its learning rate was changed."""
     run = tmp_path / "run"
@@ -318,16 +308,12 @@ def test_lock_on_a_file_system_without_locks(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def finished(photos, tmp_path_factory):
     """A run of two steps."""
-    from moco_tf.training import device
 
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "configure", lambda *_: None)
-        pretrain(photos, workdir, steps=2)
+    pretrain(photos, workdir, steps=2)
     return workdir
 
 
-@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     "values, there, here",
     [
@@ -347,7 +333,6 @@ def test_flags_of_another_model_are_refused(values, there, here, finished, photo
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.usefixtures("in_process")
 def test_flags_that_may_change_are_said(finished, photos, capsys):
     pretrain(photos, finished, steps=2, learning_rate=0.5, epochs=7)
     out = capsys.readouterr().out
@@ -371,7 +356,6 @@ def test_another_number_of_ranks_and_images_is_said():
     assert resume.changes(o, {"ranks": 1, "num_examples": 90, "flags": resume.flags_of(o)}, SingleProcess(), 90) == []
 
 
-@pytest.mark.usefixtures("in_process")
 def test_a_run_of_two_ranks_goes_on_in_one_process(finished, photos, tmp_path, capsys):
     """Its checkpoint has statistics of two ranks: their means, which the encoders' groups hold, go on."""
     run = shutil.copytree(finished, tmp_path / "run")

@@ -4,10 +4,7 @@ import sys
 
 import end_to_end
 
-from moco_tf.training import device
-
-device.configure = lambda *_: None  # it would be called again by the next program
 out, *names = sys.argv[1:]
 for name in names:
-    end_to_end.run(name, f"{out}/{name}")
+    end_to_end.run(name, f"{out}/{name}", (2, 4) if name in end_to_end.STATEFUL else (4,))
     print("finished", name, flush=True)
