@@ -159,6 +159,9 @@ def define_monitor() -> None:
         ["stop", "skip"],
         "A step that is not finite: stop; or leave it out, which looks at every gradient.",
     )
+    flags.DEFINE_integer(
+        "step_timeout", 600, "Seconds of a step until one of several ranks counts as hung, and ends; 0: any number.", 0
+    )
     flags.DEFINE_integer("knn_every", 0, "Epochs between two kNN evaluations; 0: none.", 0)
     flags.DEFINE_integer("knn_bank", 0, "Training images in the monitor's bank; 0: all.", 0)
 
