@@ -82,9 +82,7 @@ def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals, 
             collapse(step, values)
         if evaluates:
             watchdog.off()
-            values = run.monitor(method)
-            log.write(step, epoch=epoch, **values)
-            log.say(f"epoch {epoch:.4g}: kNN top-1 {values['knn_top1']:.2%}, top-5 {values['knn_top5']:.2%}")
+            evaluate(run, step, epoch, log)
         if saves or stop:
             watchdog.saving(step)
             log.to_disk()
@@ -96,6 +94,13 @@ def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals, 
                 leave(run, step, stop)
         if logs and not last:
             elastic.commit(method.state())
+
+
+def evaluate(run: Run, step: int, epoch: float, log: RunLog) -> None:
+    """Runs the kNN monitor on all ranks."""
+    values = run.monitor(run.method)
+    log.write(step, epoch=epoch, **values)
+    log.say(f"epoch {epoch:.4g}: kNN top-1 {values['knn_top1']:.2%}, top-5 {values['knn_top5']:.2%}")
 
 
 def shown(values: dict[str, float]) -> dict[str, float]:

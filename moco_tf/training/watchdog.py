@@ -45,7 +45,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self._seconds:
-            # Not by -m, with which launchers find ranks; without site-packages it is there at once, and takes 9 MB.
+            # Not by -m, with which launchers find ranks; without site-packages it is there at once, and small.
             command = [sys.executable, "-I", "-S", os.path.abspath(__file__), str(os.getpid())]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
             os.set_blocking(self._process.stdin.fileno(), False)
