@@ -102,8 +102,9 @@ def _unforeseen(name: str, error: Exception) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What Horovod's transport said, without its source files and TensorFlow's nodes."""
-    lines = [line for line in str(error).splitlines() if "orovod" in line and "etected at node" not in line]
+    """What Horovod's transport said, without source files and TensorFlow's way to the node."""
+    lines = [line.strip() for line in str(error).splitlines() if "orovod" in line]
+    lines = [line for line in lines if not line.startswith(("Detected at node", 'File "'))]
     return (lines or [type(error).__name__])[0].rpartition("}} ")[2].rpartition("] ")[2][:200]
 
 

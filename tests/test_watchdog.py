@@ -82,10 +82,10 @@ def test_a_rank_that_was_killed(ended):
     [
         ("input", f"test: rank 1 on {HOST} hangs: waiting for the images of step 3 has taken 1 s; {END}"),
         ("locked_metrics", f"test: rank 1 on {HOST} hangs: writing metrics has taken 1 s; {END}"),
-        # Inside of a step another rank may hang: 2 s more for that one to say so, on others than rank 0 4 s.
-        ("step of rank 0", f"test: rank 0 on {HOST} has been in step 3 for 3 s: {IN_STEP}{END}"),
-        ("step", f"test: rank 1 on {HOST} has been in step 3 for 5 s: {IN_STEP}{END}"),
-        ("locked_step", f"test: rank 1 on {HOST} has been in step 3 for 5 s: {IN_STEP}{END}"),
+        # Inside of a step another rank may hang: 5 s more for that one to say so, on others than rank 0 7.5 s.
+        ("step of rank 0", f"test: rank 0 on {HOST} has been in step 3 for 6 s: {IN_STEP}{END}"),
+        ("step", f"test: rank 1 on {HOST} has been in step 3 for 8.5 s: {IN_STEP}{END}"),
+        ("locked_step", f"test: rank 1 on {HOST} has been in step 3 for 8.5 s: {IN_STEP}{END}"),
     ],
 )
 def test_a_rank_that_hangs(ended, name, line):

@@ -36,7 +36,7 @@ class Watchdog:
 
     def __init__(self, seconds: float, rank: int, ranks: int, program: str, elastic: bool = False) -> None:
         self._seconds = seconds if ranks > 1 else 0
-        self._moment = min(30.0, max(2.0, seconds / 10)) * (1 if rank == 0 else 2)
+        self._moment = max(5.0, min(30.0, seconds / 10)) * (1 if rank == 0 else 1.5)
         self._who = f"{program}: rank {rank} on {socket.gethostname()}"
         after = "the other ranks go on" if elastic else "the same command goes on from the newest checkpoint"
         self._after = f"it ends, see --step_timeout; {after}"
