@@ -45,7 +45,7 @@ def ended():
     quiet = ("nothing", "saving", "evaluation")
     running |= {what: Rank(what, limit=2) for what in quiet}
     disturbed = ("stopped", "stopped with its watchdog", "bereft of its watchdog", "killed")
-    running |= {name: Rank("nothing", limit=2) for name in disturbed}
+    running |= {name: Rank("nothing", limit=3) for name in disturbed}
     watchdogs = {name: running[name].in_third_step() for name in (*disturbed, "step")}
     running["killed"].kill()
     watchdogs["bereft of its watchdog"].kill()
@@ -54,8 +54,8 @@ def ended():
     stopped = [running["stopped"], running["stopped with its watchdog"], watchdogs["stopped with its watchdog"]]
     for process in stopped:
         process.send_signal(signal.SIGSTOP)
-    time.sleep(2.5)
-    for process in reversed(stopped):
+    time.sleep(3.5)
+    for process in stopped:
         process.send_signal(signal.SIGCONT)
     results = {name: rank.end() for name, rank in running.items()}
     psutil.wait_procs(watchdogs.values(), timeout=5)

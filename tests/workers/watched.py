@@ -12,30 +12,38 @@ def hold_the_lock(seconds):
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
-def batches(what):
+def rest(seconds):
+    """In pieces, so that it goes on where a stop has interrupted it."""
+    for _ in range(20):
+        time.sleep(seconds / 20)
+
+
+def batches(what, too_long):
     for step in range(1, 5):
         if step == 3 and what == "input":
             time.sleep(60)
+        if step == 1 or step == 4 and what in ("saving", "evaluation"):
+            time.sleep(too_long)
         yield step, None
 
 
 def main(rank, limit, what):
     too_long = 1.25 * limit
     with Watchdog(limit, rank, 2, "test") as watchdog:
-        special = {
+        third = {
             "step": lambda: time.sleep(60),
             "locked_step": lambda: hold_the_lock(60),
-            "locked_metrics": lambda: (watchdog.alone("writing metrics"), hold_the_lock(60)),
+            "locked_metrics": lambda: hold_the_lock(60),
             "saving": lambda: (watchdog.saving(3), time.sleep(too_long)),
             "evaluation": lambda: (watchdog.off(), time.sleep(too_long)),
         }
-        for step, _ in watchdog.steps(batches(what)):
-            if step == 1:
-                time.sleep(too_long)  # it traces and compiles
-            if step == 3:
-                print("the third step", flush=True)
-                special.get(what, lambda: None)()
+        for step, _ in watchdog.steps(batches(what, too_long)):
             time.sleep(limit / 8)
+            if step == 3:
+                if what not in ("step", "locked_step"):
+                    watchdog.alone("writing metrics")
+                print("the third step", flush=True)
+                third.get(what, lambda: rest(limit / 4))()
     print("done", flush=True)
 
 
