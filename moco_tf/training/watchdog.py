@@ -1,9 +1,8 @@
 """A rank that hangs ends itself: left alone, all others would wait for it in their next exchange, for ever.
 
-A process of its own looks on (this file, run as a program): neither a main thread that never comes back from C code
-with Python's lock in its hand nor one that waits for a dead disk can keep it from its work. It learns through a pipe
-what is done since when, and counts only time in which the rank could have gone on: none while the rank or the whole
-machine is stopped (SIGSTOP, Ctrl-Z, sleep), whatever the clock of the day does.
+A process of its own watches it (this file, run as a program), for a thread would stand still with it where C code holds
+the GIL. It learns through a pipe what the rank does, and counts only time in which the rank could have gone on: none
+while the rank or the whole machine is stopped (SIGSTOP, Ctrl-Z, sleep), whatever the clock of the day does.
 """
 
 import contextlib
@@ -90,13 +89,13 @@ class Watchdog:
 
     def _tell(self, limit: float, line: str) -> None:
         if self._process is not None:
-            # A looker-on that was stopped or killed is no reason to stop.
+            # A watcher that was stopped or killed is no reason to stop.
             with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 os.write(self._process.stdin.fileno(), f"{limit:g} {line}\n".encode())
 
 
 def watch(process: int, pipe: int = 0) -> None:
-    """Looks on until the process has ended or closed the pipe.
+    """Watches a process until it has ended or closed the pipe.
 
     Args:
         process: its number, which is this one's parent.
@@ -118,10 +117,17 @@ def watch(process: int, pipe: int = 0) -> None:
             waited += min(now - last, 2 * _TICK)  # more has gone by: this process, too, was stopped
         last = now
         if limit and waited >= limit:
-            os.write(2, line + b"\n")
+            _say(line)
             if os.getppid() == process:
                 os.kill(process, signal.SIGKILL)
             return
+
+
+def _say(line: bytes) -> None:
+    """Writes a line to stderr unless nobody reads there, which may be why the rank hangs."""
+    with contextlib.suppress(OSError):
+        if select.select([], [2], [], 1.0)[1]:
+            os.write(2, line + b"\n")
 
 
 def _is_stopped(process: int) -> bool:

@@ -7,8 +7,8 @@ import time
 from moco_tf.training.watchdog import Watchdog
 
 
-def hold_the_lock(seconds):
-    """Sleeps in C, and does not give Python's lock back."""
+def hold_the_gil(seconds):
+    """Sleeps in C, and does not give the GIL back."""
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
@@ -22,7 +22,7 @@ def batches(what, too_long):
     for step in range(1, 5):
         if step == 3 and what == "input":
             time.sleep(60)
-        if step == 1 or step == 4 and what in ("saving", "evaluation"):
+        if step == 1 and what != "resting" or step == 4 and what in ("saving", "evaluation"):
             time.sleep(too_long)
         yield step, None
 
@@ -32,15 +32,15 @@ def main(rank, limit, what):
     with Watchdog(limit, rank, 2, "test") as watchdog:
         third = {
             "step": lambda: time.sleep(60),
-            "locked_step": lambda: hold_the_lock(60),
-            "locked_metrics": lambda: hold_the_lock(60),
+            "gil_step": lambda: hold_the_gil(60),
+            "gil_metrics": lambda: hold_the_gil(60),
             "saving": lambda: (watchdog.saving(3), time.sleep(too_long)),
             "evaluation": lambda: (watchdog.off(), time.sleep(too_long)),
         }
         for step, _ in watchdog.steps(batches(what, too_long)):
             time.sleep(limit / 8)
             if step == 3:
-                if what not in ("step", "locked_step"):
+                if what not in ("step", "gil_step"):
                     watchdog.alone("writing metrics")
                 print("the third step", flush=True)
                 third.get(what, lambda: rest(limit / 4))()
