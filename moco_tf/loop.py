@@ -23,6 +23,7 @@ from moco_tf.training.meter import Meter
 from moco_tf.training.runlog import RunLog
 from moco_tf.training.stop import INTERRUPTED, Signals, Stopped
 from moco_tf.training.waiting import InputWait
+from moco_tf.training.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Run:
         return min(self.o.steps or every, every)
 
 
-def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals) -> None:
+def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals, watchdog: Watchdog) -> None:
     """Takes the steps that are left, with metrics, kNN monitor and checkpoints when they are due.
 
     Raises:
@@ -54,10 +55,10 @@ def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals) 
     """
     o, method, per_epoch = run.o, run.method, run.batches.steps_per_epoch
     train_step = tf.function(method.train_step)
-    meter, wait, watch = Meter(o.batch_size, found.pending), InputWait(), CollapseWatch(method, log)
+    meter, wait, collapse = Meter(o.batch_size, found.pending), InputWait(), CollapseWatch(method, log)
     # To read what a GPU has computed, it must have computed all that it was given.
     look_every = min(o.log_every, 10) if device.has_gpu() else 1
-    for step, batch in wait.timed(steps(run.batches, found.step, run.total)):
+    for step, batch in watchdog.steps(wait.timed(steps(run.batches, found.step, run.total))):
         learning_rate = schedule(run, step)
         if received.status:
             method.stop.ask(received.status)
@@ -72,17 +73,18 @@ def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals) 
         with together(run, writer):
             check_finite(run, step, log, lambda: kept(run, writer))
         stop = method.stop.status() if not last else 0
+        watchdog.alone(f"writing the metrics of step {step}")
         if logs:
             values = meter.read()
             values["input_wait"] = wait.share(values["images_per_second"] / o.batch_size)
             log.show(**shown(values))
             log.write(step, epoch=epoch, learning_rate=learning_rate, **values)
-            watch(step, values)
+            collapse(step, values)
         if evaluates:
-            values = run.monitor(method)
-            log.write(step, epoch=epoch, **values)
-            log.say(f"epoch {epoch:.4g}: kNN top-1 {values['knn_top1']:.2%}, top-5 {values['knn_top5']:.2%}")
+            watchdog.off()
+            evaluate(run, step, epoch, log)
         if saves or stop:
+            watchdog.saving(step)
             log.to_disk()
             save(run, step, meter.pending(), writer)
         if evaluates or saves:
@@ -92,6 +94,13 @@ def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals) 
                 leave(run, step, stop)
         if logs and not last:
             elastic.commit(method.state())
+
+
+def evaluate(run: Run, step: int, epoch: float, log: RunLog) -> None:
+    """Runs the kNN monitor on all ranks."""
+    values = run.monitor(run.method)
+    log.write(step, epoch=epoch, **values)
+    log.say(f"epoch {epoch:.4g}: kNN top-1 {values['knn_top1']:.2%}, top-5 {values['knn_top5']:.2%}")
 
 
 def shown(values: dict[str, float]) -> dict[str, float]:

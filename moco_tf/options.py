@@ -4,10 +4,9 @@ Only programs call this; everything else takes keyword arguments of plain types.
 """
 
 import dataclasses
-import math
 import pkgutil
 
-from moco_tf import formats, methods
+from moco_tf import flag_values, formats, methods
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.data.order import ORDERS
 from moco_tf.flagset import flags
@@ -159,6 +158,9 @@ def define_monitor() -> None:
         ["stop", "skip"],
         "A step that is not finite: stop; or leave it out, which looks at every gradient.",
     )
+    flags.DEFINE_integer(
+        "step_timeout", 600, "Seconds of a step until one of several ranks counts as hung, and ends; 0: any number.", 0
+    )
     flags.DEFINE_integer("knn_every", 0, "Epochs between two kNN evaluations; 0: none.", 0)
     flags.DEFINE_integer("knn_bank", 0, "Training images in the monitor's bank; 0: all.", 0)
 
@@ -275,73 +277,23 @@ def define_pack() -> None:
     flags.DEFINE_bool("verify", False, "Compare the pack in --output with its checksums, and write nothing.")
 
 
-# Flags that hold numbers between commas.
-_LISTS = {
-    "milestones": int,
-    "scale_to": int,
-    "crop_scale": float,
-    "k": int,
-    "knn_temperature": float,
-    "learning_rates": float,
-}
-_AT_LEAST = {"k": 1, "knn_temperature": 1e-6, "learning_rates": 1e-12}
-
-
 def parsed(values: flags.FlagValues) -> object:
     """The program's flags as a frozen object, lists of numbers converted."""
-    _rename_old(values)
-    own = {f.name: f.value for module in values.flags_by_module_dict() for f in _of_module(values, module)}
+    flag_values.rename_old(values)
+    own = {flag.name: flag.value for flag in _defined_here(values)}
     own.pop("shuffle_bn", None)
-    for name, kind in _LISTS.items():
-        if own.get(name):
-            own[name] = _numbers(name, own[name], kind)
-    _check(own)
+    flag_values.convert(own)
+    flag_values.check(own)
     frozen = dataclasses.make_dataclass("Options", list(own), frozen=True)
     return frozen(**own)
 
 
-def _rename_old(values: flags.FlagValues) -> None:
-    """Gives --shuffle_bn, which flags.cfg of older run folders hold, its present name."""
-    if "shuffle_bn" not in values or values.shuffle_bn is None:
-        return
-    if values["bn"].present:
-        raise flags.IllegalFlagValueError("--shuffle_bn is the old form of --bn, and both came; leave --shuffle_bn out")
-    values.bn, values.shuffle_bn = "shuffle" if values.shuffle_bn else "split", None
-
-
-def _check(own: dict[str, object]) -> None:
-    """Refuses what absl's bounds let through."""
-    for name, value in own.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise flags.IllegalFlagValueError(f"flag --{name}={value}: expected a finite number")
-    for name, least in _AT_LEAST.items():
-        numbers = own.get(name, (least,))
-        if numbers is not None and not (numbers and all(least <= number < math.inf for number in numbers)):
-            shown = ",".join(f"{number:g}" for number in numbers)
-            raise flags.IllegalFlagValueError(f"flag --{name}={shown}: expected numbers from {least:g} on")
-    area = own.get("crop_scale")
-    if area and not (len(area) == 2 and 0 < area[0] <= area[1] <= 1):
-        shown = ",".join(f"{number:g}" for number in area)
-        raise flags.IllegalFlagValueError(
-            f"flag --crop_scale={shown}: expected two numbers, smallest and largest area, above 0 and at most 1"
-        )
-
-    if min(own.get("scale_to") or [1]) < 1:
-        raise flags.IllegalFlagValueError(f"flag --scale_to={own['scale_to']}: expected numbers of ranks, 1 or more")
-
-
-def _of_module(values: flags.FlagValues, module: str) -> list[flags.Flag]:
-    return values.flags_by_module_dict()[module] if module == __name__ else []
-
-
-def _numbers(name: str, words: list[str], kind: type) -> tuple:
-    try:
-        return tuple(kind(word) for word in words)
-    except ValueError:
-        raise flags.IllegalFlagValueError(f"flag --{name}={','.join(words)}: expected numbers between commas") from None
+def _defined_here(values: flags.FlagValues) -> list[flags.Flag]:
+    """The flags of this file, without absl's own."""
+    return values.flags_by_module_dict().get(__name__, [])
 
 
 def flagfile(values: flags.FlagValues) -> str:
     """Every flag of the program as text that --flagfile reads back."""
-    lines = [f.serialize() for f in _of_module(values, __name__) if f.value is not None]
+    lines = [f.serialize() for f in _defined_here(values) if f.value is not None]
     return "".join(f"{line}\n" for line in sorted(lines) if line)

@@ -21,12 +21,13 @@ from moco_tf.methods import base
 from moco_tf.methods.base import Method
 from moco_tf.networks.cost import cost
 from moco_tf.resume import resume
-from moco_tf.training import checkpoint_writer, rank_statistics
+from moco_tf.training import checkpoint_writer, elastic, rank_statistics
 from moco_tf.training.agree import on_first_rank
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.lock import RunLock
 from moco_tf.training.runlog import RunLog, make_folder, write_whole
 from moco_tf.training.stop import Signals, signals
+from moco_tf.training.watchdog import Watchdog
 
 
 def define_flags() -> None:
@@ -93,8 +94,9 @@ def pretrain(run: loop.Run, flagfile: str, received: Signals) -> None:
         write_whole(workdir / "flags.cfg", flagfile)
         introduce(o, run.method, run.train, run.size, ranks, found.step, run.total)
     log = RunLog(workdir, ranks.rank == 0, run.total, found.step)
-    with received.deferred(), checkpoint_writer.Writer(workdir / "checkpoints", o.keep) as writer:
-        loop.fit(run, found, log, writer, received)
+    watchdog = Watchdog(o.step_timeout, ranks.rank, ranks.size, "moco_tf.pretrain", elastic.is_elastic())
+    with received.deferred(), checkpoint_writer.Writer(workdir / "checkpoints", o.keep) as writer, watchdog:
+        loop.fit(run, found, log, writer, received, watchdog)
     log.close()
     if ranks.rank == 0:
         print(f"done: {run.total} steps; the run folder is {workdir}", flush=True)

@@ -102,9 +102,10 @@ def _unforeseen(name: str, error: Exception) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What Horovod's transport said, without its source files."""
-    lines = [line for line in str(error).splitlines() if "orovod" in line] or [type(error).__name__]
-    return lines[0].rpartition("}} ")[2].rpartition("] ")[2][:200]
+    """What Horovod's transport said, without source files and TensorFlow's way to the node."""
+    lines = [line.strip() for line in str(error).splitlines() if "orovod" in line]
+    lines = [line for line in lines if not line.startswith(("Detected at node", 'File "'))]
+    return (lines or [type(error).__name__])[0].rpartition("}} ")[2].rpartition("] ")[2][:200]
 
 
 def _this_rank() -> str:

@@ -20,16 +20,17 @@ ENDLESS = {
 class Job:
     """horovodrun in the background, as a rule with moco_tf.pretrain. As a context manager it leaves no process behind.
 
-    options: of horovodrun. env: beside this process' environment. command: instead of pretrain. values: flags of
-    pretrain beside ENDLESS.
+    options: of horovodrun. env: beside this process' environment. command: instead of pretrain. worker: what pretrains
+    instead, of tests/workers. values: flags of pretrain beside ENDLESS.
     """
 
-    def __init__(self, folder, *options, env=None, command=None, **values):
+    def __init__(self, folder, *options, env=None, command=None, worker=None, **values):
         self.workdir = folder / "run"
         self._files = [open(folder / name, "w+") for name in ("stdout.txt", "stderr.txt")]  # noqa: SIM115
         flags = arguments("debug/pretrain.cfg", **{**ENDLESS, "workdir": self.workdir, **values})
         launcher = pathlib.Path(sys.executable).with_name("horovodrun")
-        command = command or ["-m", "moco_tf.pretrain", *flags]
+        pretrain = [ranks.TESTS / f"workers/{worker}.py"] if worker else ["-m", "moco_tf.pretrain"]
+        command = command or [*pretrain, *flags]
         path = f"{ranks.TESTS.parent}{os.pathsep}{ranks.TESTS}"
         self._launcher = psutil.Popen(
             [str(part) for part in (launcher, *options, sys.executable, *command)],
@@ -67,7 +68,8 @@ class Job:
         for process in self.alive():
             try:
                 place = process.environ()
-                if process.cmdline()[:1] == [sys.executable] and "HOROVOD_RANK" in place:
+                is_program = process.cmdline()[:1] == [sys.executable] and "watchdog.py" not in str(process.cmdline())
+                if is_program and "HOROVOD_RANK" in place:
                     found[place["HOROVOD_HOSTNAME"], int(place["HOROVOD_LOCAL_RANK"])] = process
             except psutil.Error:
                 continue

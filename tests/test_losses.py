@@ -56,6 +56,14 @@ def info_nce(q, k, queue, temperature):
     return losses.info_nce(losses.info_nce_logits(q, k, queue, temperature))
 
 
+def supcon_in(*given, **first_key):
+    return supcon.supcon_in(*supcon.against_keys(*given, **first_key))
+
+
+def supcon_out(*given, **first_key):
+    return supcon.supcon_out(*supcon.against_keys(*given, **first_key))
+
+
 def info_nce_case(seed):
     return batch(seed)[:3]
 
@@ -66,8 +74,8 @@ def suploss_case(seed):
 
 QUEUE_LOSSES = {
     "info_nce": (info_nce, oracles.info_nce, info_nce_case),
-    "in": (supcon.supcon_in, oracles.supcon_in, batch),
-    "out": (supcon.supcon_out, oracles.supcon_out, batch),
+    "in": (supcon_in, oracles.supcon_in, batch),
+    "out": (supcon_out, oracles.supcon_out, batch),
     "suploss": (supcon.supcon_suploss, oracles.supcon_suploss, suploss_case),
 }
 
@@ -135,8 +143,8 @@ def test_queue_losses_equal_the_public_ones(temperature):
     given = f32(*(case[name] for name in ("key", "queue", "labels", "labels", "queue_labels")))
     k, queue, labels, _, queue_labels = given
     public = {
-        "in": lambda x: supcon.supcon_in(x, *given, temperature),
-        "out": lambda x: supcon.supcon_out(x, *given, temperature),
+        "in": lambda x: supcon_in(x, *given, temperature),
+        "out": lambda x: supcon_out(x, *given, temperature),
         "suploss": lambda x: supcon.supcon_suploss(x, k, queue, labels, queue_labels, temperature),
         "infonce": lambda x: info_nce(x, k, queue, temperature),
     }
@@ -202,8 +210,8 @@ def test_bank_momentum_weighs_the_new_features():
 def test_in_is_at_most_out(seed):
     for temperature in (0.07, 0.5):
         arguments = f32(*batch(seed))
-        inside = float(supcon.supcon_in(*arguments, temperature))
-        outside = float(supcon.supcon_out(*arguments, temperature))
+        inside = float(supcon_in(*arguments, temperature))
+        outside = float(supcon_out(*arguments, temperature))
         assert inside <= outside * (1 + 2e-5)  # 2e-5: Out divides by |P| + 1e-5
 
 
@@ -213,12 +221,12 @@ def test_one_positive_makes_all_equal(seed):
     q, k, queue, labels, _, queue_labels = batch(seed)
     one = f32(q[:1], k[:1], queue, np.array([9]), np.array([9]), queue_labels)
     expected = float(info_nce(*one[:3], 0.2))
-    np.testing.assert_allclose(supcon.supcon_in(*one, 0.2), expected, rtol=1e-6)
-    np.testing.assert_allclose(supcon.supcon_out(*one, 0.2), expected / (1 + 1e-5), rtol=1e-6)
+    np.testing.assert_allclose(supcon_in(*one, 0.2), expected, rtol=1e-6)
+    np.testing.assert_allclose(supcon_out(*one, 0.2), expected / (1 + 1e-5), rtol=1e-6)
     np.testing.assert_allclose(supcon.supcon_suploss(*without_key_labels(*one), 0.2), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [supcon.supcon_in, supcon.supcon_out])
+@pytest.mark.parametrize("loss", [supcon_in, supcon_out])
 def test_ranks_have_the_mean_of_the_whole_batch(loss):
     q, k, queue, labels, key_labels, queue_labels = f32(*batch(8, ranks=2))
     whole = loss(q, k, queue, labels, key_labels, queue_labels, 0.2)
@@ -254,7 +262,7 @@ def test_in_of_positives_alone():
     """sum_P = sum_A: log |P|, without any gradient."""
     q, k, queue, *_ = batch(4)
     rest = f32(k, queue, np.zeros(B, int), np.zeros(B, int), np.zeros(K, int))
-    value, gradient = value_and_gradient(lambda x: supcon.supcon_in(x, *rest, 0.1), q)
+    value, gradient = value_and_gradient(lambda x: supcon_in(x, *rest, 0.1), q)
     np.testing.assert_allclose(value, math.log(B + K), rtol=1e-6)
     assert not gradient.any()
 
@@ -263,7 +271,7 @@ def test_small_losses_keep_their_digits():
     """exp(-30) against 1: a log-sum-exp minus the positive gives 0."""
     q, queue = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     arguments = f32(q, q, queue, np.array([0]), np.array([0]), np.array([1]))
-    np.testing.assert_allclose(supcon.supcon_in(*arguments, 1 / 30), math.exp(-30), rtol=1e-5)
+    np.testing.assert_allclose(supcon_in(*arguments, 1 / 30), math.exp(-30), rtol=1e-5)
     with tf.GradientTape() as tape:
         tape.watch(arguments[0])
         loss = info_nce(*arguments[:3], 1 / 30)

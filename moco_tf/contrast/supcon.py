@@ -15,7 +15,7 @@ from moco_tf.contrast.losses import nearest_is_positive
 _NOT_A_CANDIDATE = -1e30  # exp of it is 0; infinite, it would make gradients NaN where a row holds nothing else
 
 
-def supcon_in(
+def against_keys(
     q: tf.Tensor,
     k: tf.Tensor,
     queue: tf.Tensor,
@@ -24,43 +24,43 @@ def supcon_in(
     queue_labels: tf.Tensor,
     temperature: float,
     first_key: tf.Tensor | int = 0,
-) -> tf.Tensor:
-    """Mean of -log( 1/|P| sum_P exp s / sum_A exp s ): SupCon equation 3, the sum inside the logarithm; scalar.
-
-    Candidates are the keys of the global batch and the queue before this step's enqueue. The gradient flows into q
-    alone.
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """s and which candidates are positives, where those are the keys of the global batch and the queue.
 
     Args:
-        q: queries, BxC.
+        q: queries, BxC; the gradient flows into them alone.
         k: keys of the global batch, GxC.
-        queue: KxC.
+        queue: as before this step's enqueue, KxC.
         labels: of the queries, B.
         key_labels: G.
         queue_labels: K; -1 for rows that no batch has filled yet.
         temperature: tau.
         first_key: the row of k that is the first query's own key: rank times B. The others follow in order.
+
+    Returns:
+        Two of Bx(G+K): s in q's dtype, and bool.
     """
-    s, positive = _against_keys(q, k, queue, labels, key_labels, queue_labels, temperature, first_key)  # Bx(G+K)
+    candidates = tf.stop_gradient(tf.concat([k, queue], axis=0))  # (G+K)xC
+    s = tf.einsum("bc,ac->ba", q, candidates) / temperature
+    own_key = _diagonal(tf.shape(q)[0], tf.shape(candidates)[0], first_key)
+    return s, _same_label(labels, tf.concat([key_labels, queue_labels], axis=0)) | own_key
+
+
+def supcon_in(s: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
+    """Mean of -log( 1/|P| sum_P exp s / sum_A exp s ): SupCon equation 3, the sum inside the logarithm; scalar.
+
+    Arguments as against_keys returns them; each anchor has a positive.
+    """
     # sum_P / sum_A = sigmoid(LSE_P - LSE_rest): keeps the digits of a loss near 0, which LSE_A - LSE_P would round off.
     margin = _log_sum_exp(s, positive) - _log_sum_exp(s, ~positive)
     return tf.reduce_mean(tf.nn.softplus(-margin) + tf.math.log(_count(positive)))
 
 
-def supcon_out(
-    q: tf.Tensor,
-    k: tf.Tensor,
-    queue: tf.Tensor,
-    labels: tf.Tensor,
-    key_labels: tf.Tensor,
-    queue_labels: tf.Tensor,
-    temperature: float,
-    first_key: tf.Tensor | int = 0,
-) -> tf.Tensor:
+def supcon_out(s: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
     """Mean of -1/(|P| + 1e-5) sum_P log( exp s / sum_A exp s ): SupCon equation 2, the sum outside; scalar.
 
-    Candidates, gradient and arguments as of supcon_in. The 1e-5 is MoCo v2 + SupContrast's, not the paper's.
+    Arguments as of supcon_in. The 1e-5 is MoCo v2 + SupContrast's, not the paper's.
     """
-    s, positive = _against_keys(q, k, queue, labels, key_labels, queue_labels, temperature, first_key)  # Bx(G+K)
     return tf.reduce_mean(-_sum_positive(tf.nn.log_softmax(s), positive) / (_count(positive) + 1e-5))
 
 
@@ -139,22 +139,6 @@ def supcon_batch(
     return loss if base_temperature is None else loss * (temperature / base_temperature)
 
 
-def contrast_accuracy(
-    q: tf.Tensor,
-    k: tf.Tensor,
-    queue: tf.Tensor,
-    labels: tf.Tensor,
-    key_labels: tf.Tensor,
-    queue_labels: tf.Tensor,
-    first_key: tf.Tensor | int = 0,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Share of queries whose nearest candidate is a positive, and with one among the five nearest: two scalars.
-
-    Arguments as of supcon_in.
-    """
-    return nearest_is_positive(*_against_keys(q, k, queue, labels, key_labels, queue_labels, 1.0, first_key))
-
-
 def batch_accuracy(features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Share of first views to which the same image's second is the nearest of all, and among the five nearest.
 
@@ -166,23 +150,6 @@ def batch_accuracy(features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     s = tf.einsum("nc,ac->na", features[:, 0], candidates)
     s = tf.where(own, tf.cast(_NOT_A_CANDIDATE, s.dtype), s)
     return nearest_is_positive(s, _diagonal(batch, views * batch, batch))
-
-
-def _against_keys(
-    q: tf.Tensor,
-    k: tf.Tensor,
-    queue: tf.Tensor,
-    labels: tf.Tensor,
-    key_labels: tf.Tensor,
-    queue_labels: tf.Tensor,
-    temperature: float,
-    first_key: tf.Tensor | int,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """s and whether a candidate is positive, of queries against keys and queue: Bx(G+K) float32 and bool."""
-    candidates = tf.stop_gradient(tf.concat([k, queue], axis=0))  # (G+K)xC
-    s = tf.einsum("bc,ac->ba", q, candidates) / temperature
-    own_key = _diagonal(tf.shape(q)[0], tf.shape(candidates)[0], first_key)
-    return s, _same_label(labels, tf.concat([key_labels, queue_labels], axis=0)) | own_key
 
 
 def _same_label(labels: tf.Tensor, candidate_labels: tf.Tensor) -> tf.Tensor:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from moco_tf.contrast import shuffle_bn, supcon
 from moco_tf.contrast.collapse import feature_std, still_random
 from moco_tf.contrast.key_queue import KeyQueue
+from moco_tf.contrast.losses import nearest_is_positive
 from moco_tf.contrast.momentum import momentum_update, start_as_copy
 from moco_tf.methods.base import FIRST_VIEW, SECOND_VIEW, SHUFFLE, Method, normalised, unpack
 from moco_tf.networks.encoder import Encoder
@@ -49,14 +50,14 @@ class QueueSupCon(Method):
 
     @abc.abstractmethod
     def contrastive_loss(
-        self, q: tf.Tensor, k: tf.Tensor, keys: tf.Tensor, labels: tf.Tensor, key_labels: tf.Tensor
+        self, q: tf.Tensor, k: tf.Tensor, labels: tf.Tensor, s: tf.Tensor, positive: tf.Tensor
     ) -> tf.Tensor:
-        """The loss of this rank's queries against the keys and self.queue, before these keys enter it: scalar.
+        """The loss of this rank's queries, before the keys of this step enter self.queue: scalar.
 
         Args:
             q, k: queries and keys of this rank's images, BxC.
-            keys: of the global batch, GxC.
-            labels, key_labels: B and G int32, -1 for none.
+            labels: B int32, -1 for none.
+            s, positive: of the queries against the global batch's keys and the queue, Bx(G+K), see supcon.against_keys.
         """
 
     def train_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
@@ -86,10 +87,6 @@ class QueueSupCon(Method):
             self._update_keys()
         return metrics
 
-    def first_key(self, q: tf.Tensor) -> int:
-        """The row of the global batch's keys that belongs to this rank's first query."""
-        return self.collectives.rank * q.shape[0]
-
     def _update_key_encoder(self) -> None:
         momentum_update(self.query_encoder, self.key_encoder, self.key_momentum)
 
@@ -99,13 +96,15 @@ class QueueSupCon(Method):
     def _query_forward_backward(
         self, im_q: tf.Tensor, k: tf.Tensor, keys: tf.Tensor, labels: tf.Tensor, key_labels: tf.Tensor
     ) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        queue, first_key = self.queue, self.collectives.rank * im_q.shape[0]
         with tf.GradientTape() as tape:
             q = normalised(self.query_encoder(self.view(im_q, FIRST_VIEW), training=True))  # BxC
-            loss = self.contrastive_loss(q, k, keys, labels, key_labels)
+            s, positive = supcon.against_keys(
+                q, keys, queue.keys, labels, key_labels, queue.labels, self.temperature, first_key
+            )
+            loss = self.contrastive_loss(q, k, labels, s, positive)
         gradients = self.gradients(tape, loss)
-        top1, top5 = supcon.contrast_accuracy(
-            q, keys, self.queue.keys, labels, key_labels, self.queue.labels, self.first_key(q)
-        )
+        top1, top5 = nearest_is_positive(s, positive)
         return gradients, {"loss": loss, "contrast_top1": top1, "contrast_top5": top5, "feature_std": feature_std(q)}
 
     def notes(self, batch_size: int) -> list[str]:

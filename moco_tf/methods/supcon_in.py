@@ -13,7 +13,6 @@ class SupConIn(QueueSupCon):
     """
 
     def contrastive_loss(
-        self, q: tf.Tensor, k: tf.Tensor, keys: tf.Tensor, labels: tf.Tensor, key_labels: tf.Tensor
+        self, q: tf.Tensor, k: tf.Tensor, labels: tf.Tensor, s: tf.Tensor, positive: tf.Tensor
     ) -> tf.Tensor:
-        queue, first = self.queue, self.first_key(q)
-        return supcon.supcon_in(q, keys, queue.keys, labels, key_labels, queue.labels, self.temperature, first)
+        return supcon.supcon_in(s, positive)

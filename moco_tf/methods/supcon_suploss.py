@@ -14,6 +14,6 @@ class SupConSupLoss(QueueSupCon):
     """
 
     def contrastive_loss(
-        self, q: tf.Tensor, k: tf.Tensor, keys: tf.Tensor, labels: tf.Tensor, key_labels: tf.Tensor
+        self, q: tf.Tensor, k: tf.Tensor, labels: tf.Tensor, s: tf.Tensor, positive: tf.Tensor
     ) -> tf.Tensor:
         return supcon.supcon_suploss(q, k, self.queue.keys, labels, self.queue.labels, self.temperature)

@@ -1,4 +1,18 @@
-"""SyncBN: batch normalisation with the mean and the variance of all ranks' batches."""
+"""SyncBN: batch normalisation with the mean and the variance of all ranks' batches.
+
+Algorithm 1 of Ioffe and Szegedy (2015) over the global batch of n ranks with as many images each. Forward, the ranks
+average their own mean m and variance v: 3C numbers, with a shift s that is near all means,
+
+    mean = s + E[m - s],   variance = E[v] + E[(m - s)^2] - E[m - s]^2
+
+Backward, of the gradient g in y and of x^ = (x - mean) / std, they average two expectations, 2C numbers:
+
+    dx = gamma / std (g - E[g] - x^ E[g x^]),   d gamma = sum g x^,   d beta = sum g
+
+d gamma and d beta are of a rank's images alone, as all parameters' gradients, with which they are averaged.
+E[x^2] - E[x]^2 would be shorter, but loses digits where the mean is larger than the deviation: five times the error of
+the fused kernel in a ResNet's first gradients, as measured.
+"""
 
 import tensorflow as tf
 
@@ -15,19 +29,7 @@ def normalise_over_ranks(
     epsilon: float,
     collectives: Collectives,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Algorithm 1 of Ioffe and Szegedy (2015) over the global batch of n ranks with as many images each.
-
-    Forward, the ranks average their own mean m and variance v: 3C numbers, with a shift s that is near all means,
-
-        mean = s + E[m - s],   variance = E[v] + E[(m - s)^2] - E[m - s]^2
-
-    Backward, of the gradient g in y and of x^ = (x - mean) / std, they average two expectations, 2C numbers:
-
-        dx = gamma / std (g - E[g] - x^ E[g x^]),   d gamma = sum g x^,   d beta = sum g
-
-    d gamma and d beta are of this rank's images alone, as all parameters' gradients, with which they are averaged.
-    E[x^2] - E[x]^2 would be shorter, but loses digits where the mean is larger than the deviation: five times the error
-    of the fused kernel in a ResNet's first gradients, as measured.
+    """Normalises with the statistics of all ranks' batches, see above.
 
     Args:
         x: BxHxWxC of this rank, any floating dtype.

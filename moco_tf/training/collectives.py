@@ -147,8 +147,8 @@ def of_several_ranks() -> bool:
 
 
 # Seconds until Horovod should name the ranks that the others wait for, and until it should end the job; without the
-# second it waits for ever. Its Gloo build was not seen to do either (docs/clusters.md). A process that stands still
-# or whose machine is lost is found by HOROVOD_GLOO_TIMEOUT_SECONDS (30).
+# second it waits for ever. Its Gloo build was not seen to do either (docs/clusters.md): watchdog.py finds a rank that
+# hangs. A process that stands still, or whose machine is lost, is found by HOROVOD_GLOO_TIMEOUT_SECONDS (30).
 STALL_LIMITS = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
 
 
@@ -156,7 +156,7 @@ def horovod() -> ModuleType:
     """Horovod's TensorFlow module, connected to the other ranks.
 
     Raises:
-        UserError: it is not installed, or the ranks do not find each other.
+        UserError: it is not installed.
     """
     for name, seconds in STALL_LIMITS.items():
         os.environ.setdefault(name, seconds)

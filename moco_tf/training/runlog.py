@@ -18,7 +18,7 @@ class RunLog:
     """Writes a run's numbers on rank 0; on other ranks it does nothing.
 
     Args:
-        workdir: the run folder; it is created.
+        workdir: the run folder, which exists.
         enabled: whether this is rank 0.
         total: steps of the whole run, for the progress bar.
         start: steps done before; metrics of later ones are dropped from metrics.jsonl, for they will come again.

@@ -49,41 +49,43 @@ def learning_rate(
                  milestones: base decay^n, n the number of milestones <= e
                  constant: base
 
-    per="epoch" counts e = floor(t / steps_per_epoch) + first_epoch, one value for a whole epoch; per="step" counts
-    e = t / steps_per_epoch, a value for each step. So the first step has e = 0 (warmup_start where there is a warm-up),
-    the first step after the warm-up has exactly base, and a cosine gets to final at e = E: one step (epoch) past the
-    last, in which it is still a little above; with first_epoch=1 in the last epoch. Later steps keep final.
+    with e of `epoch_number`. So the first step has e = 0 (warmup_start where there is a warm-up), the first step after
+    the warm-up has exactly base, and a cosine gets to final at e = E: one step (epoch) past the last, in which it is
+    still a little above; with first_epoch=1 in the last epoch. Later steps keep final.
 
     Args:
         step: t.
-        steps_per_epoch: steps in an epoch.
+        steps_per_epoch, per: see epoch_number.
         epochs: E, warm-up included.
         base: the learning rate at the end of the warm-up.
         schedule: "constant", "cosine" or "milestones".
-        per: "epoch" or "step".
         first_epoch: e of the first epoch with per="epoch": 0 as in FB's MoCo, 1 as in its CIFAR-10 demo.
         milestones: epochs e from which the rate is decay times what it was. Not shifted by the warm-up.
         decay: factor at each milestone.
         final: where the cosine ends.
-        warmup_epochs: W.
-        warmup_start: where the warm-up starts.
+        warmup_epochs, warmup_start: W, and where the warm-up starts.
     """
     _expect(schedule in SCHEDULES, f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}")
-    _expect(per in PERIODS, f"per is {per!r}; expected 'epoch' or 'step'")
-    _expect(step >= 0, f"step is {step}; expected 0 or more")
-    _expect(steps_per_epoch >= 1, f"steps_per_epoch is {steps_per_epoch}; expected 1 or more")
     _expect(0 <= warmup_epochs < epochs, f"warmup_epochs is {warmup_epochs}; expected 0 up to below epochs ({epochs})")
-    _expect(first_epoch >= 0, f"first_epoch is {first_epoch}; expected 0 or more")
-    _expect(first_epoch == 0 or per == "epoch", f"first_epoch is {first_epoch} with per='step'; expected 0")
     _expect(min(base, final, warmup_start) >= 0, f"rates {base}, {final}, {warmup_start}; expected none below 0")
     _expect(schedule != "milestones" or len(milestones), "schedule is 'milestones' without any; expected epochs")
     _expect(decay > 0, f"decay is {decay}; expected a factor above 0")
-    epoch = step / steps_per_epoch if per == "step" else step // steps_per_epoch + first_epoch
+    epoch = epoch_number(step, steps_per_epoch, per, first_epoch)
     if epoch < warmup_epochs:
         return warmup(base, epoch / warmup_epochs, warmup_start)
     if schedule == "cosine":
         return cosine(base, min((epoch - warmup_epochs) / (epochs - warmup_epochs), 1.0), final)
     return base if schedule == "constant" else _milestones(base, epoch, milestones, decay)
+
+
+def epoch_number(step: int, steps_per_epoch: int, per: str = "epoch", first_epoch: int = 0) -> float:
+    """e: with per="epoch" floor(t / steps_per_epoch) + first_epoch, one for a whole epoch; else t / steps_per_epoch."""
+    _expect(per in PERIODS, f"per is {per!r}; expected 'epoch' or 'step'")
+    _expect(step >= 0, f"step is {step}; expected 0 or more")
+    _expect(steps_per_epoch >= 1, f"steps_per_epoch is {steps_per_epoch}; expected 1 or more")
+    _expect(first_epoch >= 0, f"first_epoch is {first_epoch}; expected 0 or more")
+    _expect(first_epoch == 0 or per == "epoch", f"first_epoch is {first_epoch} with per='step'; expected 0")
+    return step / steps_per_epoch if per == "step" else step // steps_per_epoch + first_epoch
 
 
 def key_momentum(step: int, total_steps: int, base: float, schedule: str = "constant") -> float:

@@ -1,4 +1,4 @@
-"""Elastic jobs: training goes on when a worker is killed and when one joins.
+"""Elastic jobs: training goes on when a worker is killed or hangs, and when one joins.
 
 Horovod leaves out the whole host of a worker that failed, so the two workers are on "hosts" of two names.
 """
@@ -47,3 +47,18 @@ def test_worker_dies_and_another_joins(photos, tmp_path):
     assert (status, left) == (0, []), out[-5000:]
     assert out.count("done: 150 steps") == 1
     assert sorted(losses(job.workdir)) == list(range(1, 151))
+
+
+@pytest.mark.horovod
+@pytest.mark.system
+def test_worker_that_hangs(photos, tmp_path):
+    """Its watchdog ends it, and the other finishes the run alone."""
+    cluster = Cluster(tmp_path, f"{HERE}:1", f"{THERE}:1")
+    options = ["-np", 2, "--min-np", 1, "--max-np", 2, *cluster.options]
+    with Job(tmp_path, *options, worker="hanging", data_dir=photos, steps=20, step_timeout=5) as job:
+        status, out, left = job.end(timeout=300)
+    assert (status, left) == (0, []), out[-5000:]
+    cause = "hangs: waiting for the images of step 3 has taken 5 s; it ends, see --step_timeout; the other ranks go on"
+    assert out.count(cause) == 1
+    assert out.count("elastic: 1 ranks now, 2 before") == 1
+    assert sorted(losses(job.workdir)) == list(range(1, 21))

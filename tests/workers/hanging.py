@@ -1,0 +1,24 @@
+"""moco_tf.pretrain on several ranks, of which rank 1 gets no images for its third step: its read never returns."""
+
+import time
+
+from absl import flags
+
+from moco_tf import options, pretrain, program
+from moco_tf.data.pipeline import TrainBatches
+
+whole = TrainBatches.batches
+
+
+def hanging(self, *args):
+    for number, batch in enumerate(whole(self, *args)):
+        if number == 2 and self.rank == 1:
+            time.sleep(600)
+        yield batch
+
+
+if __name__ == "__main__":
+    TrainBatches.batches = hanging
+    pretrain.define_flags()
+    flags.adopt_module_key_flags(options)
+    program.run(pretrain.main)
