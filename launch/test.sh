@@ -11,7 +11,7 @@ if [ "${1:-}" = --system ]; then
   for tool in slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge sshd:openssh-server ssh:openssh-client ip:iproute2; do
     PATH=$PATH:/usr/sbin command -v "${tool%:*}" >/dev/null || apt "${tool#*:}" || true # a test says what it lacks
   done
-  exec "$python" -m pytest tests/system -m system -rs "$@"
+  exec "$python" -m pytest -m system -rs "$@"
 fi
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .

@@ -14,10 +14,17 @@ import ranks
 MODES = ("float64", "eager", "graph", "compiled")
 
 
-# The symmetric step's modes are compared on a small network: test_methods.py.
-@pytest.mark.parametrize(
-    "name, mode", [*(("moco_cifar_asymmetric", mode) for mode in MODES), ("moco_cifar_symmetric", "float64")]
-)
+def cases(names, everyday):
+    """(name, mode) of every case in every mode; those that are not of every day are system tests."""
+    pairs = [(name, mode) for name in names for mode in MODES]
+    return [pair if pair in everyday else pytest.param(*pair, marks=pytest.mark.system) for pair in pairs]
+
+
+# Float64 proves all cases, and the symmetric step's modes are compared on a small network, too: test_methods.py.
+OF_ONE_RANK = [*(("moco_cifar_asymmetric", mode) for mode in MODES), ("moco_cifar_symmetric", "float64")]
+
+
+@pytest.mark.parametrize("name, mode", cases(["moco_cifar_asymmetric", "moco_cifar_symmetric"], OF_ONE_RANK))
 def test_cifar_demo(name, mode):
     case = parity_cases.load(f"float64/{name}.npz")
     method = parity_cases.method(case, mode=mode)
@@ -26,16 +33,17 @@ def test_cifar_demo(name, mode):
     parity_cases.check_state(method, case, mode)
 
 
-# Float64 proves both cases; each form of float32 is run on one of them.
+# Each form of float32 on one of them.
 ON_TWO_RANKS = [("moco_v1_2ranks", mode) for mode in ("float64", "graph")]
 ON_TWO_RANKS += [("moco_v2_2ranks", mode) for mode in ("float64", "eager", "compiled")]
 
 
 @pytest.fixture(scope="module")
-def of_two_ranks(tmp_path_factory):
-    """(folder of the ranks' queues, what was printed) of one launch for all cases."""
+def of_two_ranks(request, tmp_path_factory):
+    """(folder of the ranks' queues, what was printed) of one launch for all cases that are to be tested."""
     out = tmp_path_factory.mktemp("ranks")
-    words = [word for name, mode in ON_TWO_RANKS for word in (f"float64/{name}.npz", mode)]
+    chosen = [item.callspec.params for item in request.session.items if "of_two_ranks" in item.fixturenames]
+    words = [word for case in chosen for word in (f"float64/{case['name']}.npz", case["mode"])]
     for case in words[::2]:
         parity_files.path(case)
     done = ranks.horovodrun(2, ranks.TESTS / "workers" / "moco_parity.py", out, *words, check=False)
@@ -43,7 +51,7 @@ def of_two_ranks(tmp_path_factory):
 
 
 @pytest.mark.horovod
-@pytest.mark.parametrize("name, mode", ON_TWO_RANKS)
+@pytest.mark.parametrize("name, mode", cases(["moco_v1_2ranks", "moco_v2_2ranks"], ON_TWO_RANKS))
 def test_facebook_moco_on_two_ranks(name, mode, of_two_ranks):
     out, said = of_two_ranks
     assert all(f"equal on rank {rank} float64/{name}.npz {mode}" in said for rank in range(2)), said[-4000:]

@@ -1,22 +1,11 @@
-"""Tests of the launchers with real daemons: deselected unless asked for with -m system (launch/test.sh --system)."""
+"""Tests of the launchers with real daemons, and others that take long: all marked system."""
 
 import os
-import pathlib
 import shutil
 
 import pytest
 
-FOLDER = pathlib.Path(__file__).parent
 os.environ["PATH"] += os.pathsep + "/usr/sbin"
-
-
-def pytest_collection_modifyitems(config, items):
-    """What another -m selects, or none, does not select these."""
-    if "system" in config.getoption("-m"):
-        return
-    unasked = [item for item in items if FOLDER in item.path.parents]
-    config.hook.pytest_deselected(items=unasked)
-    items[:] = [item for item in items if item not in unasked]
 
 
 @pytest.fixture(scope="session")
