@@ -17,9 +17,10 @@ from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint, device
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.runlog import make_folder
+from moco_tf.weights.load import SOURCES
 from moco_tf.weights.load import load as load_encoder
 
-_FILES = (".tar", ".pth", ".npz", ".keras")  # of other programs, as --load takes them
+_FILES = (".tar", ".pth", ".npz", ".keras", ".pkl")  # of other programs, as --load takes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def load(o: object) -> Subject:
         mean, std = normalisation(o.normalise, o.dataset)
         return Subject("raw pixels", features.raw_pixels, None, o.image_size, o.test_resize, mean, std)
     if not o.load:
-        raise UserError("--load is missing; give a run folder, a checkpoint, a .pth.tar, .pth or .npz")
+        raise UserError(f"--load is missing; give {SOURCES}")
     untrained = o.baseline == "untrained"
     loaded = load_encoder(o.load, device.dtype_policy(o.precision), untrained)
     mean, std = (loaded.mean, loaded.std) if o.normalise == "auto" else normalisation(o.normalise, o.dataset)
@@ -64,12 +65,19 @@ def load(o: object) -> Subject:
 
 
 def check_labels(train: Source, test: Source) -> None:
-    """Refuses sets without classes."""
+    """Refuses sets without classes, and sets of which some images are known to have none."""
     if train.num_classes < 2 or test.num_classes < 2:
         raise UserError(
             f"{train.name} has {train.num_classes} classes, expected labels of two or more to evaluate with; give a "
             "set with labels (for --dataset=folder: train/<class>/ and val/<class>/)"
         )
+    for images in (train, test):
+        without = 0 if images.labels is None else int((images.labels < 0).sum())
+        if without:
+            raise UserError(
+                f"{without} of {images.num_examples} images in {images.name} have no label, expected one for each to "
+                "evaluate with; leave them out of the set"
+            )
 
 
 def checkpoints(folder: str | None) -> list[str]:
@@ -99,6 +107,15 @@ def check_neighbours(k: int, train: Source) -> None:
         )
 
 
+def check_folder(folder: pathlib.Path) -> None:
+    """Refuses a folder of results that holds a training's checkpoints: its metrics and flags would be overwritten."""
+    if checkpoint.existing(folder / "checkpoints"):
+        raise UserError(
+            f"{folder} holds the checkpoints of a training, expected a folder for the results alone; give another "
+            "--workdir"
+        )
+
+
 def report(
     o: object,
     flagfile: str,
@@ -122,13 +139,17 @@ def report(
     folder = output_folder(o, what)
     make_folder(folder)
     counts = scores.confusion(predictions, labels, test.num_classes)
-    result = {**result, "evaluation": what, "subject": subject.name, "dataset": o.dataset}
+    result = {**result, "evaluation": what, "subject": subject.name, "dataset": o.dataset, "test_images": len(labels)}
     result["per_class"] = scores.per_class(counts, test.class_names)
     scores.write_confusion(folder / "confusion.csv", counts, test.class_names)
     (folder / "flags.cfg").write_text(flagfile)
     draft = folder / ".result.json"
     draft.write_text(json.dumps(result, indent=1) + "\n")
     draft.replace(folder / "result.json")
+    if len(labels) < test.num_examples:
+        print(
+            f"{test.num_examples - len(labels)} of {test.num_examples} test images could not be read and do not count"
+        )
     print(f"{what} of {subject.name} on {o.dataset}: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}")
     print(f"written to {folder / 'result.json'}", flush=True)
 

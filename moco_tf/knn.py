@@ -38,7 +38,9 @@ def main(o: object, flagfile: str) -> None:
     train, test = (build.source(o, split, ranks) for split in ("train", "test"))
     evaluate.check_labels(train, test)
     evaluate.check_neighbours(max(o.k), train)
-    make_folder(evaluate.output_folder(o, "knn"))  # now, not after the work
+    folder = evaluate.output_folder(o, "knn")
+    evaluate.check_folder(folder)
+    make_folder(folder)  # now, not after the work
     if not o.all_checkpoints:
         outcomes, labels = measure(o, subject, train, test, ranks)
         result = {}
