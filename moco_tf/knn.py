@@ -49,7 +49,8 @@ def main(o: object, flagfile: str) -> None:
         result = {"checkpoints": found}
     if ranks.rank == 0 and len(outcomes) > 1:
         print("\n".join(f"k {x.k}, temperature {x.temperature:g}: {accuracies(x)}" for x in outcomes), flush=True)
-    result = {**outcomes[0].summary(), "weighting": o.weighting, "all": [x.summary() for x in outcomes], **result}
+    how = {"weighting": o.weighting, "feature": o.feature if subject.encoder else "pixels"}
+    result = {**outcomes[0].summary(), **how, "all": [x.summary() for x in outcomes], **result}
     result |= evaluate.network_cost(subject, test)
     evaluate.report(o, flagfile, ranks, "kNN", subject, result, test, outcomes[0].predictions, labels)
 

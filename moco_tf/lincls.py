@@ -51,7 +51,7 @@ def main(o: object, flagfile: str) -> None:
     last, labels, result, logits = run(o, subject, train, test, ranks)
     if not o.finetune and fingerprint(subject) != before:
         raise AssertionError("the probe changed a backbone variable; its accuracy would mean nothing")
-    result |= {"finetuned": o.finetune, "train_images": train.num_examples}
+    result |= {"finetuned": o.finetune, "cached_features": o.cache_features, "train_images": train.num_examples}
     result |= evaluate.network_cost(subject, test, logits)
     if ranks.rank == 0:
         best = f"{result['best_top1']:.2%} after epoch {result['best_epoch']:.4g}"

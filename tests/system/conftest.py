@@ -1,4 +1,4 @@
-"""Tests of the launchers with real daemons: deselected unless asked for with -m system (launch/test.sh --system)."""
+"""Tests of the launchers with real daemons, and of the demo: only with -m system (launch/test.sh --system)."""
 
 import os
 import pathlib

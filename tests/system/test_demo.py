@@ -18,13 +18,14 @@ pytestmark = [pytest.mark.system, pytest.mark.horovod, pytest.mark.timeout(3600)
 
 README_RUN = "runs/v2"
 COMMANDS = [" ".join(words[2:]) for words in of_programs(README_RUN)]
-# The demo is of Fashion-MNIST, 24 pixels. Nothing else of a command changes, but the ImageNet probe's 100 epochs.
+# The demo is of Fashion-MNIST, 24 pixels. Nothing else of a command changes, but the ImageNet probe: 30 is a rate for
+# 2048 features, and 100 epochs are hours.
 ON_THE_DEMO = {
     "--data_dir=/data": "",
     "--dataset=cifar10": "--dataset=fashion_mnist",
     "--dataset=imagenet2012": "--dataset=fashion_mnist",
     "--flagfile=flags/lincls/imagenet.cfg": "--flagfile=flags/lincls/imagenet.cfg --dataset=fashion_mnist "
-    "--image_size=24 --test_resize=24 --epochs=5 --milestones=3,4",
+    "--image_size=24 --test_resize=24 --learning_rate=3 --epochs=10 --schedule=cosine",
 }
 SECTIONS = ["results", "curves", "views", "neighbours", "map", "classes", "spread", "speed", "recipe"]
 
@@ -136,15 +137,15 @@ def test_knn_settings_and_checkpoints(demo, outcome):
 
 
 def test_probes_agree(demo, outcome):
-    """On cached features: the grid, L-BFGS and the demo's own rate reach the same."""
+    """On cached features the grid, L-BFGS and the demo's own rate reach the same; on augmented images it is less."""
     grid = result(outcome(only("moco_tf.lincls", "--cache_features"))[0] / "run/lincls")
     assert len(grid["learning_rates"]) == 8 and grid["held_out_images"] == 6000
     assert grid["logistic_regression"]["converged"]
     assert grid["top1"] == pytest.approx(grid["logistic_regression"]["top1"], abs=0.01)
     assert grid["top1"] == pytest.approx(top1(demo[0] / "lincls"), abs=0.015)
     augmented = result(outcome(only("moco_tf.lincls", "imagenet.cfg"))[0] / "run/lincls")
-    assert augmented["epochs"] == 5 and len(augmented["tests"]) == 5
-    assert 0 < grid["top1"] - augmented["top1"] < 0.1
+    assert augmented["epochs"] == 10 and len(augmented["tests"]) == 10 and not augmented["cached_features"]
+    assert 0 < grid["top1"] - augmented["top1"] < 0.07  # 0.05 in README.md: crops from 8 % of 24 pixels on are hard
 
 
 def test_fine_tuning_on_few_labels(outcome):
