@@ -117,8 +117,7 @@ def nearest(
     blocks = [tf.constant(queries[i : i + query_chunk], tf.float32) for i in range(0, len(queries), query_chunk)]
     best = [(tf.zeros([len(block), 0], tf.float64), tf.zeros([len(block), 0], tf.int64)) for block in blocks]
     for start in range(0, len(bank), chunk):
-        rows = _exact(tf.constant(bank[start : start + chunk], tf.float32))
-        best = [_merge(*found, _exact(block), rows, start, k) for found, block in zip(best, blocks)]
+        best = _merge_chunk(bank[start : start + chunk], blocks, best, start, k)
     return tuple(np.concatenate([part.numpy() for part in parts]) for parts in zip(*best))
 
 
@@ -175,8 +174,15 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
         )
 
 
+@tf.function(reduce_retracing=True)  # as a graph it works in place: one chunk in float64, not two
 def _exact(features: tf.Tensor) -> tf.Tensor:
     return tf.round(tf.cast(features, tf.float64) * _GRAIN) / _GRAIN
+
+
+def _merge_chunk(chunk: np.ndarray, blocks: list[tf.Tensor], best: list[tuple], first_row: int, k: int) -> list[tuple]:
+    """The k best of those found so far and of a chunk, for each block of queries; a chunk is gone before the next."""
+    rows = _exact(tf.constant(chunk, tf.float32))
+    return [_merge(*found, _exact(block), rows, first_row, k) for found, block in zip(best, blocks)]
 
 
 def _merge(
