@@ -84,12 +84,13 @@ def checkpoints(folder: str | None) -> list[str]:
     """What a run folder, a folder of checkpoints or one of files holds to be loaded, oldest or first name first.
 
     Raises:
-        UserError: nothing.
+        UserError: there is nothing to be loaded.
     """
-    place = pathlib.Path(folder or "")
-    found = checkpoint.existing(place / "checkpoints") or checkpoint.existing(place)
-    files = (path for path in sorted(place.glob("*")) if path.suffix in _FILES) if folder else ()
-    names = [str(path) for path in found or files]
+    names: list[str] = []
+    if folder:
+        place = pathlib.Path(folder)
+        found = checkpoint.existing(place / "checkpoints") or checkpoint.existing(place)
+        names = [str(path) for path in found or sorted(place.glob("*")) if found or path.suffix in _FILES]
     if not names:
         raise UserError(
             f"--all_checkpoints came with --load={folder}, expected a run folder with checkpoints/, or a folder of "
@@ -171,5 +172,7 @@ def output_folder(o: object, what: str) -> pathlib.Path:
         return pathlib.Path("runs") / name
     place = pathlib.Path(o.load)
     if (place / checkpoint.DESCRIPTION).is_file():  # results do not go where pruning would remove them
-        place = place.parent.parent
+        place = place.parent
+    if checkpoint.existing(place):  # nor beside the checkpoints
+        place = place.parent
     return place / name if place.is_dir() else pathlib.Path("runs") / place.name.split(".")[0] / name

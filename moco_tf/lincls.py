@@ -5,8 +5,8 @@
     python -m moco_tf.lincls --load=runs/v2 --dataset=cifar10 --finetune --train_fraction=0.1 --learning_rate=0.1
 
 The whole backbone runs in inference mode and is proven unchanged afterwards (MoCo, section 4.1). The same command again
-goes on from the newest whole checkpoint. Writes result.json, where top1 is the accuracy after the last epoch and
-best_top1 the highest after any, and confusion.csv.
+goes on from the newest whole checkpoint; with --cache_features it begins anew. Writes result.json, where top1 is the
+accuracy after the last epoch and best_top1 the highest after any, and confusion.csv.
 """
 
 import hashlib

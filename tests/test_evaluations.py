@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import types
 
 import evaluation_runs
 import numpy as np
@@ -225,6 +226,17 @@ def test_what_a_folder_holds(run, tmp_path):
     for nothing in (None, str(tmp_path / "nowhere"), str(tmp_path / "notes.txt")):
         with pytest.raises(UserError, match="expected a run folder with checkpoints/"):
             evaluate.checkpoints(nothing)
+
+
+def test_where_results_go(run, tmp_path):
+    """Into the run folder, whatever of it is loaded; beside the working folder's runs for a file."""
+
+    def place(load):
+        return evaluate.output_folder(types.SimpleNamespace(workdir=None, baseline="none", load=str(load)), "kNN")
+
+    assert {place(run / part) for part in ("", "checkpoints", "checkpoints/step-00000001")} == {run / "knn"}
+    (tmp_path / "moco.pth.tar").touch()
+    assert str(place(tmp_path / "moco.pth.tar")) == "runs/moco/knn"
 
 
 # Several ranks
