@@ -61,6 +61,8 @@ def extract(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (N x D float32) and labels (N int32) of all readable images, in the source's order, on every rank.
 
+    Takes 4 N D bytes of each rank; of several ranks, three times as much while the shares are put in order.
+
     Args:
         embed, source, geometry, batch_size, collectives, max_bad_images, bad_images_file: of `extract_share`.
     """
