@@ -86,17 +86,17 @@ def checkpoints(folder: str | None) -> list[str]:
     Raises:
         UserError: there is nothing to be loaded.
     """
-    names: list[str] = []
+    found: list[pathlib.Path] = []
     if folder:
         place = pathlib.Path(folder)
-        found = checkpoint.existing(place / "checkpoints") or checkpoint.existing(place)
-        names = [str(path) for path in found or sorted(place.glob("*")) if found or path.suffix in _FILES]
-    if not names:
+        files = [path for path in sorted(place.glob("*")) if path.suffix in _FILES]
+        found = checkpoint.existing(place / "checkpoints") or checkpoint.existing(place) or files
+    if not found:
         raise UserError(
             f"--all_checkpoints came with --load={folder}, expected a run folder with checkpoints/, or a folder of "
             f"{', '.join(_FILES)} files"
         )
-    return names
+    return [str(path) for path in found]
 
 
 def check_neighbours(k: int, train: Source) -> None:

@@ -79,7 +79,7 @@ class Checkpoints:
 
     def _check(self, newest: pathlib.Path, made_by: dict) -> None:
         if not made_by:
-            raise UserError(f"{newest} is not of a probe, expected one or an empty folder; give another --workdir")
+            raise UserError(f"{newest} is no probe's checkpoint, expected one or none at all; give another --workdir")
         # A flag that only one of the two knows is older or newer than this program: not a difference.
         differing = [name for name in self._made_by if made_by.get(name, self._made_by[name]) != self._made_by[name]]
         if differing:

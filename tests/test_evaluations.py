@@ -180,7 +180,7 @@ def test_checkpoints_of_a_training_are_not_overwritten(evaluated, run, photos, t
         with pytest.raises(UserError, match="holds the checkpoints of a training"):
             call("knn", k=5, **given, **SMALL)
         if folder == run:
-            with pytest.raises(UserError, match="step-00000002 is not of a probe, .* another --workdir"):
+            with pytest.raises(UserError, match="step-00000002 is no probe's checkpoint, .* another --workdir"):
                 call("lincls", **given, **PROBE)
         assert {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()} == before
 
