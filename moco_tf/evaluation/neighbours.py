@@ -2,10 +2,10 @@
 
 N rows of the bank, Q queries, C feature dimension, k neighbours, L classes, R ranks.
 
-Memory of a rank: its share of the bank 4 N C / R bytes, the queries 4 Q C, a chunk of each in float64
-8 (chunk + query_chunk) C, their products 8 chunk query_chunk, the neighbours 16 Q k. ImageNet's 1,281,167 rows of 2048
-are 10.5 GB, 1.3 GB on each of 8 ranks; with its 50,000 queries (0.41 GB), k = 200 (0.16 GB) and the default chunks
-(0.55 GB + 0.27 GB) that is 11.9 GB in one process and 2.7 GB on each of 8 ranks. A bank that is a memory map is read
+Memory of a rank: its share of the bank 4 N C / R bytes, the queries twice 4 Q C, a chunk of the bank in float32 and
+float64 12 chunk C, the products 8 chunk query_chunk, the neighbours 16 Q k. Measured with ImageNet's 1,281,167 rows of
+2048, which are 10.5 GB, k = 200 and 256 queries: 12.7 GB at the peak of a process, TensorFlow in it. Its 50,000 queries
+would add 1.2 GB (computed): 13.9 GB in one process, 4.7 GB on each of 8 ranks. A bank that is a memory map is read
 once, chunk by chunk, and takes no memory of its own.
 """
 
