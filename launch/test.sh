@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up everything and runs all tests. usage: launch/test.sh [--system] [PYTEST ARGUMENT ...]
-# --system runs the tests of the launchers instead, which want root on a Debian machine: a one-machine Slurm, two hosts in
-# network namespaces, the Kubernetes manifest, elastic jobs, failures that take long to be noticed.
+# --system runs instead the demo with README.md's commands on its run (--system -k demo: half an hour), and the tests of
+# the launchers, which want root on a Debian machine: a one-machine Slurm, two hosts in network namespaces, the Kubernetes
+# manifest, elastic jobs, failures that take long to be noticed.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 [ -d /usr/share/datasets/fashion-mnist ] || apt dataset-fashion-mnist || true
 command -v chromedriver >/dev/null || apt chromium chromium-driver || true  # for the tests of the report page

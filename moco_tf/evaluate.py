@@ -65,30 +65,38 @@ def load(o: object) -> Subject:
 
 
 def check_labels(train: Source, test: Source) -> None:
-    """Refuses sets without classes."""
+    """Refuses sets without classes, and sets of which some images are known to have none."""
     if train.num_classes < 2 or test.num_classes < 2:
         raise UserError(
             f"{train.name} has {train.num_classes} classes, expected labels of two or more to evaluate with; give a "
             "set with labels (for --dataset=folder: train/<class>/ and val/<class>/)"
         )
+    for images in (train, test):
+        without = 0 if images.labels is None else int((images.labels < 0).sum())
+        if without:
+            raise UserError(
+                f"{without} of {images.num_examples} images in {images.name} have no label, expected one for each to "
+                "evaluate with; leave them out of the set"
+            )
 
 
 def checkpoints(folder: str | None) -> list[str]:
     """What a run folder, a folder of checkpoints or one of files holds to be loaded, oldest or first name first.
 
     Raises:
-        UserError: nothing.
+        UserError: there is nothing to be loaded.
     """
-    place = pathlib.Path(folder or "")
-    found = checkpoint.existing(place / "checkpoints") or checkpoint.existing(place)
-    files = (path for path in sorted(place.glob("*")) if path.suffix in _FILES) if folder else ()
-    names = [str(path) for path in found or files]
-    if not names:
+    found: list[pathlib.Path] = []
+    if folder:
+        place = pathlib.Path(folder)
+        files = [path for path in sorted(place.glob("*")) if path.suffix in _FILES]
+        found = checkpoint.existing(place / "checkpoints") or checkpoint.existing(place) or files
+    if not found:
         raise UserError(
             f"--all_checkpoints came with --load={folder}, expected a run folder with checkpoints/, or a folder of "
             f"{', '.join(_FILES)} files"
         )
-    return names
+    return [str(path) for path in found]
 
 
 def check_neighbours(k: int, train: Source) -> None:
@@ -97,6 +105,15 @@ def check_neighbours(k: int, train: Source) -> None:
         raise UserError(
             f"--k={k} came, expected at most {train.num_examples}, the number of training images in {train.name}; give "
             "a smaller one"
+        )
+
+
+def check_folder(folder: pathlib.Path) -> None:
+    """Refuses a folder of results that holds a training's checkpoints: its metrics and flags would be overwritten."""
+    if checkpoint.existing(folder / "checkpoints"):
+        raise UserError(
+            f"{folder} holds the checkpoints of a training, expected a folder for the results alone; give another "
+            "--workdir"
         )
 
 
@@ -123,13 +140,17 @@ def report(
     folder = output_folder(o, what)
     make_folder(folder)
     counts = scores.confusion(predictions, labels, test.num_classes)
-    result = {**result, "evaluation": what, "subject": subject.name, "dataset": o.dataset}
+    result = {**result, "evaluation": what, "subject": subject.name, "dataset": o.dataset, "test_images": len(labels)}
     result["per_class"] = scores.per_class(counts, test.class_names)
     scores.write_confusion(folder / "confusion.csv", counts, test.class_names)
     (folder / "flags.cfg").write_text(flagfile)
     draft = folder / ".result.json"
     draft.write_text(json.dumps(result, indent=1) + "\n")
     draft.replace(folder / "result.json")
+    if len(labels) < test.num_examples:
+        print(
+            f"{test.num_examples - len(labels)} of {test.num_examples} test images could not be read and do not count"
+        )
     print(f"{what} of {subject.name} on {o.dataset}: top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}")
     print(f"written to {folder / 'result.json'}", flush=True)
 
@@ -151,5 +172,7 @@ def output_folder(o: object, what: str) -> pathlib.Path:
         return pathlib.Path("runs") / name
     place = pathlib.Path(o.load)
     if (place / checkpoint.DESCRIPTION).is_file():  # results do not go where pruning would remove them
-        place = place.parent.parent
+        place = place.parent
+    if checkpoint.existing(place):  # nor beside the checkpoints
+        place = place.parent
     return place / name if place.is_dir() else pathlib.Path("runs") / place.name.split(".")[0] / name

@@ -38,7 +38,9 @@ def main(o: object, flagfile: str) -> None:
     train, test = (build.source(o, split, ranks) for split in ("train", "test"))
     evaluate.check_labels(train, test)
     evaluate.check_neighbours(max(o.k), train)
-    make_folder(evaluate.output_folder(o, "knn"))  # now, not after the work
+    folder = evaluate.output_folder(o, "knn")
+    evaluate.check_folder(folder)
+    make_folder(folder)  # now, not after the work
     if not o.all_checkpoints:
         outcomes, labels = measure(o, subject, train, test, ranks)
         result = {}
@@ -47,7 +49,8 @@ def main(o: object, flagfile: str) -> None:
         result = {"checkpoints": found}
     if ranks.rank == 0 and len(outcomes) > 1:
         print("\n".join(f"k {x.k}, temperature {x.temperature:g}: {accuracies(x)}" for x in outcomes), flush=True)
-    result = {**outcomes[0].summary(), "weighting": o.weighting, "all": [x.summary() for x in outcomes], **result}
+    how = {"weighting": o.weighting, "feature": o.feature if subject.encoder else "pixels"}
+    result = {**outcomes[0].summary(), **how, "all": [x.summary() for x in outcomes], **result}
     result |= evaluate.network_cost(subject, test)
     evaluate.report(o, flagfile, ranks, "kNN", subject, result, test, outcomes[0].predictions, labels)
 

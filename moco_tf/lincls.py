@@ -5,8 +5,8 @@
     python -m moco_tf.lincls --load=runs/v2 --dataset=cifar10 --finetune --train_fraction=0.1 --learning_rate=0.1
 
 The whole backbone runs in inference mode and is proven unchanged afterwards (MoCo, section 4.1). The same command again
-goes on from the newest whole checkpoint. Writes result.json, where top1 is the accuracy after the last epoch and
-best_top1 the highest after any, and confusion.csv.
+goes on from the newest whole checkpoint; with --cache_features it begins anew. Writes result.json, where top1 is the
+accuracy after the last epoch and best_top1 the highest after any, and confusion.csv.
 """
 
 import hashlib
@@ -32,7 +32,9 @@ def define_flags() -> None:
     options.define_load()
     options.define_data()
     options.define_run()
-    options.define_optimizer(learning_rate=30.0, epochs=100, weight_decay=0.0, schedule="milestones")
+    options.define_optimizer(
+        learning_rate=30.0, epochs=100, weight_decay=0.0, schedule="milestones", milestones=("60", "80")
+    )
     options.define_probe()
 
 
@@ -49,7 +51,7 @@ def main(o: object, flagfile: str) -> None:
     last, labels, result, logits = run(o, subject, train, test, ranks)
     if not o.finetune and fingerprint(subject) != before:
         raise AssertionError("the probe changed a backbone variable; its accuracy would mean nothing")
-    result |= {"finetuned": o.finetune, "train_images": train.num_examples}
+    result |= {"finetuned": o.finetune, "cached_features": o.cache_features, "train_images": train.num_examples}
     result |= evaluate.network_cost(subject, test, logits)
     if ranks.rank == 0:
         best = f"{result['best_top1']:.2%} after epoch {result['best_epoch']:.4g}"
@@ -100,6 +102,7 @@ def on_cached_features(
     """(last test, labels of the test images, result, logits of features) of un-augmented features, computed once."""
     kept_out = probe.held_out(train.num_examples, o.seed) if o.learning_rates else ()
     probe.check_batch(o.batch_size, train.num_examples - len(kept_out), ranks)
+    evaluate.check_folder(evaluate.output_folder(o, what(o)))  # one of augmented images keeps its checkpoints there
     folder = output_folder(o)
     x, labels = extract(o, subject, train, ranks)
     queries, query_labels = extract(o, subject, test, ranks)
@@ -141,12 +144,10 @@ def on_images(
         tested = tester(classifiers, lambda: queries, labels)
     facts = {"encoder": digest(subject), "training images": train.num_examples}
     kept = probing.Checkpoints(folder, o, facts, learner.state(), about(o, subject, train), ranks)
-    start, tests = kept.resume()
+    done = kept.resume()
     ranks.broadcast(tf.nest.flatten(learner.state()))
-    log = RunLog(folder, ranks.rank == 0, probing.steps(o, batches), start)
-    last, tests, _ = probing.fit(
-        o, learner, [o.learning_rate], batches, log, tested, start=start, tests=tests, save=kept.save
-    )
+    log = RunLog(folder, ranks.rank == 0, probing.steps(o, batches), done[0])
+    last, tests, _ = probing.fit(o, learner, [o.learning_rate], batches, log, tested, done, kept.save)
     log.close()
     result = {**probing.summary(tests), "tests": tests, "learning_rate": o.learning_rate, "epochs": o.epochs}
     return last, labels, {**result, "steps": tests[-1]["step"]}, classifiers.logits
@@ -173,7 +174,7 @@ def about(o: object, subject: evaluate.Subject, train: Source) -> dict:
     """What a checkpoint says of itself; a fine-tuned encoder can be loaded by it."""
     described = {"dataset": o.dataset, "classes": list(train.class_names)}
     if o.finetune:
-        size = subject.image_size or build.image_size(o, train)
+        size = subject.geometry(train)[1]
         described |= {"encoder": dict(subject.encoder.config), "image_size": size, "method": "finetune"}
         described |= {"mean": list(subject.mean), "std": list(subject.std)}
     return described
@@ -188,8 +189,7 @@ def extract(o: object, subject: evaluate.Subject, images: Source, ranks: Collect
 
 def augmented(o: object, subject: evaluate.Subject, train: Source, ranks: Collectives) -> tuple:
     """Batches of training images, and the random view of a batch: (images, seed, positions, global batch) to [0, 1]."""
-    size = subject.image_size or build.image_size(o, train)
-    view = views.view(o.train_view, size)  # in [0, 1]: the subject normalises
+    view = views.view(o.train_view, subject.geometry(train)[1])  # in [0, 1]: the subject normalises
     build.check_crop(o.train_view, view, train)
     in_step = build.in_step(view, train)
     batches = pipeline.TrainBatches(

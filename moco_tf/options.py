@@ -126,7 +126,9 @@ def define_compression() -> None:
     )
 
 
-def define_optimizer(learning_rate: float, epochs: int, weight_decay: float, schedule: str) -> None:
+def define_optimizer(
+    learning_rate: float, epochs: int, weight_decay: float, schedule: str, milestones: tuple[str, ...] = ("120", "160")
+) -> None:
     """Optimizer and learning-rate schedule."""
     flags.DEFINE_enum("optimizer", "sgd", ["sgd", "adam", "lars"], "With PyTorch's semantics.")
     flags.DEFINE_float("learning_rate", learning_rate, "Base learning rate, as it is: not scaled by the batch.", 0.0)
@@ -138,7 +140,7 @@ def define_optimizer(learning_rate: float, epochs: int, weight_decay: float, sch
     flags.DEFINE_enum("schedule", schedule, ["cosine", "milestones", "constant"], "Of the learning rate.")
     flags.DEFINE_enum("schedule_per", "epoch", ["epoch", "step"], "How often the learning rate changes.")
     flags.DEFINE_integer("first_epoch", 0, "Number of the first epoch in a schedule per epoch: 0 or 1.", 0, 1)
-    flags.DEFINE_list("milestones", ["120", "160"], "Epochs at which the learning rate drops.")
+    flags.DEFINE_list("milestones", list(milestones), "Epochs at which the learning rate drops.")
     flags.DEFINE_float("decay", 0.1, "Factor of a drop.", 0.0)
     flags.DEFINE_float("final_learning_rate", 0.0, "Where the cosine ends.", 0.0)
     flags.DEFINE_float("warmup_epochs", 0.0, "Epochs of linear warm-up.", 0.0)

@@ -78,6 +78,8 @@ class Checkpoints:
             checkpoint.save(self._folder, step, self._state, about, _KEEP)
 
     def _check(self, newest: pathlib.Path, made_by: dict) -> None:
+        if not made_by:
+            raise UserError(f"{newest} is no probe's checkpoint, expected one or none at all; give another --workdir")
         # A flag that only one of the two knows is older or newer than this program: not a difference.
         differing = [name for name in self._made_by if made_by.get(name, self._made_by[name]) != self._made_by[name]]
         if differing:
@@ -95,20 +97,18 @@ def fit(
     batches: CachedBatches | TrainBatches,
     log: RunLog,
     test: Callable[[], Test] | None = None,
-    start: int = 0,
-    tests: list[dict] | None = None,
+    done: tuple[int, Sequence[dict]] = (0, ()),
     save: Callable[[int, list[dict]], None] | None = None,
 ) -> tuple[Test | None, list[dict], np.ndarray]:
-    """Trains from `start` steps done to the end; returns the last test, all tests and the last losses, R.
+    """Trains from the steps done on to the end; returns the last test, all tests and the last losses, R.
 
     Args:
         o: options of schedule, --eval_every, --checkpoint_every and --log_every.
-        probe: what is trained, R classifiers.
-        rates: R base learning rates.
+        probe, rates: what is trained, R classifiers, and their base learning rates.
         batches: of the training images.
         log: gets metrics and tests.
         test: measures the accuracy on the test images.
-        start, tests: where a checkpoint left it.
+        done: steps and tests of before, as `Checkpoints.resume` gives them.
         save: writes a checkpoint of (steps done, tests so far).
 
     Raises:
@@ -117,31 +117,28 @@ def fit(
     per_epoch, total = batches.steps_per_epoch, steps(o, batches)
     options = [dataclasses.replace(o, learning_rate=rate) for rate in rates]
     train_step = tf.function(probe.train_step)
-    tests, last_test, losses = list(tests or []), None, np.full(len(rates), np.nan)
+    start, tests, last_test, losses = done[0], list(done[1]), None, np.full(len(rates), np.nan)
     for step, (images, labels) in _steps(batches, start, total):
         now = [build.learning_rate(own, step - 1, per_epoch) for own in options]
         probe.set_learning_rates(now)
         losses, accuracies = train_step(images, tf.constant(labels), tf.constant([o.seed, step - 1]))
         log.advance()
         epoch, last = step / per_epoch, step == total
-        tested = test and (last or (o.eval_every and epoch % o.eval_every == 0))
-        saved = save and (last or (o.checkpoint_every and epoch % o.checkpoint_every == 0))
+        tested = test and (last or _is_due(o.eval_every, epoch))
+        saved = save and (last or _is_due(o.checkpoint_every, epoch))
         if (last or tested or saved or step % o.log_every == 0) and len(rates) == 1:
-            values = {"loss": float(losses[0]), "train_top1": float(accuracies[0])}
-            _check_loss(values["loss"], step, now[0])
-            log.show(**values)
-            log.write(step, epoch=epoch, learning_rate=now[0], **values)
+            _log_training(log, step, epoch, now[0], loss=float(losses[0]), train_top1=float(accuracies[0]))
         if tested or saved:
             probe.settle()
         if tested:
             last_test = test()
-            tests.append({"step": step, "epoch": epoch, "top1": last_test.top1, "top5": last_test.top5})
-            log.write(step, epoch=epoch, test_top1=last_test.top1, test_top5=last_test.top5)
+            _record(log, tests, last_test, step, epoch)
         if saved:
             save(step, tests)
     if test and last_test is None:  # there was nothing left to do
         last_test = test()
-        tests = tests or [{"step": start, "epoch": start / per_epoch, "top1": last_test.top1, "top5": last_test.top5}]
+        if not tests:
+            _record(log, tests, last_test, start, start / per_epoch)
     return last_test, tests, np.asarray(losses)
 
 
@@ -202,6 +199,23 @@ def _steps(batches: CachedBatches | TrainBatches, start: int, total: int) -> Ite
             yield done, (images, labels)
             if done == total:
                 return
+
+
+def _is_due(every: int, epoch: float) -> bool:
+    """Whether this is the end of an epoch of which every so many count; 0: none."""
+    return bool(every) and epoch % every == 0
+
+
+def _record(log: RunLog, tests: list[dict], found: Test, step: int, epoch: float) -> None:
+    """Appends a test to those that results and checkpoints list, and to the metrics."""
+    tests.append({"step": step, "epoch": epoch, "top1": found.top1, "top5": found.top5})
+    log.write(step, epoch=epoch, test_top1=found.top1, test_top5=found.top5)
+
+
+def _log_training(log: RunLog, step: int, epoch: float, learning_rate: float, **values: float) -> None:
+    _check_loss(values["loss"], step, learning_rate)
+    log.show(**values)
+    log.write(step, epoch=epoch, learning_rate=learning_rate, **values)
 
 
 def _check_loss(loss: float, step: int, learning_rate: float) -> None:

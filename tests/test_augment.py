@@ -375,6 +375,14 @@ def test_center_crop_of_batch_and_of_one_image_agree():
     assert np.abs(batch - single).max() <= 0.51
 
 
+def test_center_crop_of_a_very_long_image():
+    """Resized as a whole it would be 256 x 2,560,000 pixels; only what the crop keeps is computed."""
+    image = np.random.default_rng(1).integers(0, 256, (4, 40_000, 3)).astype(np.uint8)
+    middle = image[:, 20_000 - 20 : 20_000 + 20]  # the crop shows 3.5 columns of it
+    ours, wanted = (resize_center_crop_one(part, 256, 224).numpy().astype(int) for part in (image, middle))
+    assert np.abs(ours - wanted).max() <= 1
+
+
 def test_center_crop_larger_than_the_image_is_refused():
     with pytest.raises(UserError, match="crop 40 is larger than the resized short side 36"):
         resize_center_crop(tf.zeros((1, 50, 50, 3)), 36, 40)

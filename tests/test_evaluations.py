@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import types
 
 import evaluation_runs
 import numpy as np
@@ -155,6 +156,29 @@ def test_fine_tuned_encoder_can_be_loaded(evaluated, run, photos, tmp_path):
         load(str(evaluated / "frozen"))
 
 
+def test_checkpoints_of_a_training_are_not_overwritten(evaluated, run, photos, tmp_path):
+    """Neither the metrics of a run folder, nor the result of hours on augmented images by one of minutes."""
+    for folder in (run, evaluated / "frozen"):
+        copy = shutil.copytree(folder, tmp_path / folder.name)
+        before = {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()}
+        given = {"load": run, "data_dir": photos, "workdir": copy}
+        with pytest.raises(UserError, match="holds the checkpoints of a training, .* another --workdir"):
+            call("lincls", cache_features=True, **given, **PROBE)
+        with pytest.raises(UserError, match="holds the checkpoints of a training"):
+            call("knn", k=5, **given, **SMALL)
+        if folder == run:
+            with pytest.raises(UserError, match="step-00000002 is no probe's checkpoint, .* another --workdir"):
+                call("lincls", **given, **PROBE)
+        assert {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()} == before
+
+
+def test_raw_pixels_on_augmented_images(tmp_path):
+    """Views are as large as the test images, which are not resized."""
+    own = {"dataset": "fashion_mnist", "holdout": 100, "image_size": 12}
+    call("lincls", baseline="raw_pixels", workdir=tmp_path, steps=2, **{**PROBE, **own})
+    assert result_of(tmp_path)["test_images"] == 100 and list(losses(tmp_path)) == [1, 2]
+
+
 def test_folders_of_different_probes_differ(run, photos, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     part = {"train_fraction": 0.2, "steps": 2, **PROBE, "batch_size": 6, "cache_features": True}
@@ -191,6 +215,17 @@ def test_what_a_folder_holds(run, tmp_path):
             evaluate.checkpoints(nothing)
 
 
+def test_where_results_go(run, tmp_path):
+    """Into the run folder, whatever of it is loaded; beside the working folder's runs for a file."""
+
+    def place(load):
+        return evaluate.output_folder(types.SimpleNamespace(workdir=None, baseline="none", load=str(load)), "kNN")
+
+    assert {place(run / part) for part in ("", "checkpoints", "checkpoints/step-00000001")} == {run / "knn"}
+    (tmp_path / "moco.pth.tar").touch()
+    assert str(place(tmp_path / "moco.pth.tar")) == "runs/moco/knn"
+
+
 # Several ranks
 
 
@@ -217,6 +252,12 @@ def test_two_ranks_are_one_process(on_two_ranks, evaluated):
 
 
 # Flags
+
+
+def test_a_probe_without_a_recipe_is_mocos():
+    o, _ = parse("lincls")
+    assert (o.learning_rate, o.epochs, o.schedule, o.milestones) == (30, 100, "milestones", (60, 80))
+    assert parse("pretrain")[0].milestones == (120, 160)
 
 
 def test_flags_of_older_runs_still_parse():

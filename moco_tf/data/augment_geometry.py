@@ -166,19 +166,26 @@ def resize_one(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor
     return tf.cast(tf.round(resized), tf.uint8)
 
 
-def resize_rows(image: tf.Tensor, rows: int | tf.Tensor, antialias: bool = True) -> tf.Tensor:
-    """HxAxB -> `rows`xAxB float32 by the filter of resize_matrices."""
+def resize_rows(
+    image: tf.Tensor,
+    rows: int | tf.Tensor,
+    antialias: bool = True,
+    first: int | tf.Tensor = 0,
+    kept: int | None = None,
+) -> tf.Tensor:
+    """HxAxB -> `rows`xAxB float32 by the filter of resize_matrices; of these, `kept` from `first` on."""
     height, *rest = tf.unstack(tf.shape(image))
+    kept = rows if kept is None else kept
     scale = tf.stack([tf.cast(rows, tf.float32) / tf.cast(height, tf.float32), 1.0])
     resized = tf.raw_ops.ScaleAndTranslate(
         images=tf.reshape(image, (1, height, 1, rest[0] * rest[1])),
-        size=tf.stack([rows, 1]),
+        size=tf.stack([kept, 1]),
         scale=scale,
-        translation=(0.0, 0.0),
+        translation=tf.stack([-tf.cast(first, tf.float32), 0.0]),
         kernel_type="triangle",
         antialias=antialias,
     )
-    return tf.reshape(resized, (rows, *rest))
+    return tf.reshape(resized, (kept, *rest))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,13 +224,14 @@ def center_crop_matrix(in_size: int | tf.Tensor, resized: int | tf.Tensor, crop:
 
 
 def resize_center_crop_one(image: tf.Tensor, resize: int, crop: int) -> tf.Tensor:
-    """One HxWx3 uint8 image of any size -> crop x crop x 3 uint8, for tf.data."""
+    """One HxWx3 uint8 image of any size -> crop x crop x 3 uint8, for tf.data, as resize_one and center_crop_matrix."""
     check_center_crop(resize, crop)
     shape = tf.shape(image)[:2]
     resized = resize * shape // tf.reduce_min(shape)
-    first = tf.cast(tf.round(tf.cast(resized - crop, tf.float32) / 2), tf.int32)
-    window = resize_one(image, resized[0], resized[1])[first[0] : first[0] + crop, first[1] : first[1] + crop]
-    return tf.ensure_shape(window, (crop, crop, 3))
+    first = tf.round(tf.cast(resized - crop, tf.float32) / 2)
+    columns = tf.transpose(resize_rows(image, resized[0], first=first[0], kept=crop), (1, 0, 2))  # W x crop x 3
+    window = tf.transpose(resize_rows(columns, resized[1], first=first[1], kept=crop), (1, 0, 2))
+    return tf.ensure_shape(tf.cast(tf.round(window), tf.uint8), (crop, crop, 3))
 
 
 def check_center_crop(resize: int, crop: int) -> None:

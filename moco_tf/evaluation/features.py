@@ -8,7 +8,7 @@ import tensorflow as tf
 from moco_tf.data.augment_geometry import resize_center_crop, resize_center_crop_one
 from moco_tf.data.pipeline import eval_batches
 from moco_tf.data.sources import ArraySource, Source
-from moco_tf.errors import UserError
+from moco_tf.errors import RankError, UserError
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training.collectives import Collectives
 
@@ -61,6 +61,8 @@ def extract(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (N x D float32) and labels (N int32) of all readable images, in the source's order, on every rank.
 
+    Takes 4 N D bytes of each rank; of several ranks, three times as much while the shares are put in order.
+
     Args:
         embed, source, geometry, batch_size, collectives, max_bad_images, bad_images_file: of `extract_share`.
     """
@@ -90,6 +92,9 @@ def extract_share(
         batch_size: of one rank.
         collectives: which rank this is; nothing crosses ranks.
         max_bad_images, bad_images_file: of `eval_batches`.
+
+    Raises:
+        UserError: too few images, or too few that can be read.
     """
     rank, ranks = collectives.rank, collectives.size
     if source.num_examples < ranks:
@@ -108,6 +113,8 @@ def extract_share(
         for column, part in zip(columns, batch):
             column[filled : filled + len(part)] = part
         filled += len(indices)
+    if not filled:
+        raise RankError(f"{source.name}: none of a rank's {count} images can be read; mend them, or use fewer ranks")
     features, labels, indices = (column[:filled] for column in columns)
     if (np.diff(indices) > 0).all():
         return features, labels, indices

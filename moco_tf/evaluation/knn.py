@@ -62,10 +62,9 @@ def measure(
     def normalised(images: tf.Tensor) -> tf.Tensor:
         return tf.math.l2_normalize(embed(images), axis=1, epsilon=1e-24)
 
-    rows, labels, indices = features.extract_share(
-        normalised, bank, geometries[0], batch_size, collectives, max_bad_images
-    )
-    wanted, truth = features.extract(normalised, queries, geometries[1], batch_size, collectives, max_bad_images)
+    run = batch_size, collectives, max_bad_images
+    rows, labels, indices = features.extract_share(normalised, bank, geometries[0], *run)
+    wanted, truth = features.extract(normalised, queries, geometries[1], *run)
     for found in (rows, wanted) if require_finite else ():
         features.check_finite(found, collectives)
     neighbours.check_labels(labels, queries.num_classes)
@@ -73,10 +72,13 @@ def measure(
     ks = [min(k, total) for k in ks]
     near = neighbours.nearest_labels(rows, labels, wanted, max(ks), rows=indices, collectives=collectives)
     temperatures = temperatures if weighting == "weighted" else temperatures[:1]
-    outcomes = []
-    for k in ks:
-        for temperature in temperatures:
-            nearest = (column[:, :k] for column in near)
-            ranked = neighbours.rank_classes(*nearest, queries.num_classes, temperature, weighting)
-            outcomes.append(Outcome(k, temperature, *neighbours.accuracy(ranked, truth), ranked[:, 0].copy()))
-    return outcomes, truth
+    settings = [(k, temperature) for k in ks for temperature in temperatures]
+    return [_outcome(near, truth, queries.num_classes, *setting, weighting) for setting in settings], truth
+
+
+def _outcome(
+    near: tuple[np.ndarray, np.ndarray], truth: np.ndarray, num_classes: int, k: int, temperature: float, weighting: str
+) -> Outcome:
+    """What one setting makes of similarities and labels of at least k neighbours: QxK, QxK, Q."""
+    ranked = neighbours.rank_classes(*(column[:, :k] for column in near), num_classes, temperature, weighting)
+    return Outcome(k, temperature, *neighbours.accuracy(ranked, truth), ranked[:, 0].copy())

@@ -2,10 +2,10 @@
 
 N rows of the bank, Q queries, C feature dimension, k neighbours, L classes, R ranks.
 
-Memory of a rank: its share of the bank 4 N C / R bytes, the queries 4 Q C, a chunk of each in float64
-8 (chunk + query_chunk) C, their products 8 chunk query_chunk, the neighbours 16 Q k. ImageNet's 1,281,167 rows of 2048
-are 10.5 GB, 1.3 GB on each of 8 ranks; with its 50,000 queries (0.41 GB), k = 200 (0.16 GB) and the default chunks
-(0.55 GB + 0.27 GB) that is 11.9 GB in one process and 2.7 GB on each of 8 ranks. A bank that is a memory map is read
+Memory of a rank: its share of the bank 4 N C / R bytes, the queries twice 4 Q C, a chunk of the bank in float32 and
+float64 12 chunk C, the products 8 chunk query_chunk, the neighbours 16 Q k. Measured with ImageNet's 1,281,167 rows of
+2048, which are 10.5 GB, k = 200 and 256 queries: 12.7 GB at the peak of a process, TensorFlow in it. Its 50,000 queries
+would add 1.2 GB (computed): 13.9 GB in one process, 4.7 GB on each of 8 ranks. A bank that is a memory map is read
 once, chunk by chunk, and takes no memory of its own.
 """
 
@@ -117,8 +117,7 @@ def nearest(
     blocks = [tf.constant(queries[i : i + query_chunk], tf.float32) for i in range(0, len(queries), query_chunk)]
     best = [(tf.zeros([len(block), 0], tf.float64), tf.zeros([len(block), 0], tf.int64)) for block in blocks]
     for start in range(0, len(bank), chunk):
-        rows = _exact(tf.constant(bank[start : start + chunk], tf.float32))
-        best = [_merge(*found, _exact(block), rows, start, k) for found, block in zip(best, blocks)]
+        best = _merge_chunk(bank[start : start + chunk], blocks, best, start, k)
     return tuple(np.concatenate([part.numpy() for part in parts]) for parts in zip(*best))
 
 
@@ -175,8 +174,15 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
         )
 
 
+@tf.function(reduce_retracing=True)  # as a graph it works in place: one chunk in float64, not two
 def _exact(features: tf.Tensor) -> tf.Tensor:
     return tf.round(tf.cast(features, tf.float64) * _GRAIN) / _GRAIN
+
+
+def _merge_chunk(chunk: np.ndarray, blocks: list[tf.Tensor], best: list[tuple], first_row: int, k: int) -> list[tuple]:
+    """The k best of those found so far and of a chunk, for each block of queries; a chunk is gone before the next."""
+    rows = _exact(tf.constant(chunk, tf.float32))
+    return [_merge(*found, _exact(block), rows, first_row, k) for found, block in zip(best, blocks)]
 
 
 def _merge(
