@@ -98,6 +98,7 @@ def pretrain(run: loop.Run, flagfile: str, received: Signals) -> None:
     with received.deferred(), checkpoint_writer.Writer(workdir / "checkpoints", o.keep) as writer, watchdog:
         loop.fit(run, found, log, writer, received, watchdog)
     log.close()
+    ranks.barrier()  # what these processes do next finds the last checkpoint, which rank 0 has written
     if ranks.rank == 0:
         print(f"done: {run.total} steps; the run folder is {workdir}", flush=True)
 

@@ -71,6 +71,9 @@ class Encoder(keras.Model):
             layers.append(BatchNorm(splits=splits, dtype=policy))
         return [*layers, keras.layers.ReLU(dtype=policy), _dense(out, hidden, True, init, policy)]
 
+    def build(self, input_shape: tuple) -> None:
+        """Nothing: the first call builds the parts. Without this Keras traces a call before, in every layer."""
+
     def features(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Pooled backbone features: BxHxWx3 float to BxD float32."""
         return self.backbone(images, training=training)

@@ -44,6 +44,9 @@ class Block(keras.layers.Layer):
                 BatchNorm(splits=splits, dtype=self.dtype_policy),
             ]
 
+    def build(self, input_shape: tuple) -> None:
+        """Nothing: the first call builds the parts. Without this Keras traces a call before, in every layer."""
+
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         shortcut = x
         if self.downsample:
@@ -100,6 +103,9 @@ class ResNet(keras.layers.Layer):
                 blocks.append(Block(convs, project, splits, dtype=self.dtype_policy))
             stages.append(blocks)
         return stages
+
+    def build(self, input_shape: tuple) -> None:
+        """Nothing: the first call builds the parts. Without this Keras traces a call before, in every layer."""
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         x = tf.nn.relu(self.bn1(self.conv1(x), training=training))
