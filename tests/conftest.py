@@ -71,11 +71,3 @@ def photos(tmp_path_factory):
     from test_programs import make_photos
 
     return make_photos(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """TensorFlow of this process has chosen its threads already."""
-    from moco_tf.training import device
-
-    monkeypatch.setattr(device, "configure", lambda *_: None)

@@ -42,7 +42,8 @@ ON_TWO_RANKS += [("moco_v2_2ranks", mode) for mode in ("float64", "eager", "comp
 def of_two_ranks(request, tmp_path_factory):
     """(folder of the ranks' queues, what was printed) of one launch for all cases that are to be tested."""
     out = tmp_path_factory.mktemp("ranks")
-    chosen = [item.callspec.params for item in request.session.items if "of_two_ranks" in item.fixturenames]
+    own = [item for item in request.session.items if item.path == request.path and "of_two_ranks" in item.fixturenames]
+    chosen = [item.callspec.params for item in own]
     words = [word for case in chosen for word in (f"float64/{case['name']}.npz", case["mode"])]
     for case in words[::2]:
         parity_files.path(case)
