@@ -29,6 +29,9 @@ echo
 echo "## Views"
 measure "$python" -m moco_tf.benchmark.views
 echo
+echo "## Convolutions, as the encoder chooses them on a CPU"
+measure "$python" -m moco_tf.benchmark.convolutions
+echo
 echo "## Horovod with one rank, in turns with none (images/s of five turns)"
 one=("$python" -m moco_tf.bench "${resnet18[@]}" "${common[@]}" --precision=float32 --bench_steps=4)
 show horovodrun -np 1 "${one[@]}"

@@ -12,7 +12,7 @@ import ranks
 from PIL import Image
 from test_programs import arguments, call, make_photos
 
-from moco_tf.benchmark import compare, machine, pil_views, work
+from moco_tf.benchmark import compare, convolutions, machine, pil_views, work
 from moco_tf.benchmark import views as view_rates
 from moco_tf.benchmark.views import photos
 from moco_tf.data import views
@@ -213,6 +213,15 @@ def test_views_benchmark(tmp_path, monkeypatch):
     rows = [line for line in text.splitlines() if line.startswith(("| 32", "| 224", "| 500"))]
     assert [row.count("|") for row in rows] == [7] * 4 + [4] * 2
     assert "one core" in text and "--fast_views against exact" in text
+
+
+def test_convolutions_benchmark():
+    rows = convolutions.report([(2, 4, 3, 5, 3, 1), (2, 2, 3, 5, 1, 2)], turns=1).splitlines()[4:]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        [f"| 2, {shape}", dtype]
+        for shape in ("4x4, 3 to 5, 3x3", "2x2, 3 to 5, 1x1, stride 2")
+        for dtype in ("bfloat16", "float32")
+    ]
 
 
 def test_peaks_by_name():
