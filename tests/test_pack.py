@@ -42,6 +42,14 @@ def write_photos(root, count=14):
     return root
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _same_threads():
+    """TensorFlow of this process has chosen its threads already, whatever --workers says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moco_tf.training.device.configure", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("photos"))
