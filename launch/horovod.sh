@@ -62,7 +62,7 @@ fi
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 mkdir -p "$cache"
 log=$cache/$key.log
-echo "horovod.sh: building Horovod $version for TensorFlow $tf ($device), 3 minutes on two cores; log: $log"
+echo "horovod.sh: building Horovod $version for TensorFlow $tf ($device), one to four minutes on two cores; log: $log"
 # Horovod's build wants pkg_resources and a CMake that still reads its old CMake files; neither belongs in the environment.
 "$python" -m pip install -q --target "$work/tools" "setuptools<81" "cmake<4" wheel packaging >"$log" 2>&1 \
   || fail "cannot install setuptools<81 and cmake<4 from the package index; see $log"
