@@ -16,12 +16,14 @@ from collections.abc import Callable
 import tensorflow as tf
 from absl import flags
 
-from moco_tf import build, evaluate, loop, options, pretrain, program
+from moco_tf import pretrain
 from moco_tf.benchmark import compare, exchanges, images, machine, scaling, table, timing, work
+from moco_tf.config import options
 from moco_tf.data import pipeline
 from moco_tf.data.normalisation import normalisation
 from moco_tf.errors import UserError
 from moco_tf.methods import base
+from moco_tf.run import build, evaluate, loop, program
 from moco_tf.training import device
 from moco_tf.training.collectives import Collectives, Horovod
 from moco_tf.training.counting import Counting

@@ -17,11 +17,13 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from moco_tf import formats, options, program
+from moco_tf import formats
+from moco_tf.config import options
+from moco_tf.config.flagset import flags
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
-from moco_tf.flagset import flags
 from moco_tf.formats import base_comparison as comparison
+from moco_tf.run import program
 from moco_tf.training import collectives, device
 from moco_tf.weights import card, savedmodel
 from moco_tf.weights.load import SOURCES, Loaded

@@ -11,10 +11,11 @@ import dataclasses
 
 from absl import flags
 
-from moco_tf import build, evaluate, options, program
+from moco_tf.config import options
 from moco_tf.data.sources import Source
 from moco_tf.errors import RankError, UserError
 from moco_tf.evaluation import knn
+from moco_tf.run import build, evaluate, program
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.runlog import make_folder
 

@@ -16,12 +16,14 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from moco_tf import build, evaluate, options, probing, program
-from moco_tf.data import pipeline, views
+from moco_tf.config import options
+from moco_tf.data import pipeline
 from moco_tf.data.sources import Source
+from moco_tf.data.views import recipes as views
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features, logistic, probe, subsets
 from moco_tf.evaluation.finetune import FineTuning
+from moco_tf.run import build, evaluate, probing, program
 from moco_tf.training import device
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.runlog import RunLog, make_folder

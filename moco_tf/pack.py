@@ -22,13 +22,15 @@ import tensorflow as tf
 import tqdm
 from absl import flags
 
-from moco_tf import __version__, options, program
+from moco_tf import __version__
+from moco_tf.config import options
 from moco_tf.data import packed
 from moco_tf.data.packed import Index, Shard
 from moco_tf.data.packing import QUALITY, ShardWriter, encoded, encoder, example, fingerprint, original
 from moco_tf.data.records import UnreadableImages
 from moco_tf.data.sources import SPLITS, RecordSource
 from moco_tf.errors import UserError
+from moco_tf.run import program
 from moco_tf.training import collectives, device
 
 _PAUSE = 0.5 if sys.stderr.isatty() else 10.0  # seconds between two redraws of the progress bar

@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from moco_tf import build, evaluate, loop, options, program
+from moco_tf.config import options
 from moco_tf.data import pipeline
 from moco_tf.data.normalisation import Normalisation
 from moco_tf.data.sources import Source
@@ -20,8 +20,10 @@ from moco_tf.evaluation import features, knn
 from moco_tf.methods import base
 from moco_tf.methods.base import Method
 from moco_tf.networks.cost import cost
-from moco_tf.resume import resume
-from moco_tf.training import checkpoint_writer, elastic, rank_statistics
+from moco_tf.run import build, evaluate, loop, program
+from moco_tf.run import statistics as rank_statistics
+from moco_tf.run.resume import resume
+from moco_tf.training import checkpoint_writer, elastic
 from moco_tf.training.agree import on_first_rank
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.lock import RunLock

@@ -13,11 +13,13 @@ import time
 
 from absl import flags
 
-from moco_tf import __version__, options, program
+from moco_tf import __version__
+from moco_tf.config import options
 from moco_tf.errors import UserError
 from moco_tf.reporting import board, curves, page, runs, sections
 from moco_tf.reporting.runs import Run
 from moco_tf.reporting.subject import Subject, examine
+from moco_tf.run import program
 from moco_tf.training import device
 
 _VIEWED = 1000  # test images whose views give alignment and uniformity

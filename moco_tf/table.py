@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 
 from absl import flags
 
-from moco_tf import options, program
+from moco_tf.config import options
 from moco_tf.errors import UserError
+from moco_tf.run import program
 
 BASELINES = {"_untrained": "untrained encoder", "_raw_pixels": "raw pixels"}
 COLUMNS = {"knn": "kNN top-1", "lincls": "linear top-1"}

@@ -13,7 +13,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 # Processes of pytest-xdist share the cores: with all cores for each, small operations wait for one another.
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+TESTS = pathlib.Path(__file__).parent
+sys.path[:0] = [str(TESTS), *(str(path) for path in TESTS.iterdir() if path.is_dir())]
 
 # The longest files, longest first: two processes that take whole files in this order end together. The rest is short.
 LONGEST = (
@@ -68,6 +69,6 @@ def _memory():
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     """train/ and val/ with three classes of small images, for every file: a test that changes them copies them."""
-    from test_programs import make_photos
+    from support.programs import make_photos
 
     return make_photos(tmp_path_factory.mktemp("photos"))

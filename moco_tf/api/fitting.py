@@ -13,13 +13,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import build, loop, pretrain
+from moco_tf import pretrain
 from moco_tf.api import pretrained
 from moco_tf.api.pretrained import as_rgb
 from moco_tf.api.recipes import Recipe
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.methods import base
+from moco_tf.run import build, loop
 
 
 class Training:

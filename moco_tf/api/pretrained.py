@@ -17,13 +17,13 @@ import numpy as np
 import tensorflow as tf
 
 import moco_tf
-from moco_tf import evaluate
 from moco_tf.api import recipes
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.networks.encoder import Encoder
+from moco_tf.run import evaluate
 from moco_tf.training import checkpoint, collectives, device
 from moco_tf.training.runlog import make_folder
 from moco_tf.weights.load import Loaded

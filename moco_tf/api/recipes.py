@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags as absl_flags
 
-from moco_tf import flagset, options
+from moco_tf.config import flagset, options
 from moco_tf.errors import UserError
 from moco_tf.training import collectives, runlog
 

@@ -12,11 +12,11 @@ import time
 
 from moco_tf.benchmark import machine, timing
 from moco_tf.benchmark.images import Photos
-from moco_tf.data.augment_blur import GaussianBlur
-from moco_tf.data.augment_colour import ColorJitter, RandomGrayscale
-from moco_tf.data.augment_geometry import RandomHorizontalFlip
 from moco_tf.data.sources import ArraySource
-from moco_tf.data.views import View
+from moco_tf.data.views.blur import GaussianBlur
+from moco_tf.data.views.colour import ColorJitter, RandomGrayscale
+from moco_tf.data.views.geometry import RandomHorizontalFlip
+from moco_tf.data.views.recipes import View
 from moco_tf.errors import UserError
 from moco_tf.methods.base import Method
 from moco_tf.training import device

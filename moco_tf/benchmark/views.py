@@ -18,8 +18,8 @@ import tensorflow as tf
 from PIL import Image
 
 from moco_tf.benchmark import machine, pil_views
-from moco_tf.data import views
 from moco_tf.data.sources import decode_rgb
+from moco_tf.data.views import recipes as views
 
 NAME, SCALE = "moco_v2", (0.2, 1.0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data import tfds_source
+from moco_tf.data.sets import tfds as tfds_source
 from moco_tf.data.sources import Source, load
 
 # Sets of TensorFlow Datasets that are others here.
@@ -36,7 +36,7 @@ def is_here(dataset: str, data_dir: str | None) -> bool:
     name = re.split("[/:]", dataset)[0]
     folder = os.path.join(data_dir or tfds_source.default_dir(), _PREPARED_AS.get(name, name))
     if dataset == "fashion_mnist":
-        from moco_tf.data import fashion_mnist
+        from moco_tf.data.sets import fashion_mnist
 
         return os.path.isdir(folder) or os.path.isdir(data_dir or fashion_mnist.DEBIAN_DIR)
     return os.path.isdir(folder)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data import packed, tfds_source
-from moco_tf.data.augment_geometry import resize_one
+from moco_tf.data import packed
 from moco_tf.data.packed import Shard
 from moco_tf.data.records import UnreadableImages
+from moco_tf.data.sets import tfds as tfds_source
 from moco_tf.data.sources import RecordSource, decode_rgb, load
+from moco_tf.data.views.geometry import resize_one
 
 QUALITY = 90  # of JPEGs that are made smaller, where --quality does not say
 SAMPLE = 64  # images whose bytes are part of a fingerprint

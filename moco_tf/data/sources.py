@@ -110,22 +110,22 @@ def load(dataset: str, split: str, data_dir: str | None = None) -> Source:
         raise UserError(f"split {split!r} came, expected one of {', '.join(SPLITS)}")
     # Imported here because they build on this file, and because TFDS is slow to import.
     if dataset == "fashion_mnist":
-        from moco_tf.data import fashion_mnist
+        from moco_tf.data.sets import fashion_mnist
 
         return fashion_mnist.load(split, data_dir)
     if dataset == "imagenet100":
-        from moco_tf.data import imagenet100
+        from moco_tf.data.sets import imagenet100
 
         return imagenet100.load(split, data_dir)
     if dataset == "folder":
-        from moco_tf.data import folder
+        from moco_tf.data.sets import folder
 
         return folder.load(split, data_dir)
     if dataset == "packed":
         from moco_tf.data import packed
 
         return packed.load(split, data_dir)
-    from moco_tf.data import tfds_source
+    from moco_tf.data.sets import tfds as tfds_source
 
     return tfds_source.load(dataset, split, data_dir)
 

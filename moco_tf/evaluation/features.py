@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.augment_geometry import resize_center_crop, resize_center_crop_one
 from moco_tf.data.pipeline import eval_batches
 from moco_tf.data.sources import ArraySource, Source
+from moco_tf.data.views.geometry import resize_center_crop, resize_center_crop_one
 from moco_tf.errors import RankError, UserError
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training.collectives import Collectives

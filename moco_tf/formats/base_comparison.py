@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import flagset
+from moco_tf.config import flagset
 from moco_tf.data import few
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError

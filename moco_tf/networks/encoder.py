@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.networks.backbones.resnet import ResNet
 from moco_tf.networks.conv import Conv2D
 from moco_tf.networks.memory import by_micro_batches
 from moco_tf.networks.norm import BatchNorm
-from moco_tf.networks.resnet import ResNet
 from moco_tf.training.collectives import Collectives
 
 HEADS = ("linear", "mlp", "mlp_bn", "none")

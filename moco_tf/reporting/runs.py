@@ -5,7 +5,8 @@ import json
 import math
 import pathlib
 
-from moco_tf import flagset, table
+from moco_tf import table
+from moco_tf.config import flagset
 from moco_tf.errors import UserError
 
 _SHOWN = 3  # broken lines that are named one by one

@@ -8,8 +8,8 @@ import pathlib
 import types
 from collections.abc import Callable, Mapping
 
-from moco_tf import flagset, options
-from moco_tf.data.views import VIEWS
+from moco_tf.config import flagset, options
+from moco_tf.data.views.recipes import VIEWS
 from moco_tf.errors import UserError
 from moco_tf.reporting.runs import Run, read_flags
 

@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import build
-from moco_tf.data.augment_geometry import resize_center_crop_one
 from moco_tf.data.normalisation import Normalisation
 from moco_tf.data.pipeline import TrainBatches, eval_batches
 from moco_tf.data.sources import ArraySource, Source
-from moco_tf.data.views import View
+from moco_tf.data.views.geometry import resize_center_crop_one
+from moco_tf.data.views.recipes import View
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features as evaluation
 from moco_tf.evaluation import neighbours, uniformity
 from moco_tf.methods import base
 from moco_tf.reporting.runs import Run
 from moco_tf.reporting.settings import Settings, protocol, settings
+from moco_tf.run import build
 from moco_tf.training import device
 from moco_tf.training.collectives import SingleProcess
 from moco_tf.weights.load import load

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import __version__, flagset
+from moco_tf import __version__
+from moco_tf.config import flagset
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint
 from moco_tf.weights.load import Loaded

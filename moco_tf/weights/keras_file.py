@@ -23,9 +23,9 @@ import keras
 import numpy as np
 
 from moco_tf.errors import UserError
+from moco_tf.networks.backbones.resnet import Block, Conv2D
 from moco_tf.networks.encoder import Encoder
 from moco_tf.networks.norm import BatchNorm
-from moco_tf.networks.resnet import Block, Conv2D
 from moco_tf.weights.torch_objects import show
 from moco_tf.weights.torchvision import to_torch_layout
 

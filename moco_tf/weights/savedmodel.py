@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from moco_tf.data.augment_geometry import center_crop_matrix
 from moco_tf.data.sources import decode_rgb
+from moco_tf.data.views.geometry import center_crop_matrix
 from moco_tf.errors import UserError
 from moco_tf.networks.encoder import Encoder
 

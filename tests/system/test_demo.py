@@ -101,7 +101,7 @@ def test_readme_command(command, outcome):
 
 def test_every_program_has_a_command():
     programs = {command.split()[0] for command in COMMANDS}
-    assert programs == {f"moco_tf.{name}" for name in ("lincls", "knn", "table", "report", "inspect", "export")}
+    assert programs == {f"moco_tf.{name}" for name in ("lincls", "knn", "table", "report", "show", "export")}
 
 
 # The demo itself
@@ -177,8 +177,8 @@ def test_exports_equal_the_encoder(kind, outcome):
             assert (folder / f"exports/encoder.{suffix}.md").read_text(encoding="utf-8")
 
 
-def test_inspect_says_what_the_run_holds(outcome):
-    printed = [outcome(command)[1] for command in COMMANDS if command.startswith("moco_tf.inspect")]
+def test_show_says_what_the_run_holds(outcome):
+    printed = [outcome(command)[1] for command in COMMANDS if command.startswith("moco_tf.show")]
     in_words, as_json = printed[0], json.loads(printed[1])
     assert re.search(r"^queue +2048 keys of 128 numbers", in_words, re.M)
     assert as_json["arch"] == "resnet10" and as_json["epoch"] == 5 and as_json["queue"]["size"] == 2048

@@ -1,7 +1,7 @@
 """The debug recipe as it is on eight ranks; tests/test_ranks.py compares runs of one, two and four."""
 
 import pytest
-from test_programs import losses, metrics
+from support.programs import losses, metrics
 from test_ranks import launch, needs_fashion_mnist
 
 

@@ -4,8 +4,8 @@ Horovod leaves out the whole host of a worker that failed, so the two workers ar
 """
 
 import pytest
-from jobs import Job, executable
-from test_programs import losses, make_photos
+from support.jobs import Job, executable
+from support.programs import losses, make_photos
 
 HERE, THERE = "localhost", "127.0.0.1"
 

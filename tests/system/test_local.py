@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from jobs import ENDLESS
-from test_programs import arguments, losses, make_photos
+from support.jobs import ENDLESS
+from support.programs import arguments, losses, make_photos
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = [pytest.mark.system, pytest.mark.horovod]

@@ -3,9 +3,9 @@
 import signal
 
 import pytest
-from jobs import Job
-from ranks import TESTS
-from test_programs import make_photos
+from support.jobs import Job
+from support.programs import make_photos
+from support.ranks import TESTS
 from test_rank_failure import ended
 
 pytestmark = [pytest.mark.system, pytest.mark.horovod]

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 from hosts import HOSTS, linked, space, sshd, within
-from jobs import ENDLESS, executable
-from test_programs import arguments, losses, make_photos
+from support.jobs import ENDLESS, executable
+from support.programs import arguments, losses, make_photos
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.system

@@ -4,9 +4,9 @@ import pathlib
 import sys
 
 import pytest
-from jobs import ENDLESS
 from slurm import cluster, socket_folder
-from test_programs import arguments, losses, make_photos, metrics
+from support.jobs import ENDLESS
+from support.programs import arguments, losses, make_photos, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOOLS = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}

@@ -6,10 +6,10 @@ usage: collectives.py OUT_DIR [METHOD DTYPE] ...
 import pathlib
 import sys
 
-import collective_cases as cases
-import method_cases
 import numpy as np
 import tensorflow as tf
+from support import collective_cases as cases
+from support import method_cases
 
 from moco_tf.benchmark import allgather_shuffle
 from moco_tf.contrast import shuffle_bn

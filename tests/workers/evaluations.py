@@ -2,7 +2,7 @@
 
 import sys
 
-import evaluation_runs
+from support import evaluation_runs
 
 evaluation_runs.evaluate(*sys.argv[1:])
 print("finished", flush=True)

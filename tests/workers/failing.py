@@ -2,8 +2,9 @@
 
 import os
 
-from moco_tf import options, program
+from moco_tf.config import options
 from moco_tf.errors import UserError
+from moco_tf.run import program
 from moco_tf.training import collectives
 
 

@@ -4,8 +4,10 @@ import time
 
 from absl import flags
 
-from moco_tf import options, pretrain, program
+from moco_tf import pretrain
+from moco_tf.config import options
 from moco_tf.data.pipeline import TrainBatches
+from moco_tf.run import program
 
 whole = TrainBatches.batches
 

@@ -3,8 +3,8 @@
 import pathlib
 import sys
 
-import method_cases
 import numpy as np
+from support import method_cases
 
 from moco_tf.training import collectives
 

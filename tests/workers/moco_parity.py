@@ -4,7 +4,7 @@ import pathlib
 import sys
 
 import numpy as np
-import parity_cases
+from support import parity_cases
 
 from moco_tf.training import collectives
 

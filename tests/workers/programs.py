@@ -2,7 +2,7 @@
 
 import sys
 
-import end_to_end
+from support import end_to_end
 
 out, *names = sys.argv[1:]
 for name in names:

@@ -1,0 +1,1 @@
+"""What the programs can be told: options by group, and recipes."""

@@ -1,0 +1,1 @@
+"""Random views of images: the named recipes, and the operations that they are made of."""

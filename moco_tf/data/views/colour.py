@@ -1,0 +1,168 @@
+"""Colour operations of contrastive views: jitter, grayscale, normalisation.
+
+The reference is torchvision on 8-bit PIL images. Deviation: pixels are not rounded to 8 bits between operations; the
+number per image that the reference rounds (the contrast's mean, the hue's shift) is rounded here too.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from moco_tf.data.views.ops import ImageOp, Parameters, Run, between, call, per_image, uniform
+
+# PIL's integer weights of ITU-R 601, in 1/65536.
+GRAY_WEIGHTS = (19595 / 65536, 38470 / 65536, 7471 / 65536)
+
+
+def gray(planes: tf.Tensor) -> tf.Tensor:
+    """Luma, BxHx3xW -> BxHx1xW."""
+    red, green, blue = tf.split(planes, 3, axis=2)
+    return GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue
+
+
+def mean_gray(luma: tf.Tensor) -> tf.Tensor:
+    """Mean luma of each image, rounded to 8 bits as PIL does: BxHx1xW -> Bx1x1x1."""
+    return tf.floor(tf.reduce_mean(luma, axis=(1, 2, 3), keepdims=True) * 255 + 0.5) * (1 / 255)
+
+
+def blend(planes: tf.Tensor, keep: tf.Tensor, to_mean: tf.Tensor, to_gray: tf.Tensor) -> tf.Tensor:
+    """clip(keep x + to_mean mean(gray(x)) + to_gray gray(x)), each weight of shape B.
+
+    keep alone is a brightness change; with to_mean = 1 - keep it is a contrast change, with to_gray = 1 - keep a
+    saturation change; keep = 1 alone is the identity. One form for all lets their order differ from image to image.
+    """
+    luma = gray(planes)
+    base = per_image(to_gray) * luma + per_image(to_mean) * mean_gray(luma)
+    return tf.clip_by_value(per_image(keep) * planes + base, 0.0, 1.0)
+
+
+def adjust_brightness(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """x * factor, clipped; factor of shape B, planes BxHx3xW in [0, 1]."""
+    return tf.clip_by_value(per_image(factor) * planes, 0.0, 1.0)
+
+
+def adjust_contrast(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Moves every pixel from (0) or away from (> 1) the image's mean gray."""
+    return blend(planes, factor, 1 - factor, tf.zeros_like(factor))
+
+
+def adjust_saturation(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Moves every pixel from (0) or away from (> 1) its own gray."""
+    return blend(planes, factor, tf.zeros_like(factor), 1 - factor)
+
+
+def adjust_hue(planes: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+    """Turns the hue by `shift` of a full circle, in [-0.5, 0.5]; shift of shape B.
+
+    HSV in closed form: channel(n) = V - C clip(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6, n = 5, 3, 1 for R, G, B.
+    """
+    red, green, blue = tf.split(planes, 3, axis=2)  # BxHx1xW each
+    value = tf.maximum(tf.maximum(red, green), blue)
+    chroma = value - tf.minimum(tf.minimum(red, green), blue)
+    scale = 1 / tf.maximum(chroma, 1e-12)  # a gray pixel has numerators 0, hence hue 0
+    sextant = tf.where(
+        value == red,
+        (green - blue) * scale,
+        tf.where(value == green, 2 + (blue - red) * scale, 4 + (red - green) * scale),
+    )
+    # torchvision shifts the 8-bit hue by a whole number of levels, truncated towards zero.
+    levels = tf.cast(tf.cast(shift * 255, tf.int32), tf.float32)
+    channel = tf.reshape(tf.constant([5.0, 3.0, 1.0]), (1, 1, 3, 1))
+    turn = (channel + sextant) * (1 / 6) + per_image(levels * (1 / 255))
+    k = 6 * (turn - tf.floor(turn))  # x - floor(x): the modulo operator compiles to a slow library call
+    return value - chroma * tf.clip_by_value(tf.minimum(k, 4 - k), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ColorJitter(ImageOp):
+    """Brightness, contrast, saturation in [1 - x, 1 + x] and hue in [-hue, hue], in an order drawn for each image.
+
+    p: the probability that an image is jittered at all.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    p: float = 1.0
+
+    def draw(self, seed: tf.Tensor, count: int) -> Parameters:
+        """Factors (count each), `applied` (count, bool) and `position` (count x 4).
+
+        position holds the places 0..3 of brightness, contrast, saturation and hue in the image's own order.
+        """
+        draws = uniform(seed, count, 9)
+
+        def factor(column: int, strength: float) -> tf.Tensor:
+            return between(draws[:, column], max(0.0, 1 - strength), 1 + strength)
+
+        return {
+            "brightness": factor(0, self.brightness),
+            "contrast": factor(1, self.contrast),
+            "saturation": factor(2, self.saturation),
+            "hue": between(draws[:, 3], -self.hue, self.hue),
+            "applied": draws[:, 4] < self.p,
+            "position": tf.argsort(draws[:, 5:]),  # the inverse of a uniform permutation is uniform too
+        }
+
+    def apply_planes(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+        """Jittered where applied."""
+        return self.in_pieces(planes, parameters, call)
+
+    def in_pieces(self, planes: tf.Tensor, parameters: Parameters, run: Run) -> tf.Tensor:
+        """Three blends before the hue and three after it; a blend that has nothing to do for an image is the identity.
+
+        Every order is some assignment to these seven, and the costly hue is computed once.
+        """
+        no_hue = self.hue == 0
+        hue_place = parameters["position"][:, 3]
+        for slot in range(4 if no_hue else 3):
+            planes = run(self._blend_in, planes, slot, parameters, (hue_place > slot) | no_hue)
+        if no_hue:
+            return planes
+        planes = run(adjust_hue, planes, tf.where(parameters["applied"], parameters["hue"], 0.0))
+        for slot in (1, 2, 3):
+            planes = run(self._blend_in, planes, slot, parameters, hue_place < slot)
+        return planes
+
+    def _blend_in(self, planes: tf.Tensor, slot: int, parameters: Parameters, active: tf.Tensor) -> tf.Tensor:
+        """Operation number `slot` of the images that are `active` (B, bool), unless it is their hue."""
+        chosen = (parameters["position"][:, :3] == slot) & (active & parameters["applied"])[:, None]  # Bx3
+        change = [
+            tf.where(chosen[:, i], parameters[name] - 1, 0.0)
+            for i, name in enumerate(("brightness", "contrast", "saturation"))
+        ]
+        return blend(planes, 1 + change[0] + change[1] + change[2], -change[1], -change[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomGrayscale(ImageOp):
+    """Replaces all three channels by the luma with probability p."""
+
+    p: float
+
+    def draw(self, seed: tf.Tensor, count: int) -> Parameters:
+        """`applied`, count booleans."""
+        return {"applied": uniform(seed, count, 1)[:, 0] < self.p}
+
+    def apply_planes(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+        """Luma where applied."""
+        return tf.where(per_image(parameters["applied"]), gray(planes), planes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalize(ImageOp):
+    """(x - mean) / std per channel; mean 0 and std 1 leave the image as it is."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def draw(self, seed: tf.Tensor, count: int) -> Parameters:
+        """Nothing is random."""
+        return {}
+
+    def apply_planes(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+        """(x - mean) / std."""
+        scale = tf.reshape(tf.constant([1 / s for s in self.std], tf.float32), (1, 1, 3, 1))
+        offset = tf.reshape(tf.constant([-m / s for m, s in zip(self.mean, self.std)], tf.float32), (1, 1, 3, 1))
+        return planes * scale + offset

@@ -1,0 +1,1 @@
+"""Backbones, found by name: each file defines one family."""

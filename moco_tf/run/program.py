@@ -1,0 +1,129 @@
+"""What every program does around its main function: flags, one-line errors, exit status, going on in elastic jobs."""
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+import tensorflow as tf
+from absl import app, flags, logging
+
+from moco_tf.config import options
+from moco_tf.errors import FirstRankError, RankError, UserError
+from moco_tf.training import collectives, elastic, runlog
+from moco_tf.training.stop import INTERRUPTED, Stopped
+
+# What needs less memory, of the flags that a program has.
+_SMALLER = ("batch_size", "accumulate", "recompute", "precision", "image_size", "queue_size")
+_MOMENT = 5  # seconds in which a launcher that saw a rank end has ended the others
+
+
+def run(main: Callable[[object, str], None]) -> None:
+    """Parses the flags, calls main(options, flagfile text) and turns errors that a user can mend into one line.
+
+    The exit status is 1 after a UserError, a file that cannot be read or written and memory that is not enough; 2 after
+    a flag that does not parse; 130 after Ctrl-C; 75 after another request to stop (see training/stop.py). Of several
+    ranks the first one speaks, unless an error is another rank's own. Where another rank fails, this one ends with
+    status 1; in an elastic job it calls main again.
+    """
+    name = "moco_tf." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv, known_only=False)
+            if rest[1:]:
+                raise flags.Error(f"{rest[1]!r} is no flag; flags look like --name=value")
+            return [argv[0], options.parsed(flags.FLAGS)]
+        except flags.Error as error:
+            _stop(name, error, 2)
+
+    def call(argv: list) -> None:
+        logging.set_verbosity(logging.WARNING)
+        try:
+            elastic.run(lambda: main(argv[1], options.flagfile(flags.FLAGS)), getattr(argv[1], "threads", 0))
+        except UserError as error:
+            _stop(name, error, 1)
+        except Stopped as stop:
+            _stop(name, stop, stop.status)
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+            _stop(name, RankError(out_of_memory(error, argv[1])), 1)
+        except OSError as error:
+            if error.filename is None:
+                _unforeseen(name, error)
+            _stop(name, RankError(f"{error.filename}: {error.strerror}; mend the disk or give another path"), 1)
+        except KeyboardInterrupt:
+            _stop(name, "interrupted", INTERRUPTED)
+        except Exception as error:
+            _unforeseen(name, error)
+
+    app.run(call, flags_parser=parse)
+
+
+def out_of_memory(error: Exception, o: object) -> str:
+    """Which flags help, with their values."""
+    what = str(error).strip().split("\n")[0].split("} ")[-1][:160]
+    shown = ", ".join(f"--{name}={getattr(o, name)}" for name in _SMALLER if hasattr(o, name))
+    return f"the memory is not enough ({what or 'allocation failed'}); change what needs less of it, of {shown}"
+
+
+def _stop(name: str, error: object, status: int) -> None:
+    runlog.close_all()
+    if not isinstance(error, RankError) and not collectives.is_first_rank():
+        if not isinstance(error, UserError):
+            _exit(status)
+        # Rank 0 says what all ranks meet, and the launcher ends the others. Who is left after a moment met it alone.
+        _wait_for_the_end()
+        if isinstance(error, FirstRankError):
+            _exit(status)
+        error = f"{_this_rank()}: {error}"
+    _say(name, error)
+    _exit(status)
+
+
+def _unforeseen(name: str, error: Exception) -> None:
+    """Raises the error in a single process; ends one of several ranks, of which another may have failed."""
+    if not collectives.of_several_ranks():
+        raise error
+    runlog.close_all()
+    if not collectives.is_rank_failure(error):
+        _say(name, f"{_this_rank()} failed:\n{''.join(traceback.format_exception(error))}", one_line=False)
+        _exit(1)
+    if collectives.is_first_rank():
+        _say(
+            name,
+            "another rank ended, hangs or cannot be reached, so the job stops; the launcher names the rank that ended "
+            f"first. The same command goes on from the newest checkpoint ({_reason(error)})",
+        )
+    _wait_for_the_end()  # were this rank quicker than the launcher's look at the failed one, it would be blamed
+    _exit(1)
+
+
+def _reason(error: Exception) -> str:
+    """What Horovod's transport said, without source files and TensorFlow's way to the node."""
+    lines = [line.strip() for line in str(error).splitlines() if "orovod" in line]
+    lines = [line for line in lines if not line.startswith(("Detected at node", 'File "'))]
+    return (lines or [type(error).__name__])[0].rpartition("}} ")[2].rpartition("] ")[2][:200]
+
+
+def _this_rank() -> str:
+    return f"rank {os.environ.get('HOROVOD_RANK', '?')} on {socket.gethostname()}"
+
+
+def _wait_for_the_end() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_MOMENT)
+
+
+def _say(name: str, message: object, one_line: bool = True) -> None:
+    message = " ".join(str(message).split()) if one_line else message
+    print(f"{name}: {message}", file=sys.stderr, flush=True)
+
+
+def _exit(status: int) -> None:
+    # Not sys.exit: Horovod's threads and tf.data's would have to be unwound, and one that waits for a rank that is
+    # gone never ends. Everything that matters is written by now.
+    sys.stdout.flush()
+    os._exit(status)

@@ -1,0 +1,67 @@
+"""Prints what a file or folder holds: architecture, head, queue, step and more, found in its arrays.
+
+python -m moco_tf.show --load=runs/v2
+python -m moco_tf.show --load=moco_v2_800ep_pretrain.pth.tar --json
+"""
+
+import json
+from typing import Any
+
+from absl import flags
+
+from moco_tf.config import options
+from moco_tf.data.normalisation import NORMALISATIONS
+from moco_tf.errors import UserError
+from moco_tf.run import program
+from moco_tf.training import collectives
+from moco_tf.weights import held
+from moco_tf.weights.load import SOURCES
+
+
+def define_flags() -> None:
+    """Defines this program's flags."""
+    options.define_load_path()
+    options.define_show()
+
+
+def main(o: object, flagfile: str) -> None:
+    """Prints what --load holds."""
+    if not collectives.is_first_rank():
+        return
+    if not o.load:
+        raise UserError(f"--load is missing; give {SOURCES}")
+    found = held.held(o.load)
+    print(json.dumps(found, indent=1) if o.json else table(found), flush=True)
+
+
+def table(found: dict[str, Any]) -> str:
+    """What is known, a line each."""
+    rows = [
+        (name.replace("_", " "), _shown(name, value)) for name, value in found.items() if value not in (None, [], {})
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {text}".rstrip() for name, text in rows)
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "queue":
+        return f"{value['size']} keys of {value['dim']} numbers, next row {value['pointer']}"
+    if name == "bank":
+        return f"{value['size']} rows of {value['dim']} numbers"
+    if name == "normalisation":
+        mean, std = (", ".join(f"{number:.4g}" for number in value[part]) for part in ("mean", "std"))
+        known = next((key for key, pair in NORMALISATIONS.items() if pair == (value["mean"], value["std"])), None)
+        return f"mean {mean}, deviation {std}{f' ({known})' if known else ''}"
+    if name == "flags":
+        return " ".join(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if name == "parameters" else str(value)
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.adopt_module_key_flags(options)
+    program.run(main)

@@ -1,0 +1,233 @@
+"""moco_tf.bench on the debug recipe: all figures, bytes counted by hand, two ranks, PyTorch beside it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import ranks
+from support.programs import arguments, call, make_photos
+
+from moco_tf.benchmark import compare, convolutions, machine, pil_views, work
+from moco_tf.benchmark import views as view_rates
+from moco_tf.benchmark.views import photos
+from moco_tf.data.views import recipes as views
+from moco_tf.data.views.ops import call as call_piece
+from moco_tf.errors import UserError
+from moco_tf.methods import base
+from moco_tf.training.counting import sent
+
+TORCH_PYTHON = os.environ.get("TORCH_PYTHON", sys.executable)  # another Python may be the one with PyTorch
+SHORT = {"bench_steps": 2, "repeats": 2, "warmup_steps": 1, "batch_size": 16, "queue_size": 64}
+TINY = {**SHORT, "image_size": 24, "precision": "float32", "jit_compile": "false"}
+METRICS = 7  # loss, contrast_top1, contrast_top5, feature_std, queue_random, and two wishes to stop
+
+
+def parameters_of_debug_recipe(width=8):
+    """ResNet-10 with the CIFAR stem, MLP head to 32: kernels, scale and offset of each norm, the head."""
+    kernels, normed = 9 * (3 * width + 2 * width * width), 3 * width
+    for channels in (2 * width, 4 * width, 8 * width):
+        kernels += 9 * (channels // 2 * channels + channels * channels) + channels // 2 * channels
+        normed += 3 * channels
+    features = 8 * width
+    return kernels + 2 * normed + (features * features + features) + (features * 32 + 32)
+
+
+def bytes_by_hand(batch):
+    """Of uint8 crops of 24 px, float32 keys of 32 dimensions, float32 gradients and metrics."""
+    return {
+        "alltoall": batch * 24 * 24 * 3,
+        "allgather": batch * 32 * 4,
+        "allreduce": (parameters_of_debug_recipe() + METRICS) * 4,
+    }
+
+
+def check_positive(figures, zero=()):
+    """Every number below a name that is not in `zero` is positive; None and words are passed over."""
+    for name, value in figures.items() if isinstance(figures, dict) else enumerate(figures):
+        if isinstance(value, dict | list):
+            check_positive(value, zero)
+        elif isinstance(value, int | float) and name not in zero:
+            assert value > 0, name
+
+
+@pytest.fixture
+def bare_python(tmp_path):
+    """A Python that sees no installed package."""
+    python = tmp_path / "bare_python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("photos"))
+
+
+def test_all_figures(folder, bare_python, tmp_path, capsys):
+    """A data set of many sizes, cropped by the pipeline; without PyTorch, which one line says."""
+    path, rival = tmp_path / "figures.json", {"compare": "torch", "torch_python": bare_python}
+    call("bench", "debug/pretrain.cfg", dataset="folder", data_dir=folder, json=path, **rival, **TINY)
+    figures = json.loads(path.read_text())
+    assert str(tmp_path) not in path.read_text()
+    measured = {"step", "input", "together", "python_overhead_ms", "peak_memory_bytes", "collectives", "start_up"}
+    about = {"recipe", "bench", "flags", "machine", "versions"}
+    assert figures.keys() == measured | about | {"multiply_adds", "torch", "exchanges", "scaling"}
+    assert figures["torch"] is None
+    assert figures["step"].keys() == {"views", "prepared"}
+    check_positive(figures, zero=["sent_bytes", "horovod"])
+    for rates in (*figures["step"].values(), figures["input"], figures["together"]):
+        for part in ("ms", "images_per_second"):
+            assert rates[part]["min"] <= rates[part]["median"] <= rates[part]["max"]
+        assert rates["images_per_second"]["max"] == pytest.approx(16 / (rates["ms"]["min"] / 1000))
+    assert 0 < figures["together"]["waiting"]["max"] < 1
+    given = {name: row["bytes"] for name, row in figures["collectives"].items()}
+    assert given == bytes_by_hand(16)
+    assert [row["sent_bytes"] for row in figures["collectives"].values()] == [0, 0, 0]
+    flops = 2 * figures["multiply_adds"] / figures["step"]["views"]["ms"]["median"] * 1000
+    assert figures["step"]["views"]["flops_per_second"] == pytest.approx(flops)
+    out = capsys.readouterr().out
+    check_table(out, rows=4)
+    assert out.count("no comparison: ") == 1 and "No module named 'torch'" in out
+
+
+def check_table(out, rows):
+    lines = [line for line in out.splitlines() if line.startswith("| ") and line.count("|") == 4]
+    assert len(lines) == 1 + rows
+    for wanted in ("images/s", "peak memory: ", "alltoall: 1 a step", "Python around the step: "):
+        assert out.count(wanted) == 1
+
+
+@pytest.mark.horovod
+def test_two_ranks(tmp_path):
+    """One rank writes; bytes of a rank are half, and some leave it."""
+    path = tmp_path / "figures.json"
+    flags = arguments("debug/pretrain.cfg", dataset="photos", fake="true", json=path, **TINY)
+    out = ranks.horovodrun(2, "-m", "moco_tf.bench", *flags).stdout
+    check_table(re.sub(r"^\[.*?\]<stdout>:", "", out, flags=re.MULTILINE), rows=2)
+    figures = json.loads(path.read_text())
+    assert figures["input"] is figures["together"] is None
+    assert figures["recipe"]["horovod"] and figures["recipe"]["ranks"] == 2
+    check_positive(figures)
+    given = {name: row["bytes"] for name, row in figures["collectives"].items()}
+    assert given == bytes_by_hand(8)
+    half, same = figures["collectives"]["alltoall"]["sent_bytes"], figures["collectives"]["allreduce"]["sent_bytes"]
+    assert (half, same) == (given["alltoall"] // 2, given["allreduce"])
+    assert figures["start_up"]["step"] == "views"
+    assert figures["versions"].keys() >= {"tensorflow", "keras", "horovod"}
+
+
+@pytest.mark.parametrize("more", [{}, {"precision": "bfloat16", "bn_splits": 2, "head": "mlp_bn", "stem": "imagenet"}])
+def test_beside_pytorch(more, tmp_path, capsys):
+    """Width 16: with 8 channels PyTorch 2.13's channels_last convolutions crash on some CPUs."""
+    if subprocess.run([TORCH_PYTHON, "-c", "import torch"], capture_output=True).returncode:
+        pytest.skip(f"{TORCH_PYTHON} has no PyTorch; name one that has in TORCH_PYTHON")
+    path, rival = tmp_path / "figures.json", {"compare": "torch", "torch_python": TORCH_PYTHON}
+    call("bench", "debug/pretrain.cfg", fake="true", json=path, width=16, **rival, **{**TINY, **more})
+    figures = json.loads(path.read_text())
+    torch = figures["torch"]
+    check_positive(torch)
+    if not more:
+        assert torch["parameters"] == parameters_of_debug_recipe(width=16)
+    speed = torch["ms"]["median"] / figures["step"]["prepared"]["ms"]["median"]
+    assert torch["speed_ratio"]["median"] == pytest.approx(speed)
+    speed = torch["with_views"]["ms"]["median"] / figures["step"]["views"]["ms"]["median"]
+    assert torch["with_views"]["speed_ratio"]["median"] == pytest.approx(speed)
+    assert torch["speed_ratio"]["min"] <= torch["speed_ratio"]["max"]
+    assert figures["start_up"]["step"] == "prepared"
+    out = capsys.readouterr().out
+    assert out.count(" times as fast as PyTorch ") == out.count("\nwith views: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"compare": "torch", "method": "simclr"}, "--method=simclr, expected moco"),
+        ({"compare": "torch", "symmetric": "true"}, "--symmetric=True, expected False"),
+        ({"compare": "torch", "torch_python": "/nowhere/python"}, "--torch_python=/nowhere/python is no program"),
+        ({"json": "/nowhere/figures.json"}, "--json=/nowhere/figures.json is in a folder that is not there"),
+        ({"batch_size": 512, "queue_size": 64}, "expected at most --queue_size=64"),
+    ],
+)
+def test_refused_before_anything_runs(values, message):
+    with pytest.raises(UserError, match=message):
+        call("bench", "debug/pretrain.cfg", fake="true", **values)
+
+
+def test_bytes_sent_by_a_ring():
+    """Of 4 ranks, each with 300 bytes."""
+    assert [sent(name, 300, 4) for name in ("alltoall", "allgather", "allreduce")] == [225, 900, 450]
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"), [("moco", 4), ("supcon_in", 4), ("simclr", 6), ("npid", 3), ("supervised", 3)]
+)
+def test_forward_passes(method, passes):
+    kind = base.find(method)
+    stub = type("Stub", (), {"num_views": kind.num_views})()
+    if "key_encoder" in base.parameters(kind):
+        stub.key_encoder = None
+    assert work.forward_passes(stub) == passes
+    stub.symmetric = True
+    assert work.forward_passes(stub) == (8 if passes == 4 else passes)
+
+
+@pytest.mark.parametrize("name", sorted(views.VIEWS))
+def test_pil_makes_the_same_views(name):
+    """Those whose operations come in PyTorch's order; their probabilities and ranges are ours."""
+    given = compare.pil_view(views.view(name, 16), 16)
+    if name in ("none", "moco_v1"):
+        assert given is None
+        return
+    made = pil_views.View(**given)(Image.fromarray(photos(1, 40, 30)[0]))
+    assert made.shape == (3, 16, 16) and made.dtype == np.float32 and 0 <= made.min() < made.max() <= 1
+    assert given.get("jitter_p", 0) == (0.8 if name != "crop_flip" else 0)
+    assert given.get("blur_p", 0) == (0.5 if name == "moco_v2" else 0)
+
+
+def test_pil_views_hold_to_their_draws(monkeypatch):
+    """Without crop, jitter and blur a view is the image or its mirror, grey or not; the boxes lie inside."""
+    boxes = [pil_views.crop_box(50, 40, (0.08, 1.0)) for _ in range(200)]
+    image = photos(1, 12, 12)[0]
+    view = pil_views.View(12, (1.0, 1.0), gray_p=0.5)
+    monkeypatch.setattr(pil_views, "crop_box", lambda width, height, scale: (0, 0, width, height))
+    made = [view(Image.fromarray(image)).transpose(1, 2, 0) * 255 for _ in range(40)]
+    coloured = [x for x in made if np.ptp(x, axis=2).max() > 0.5]
+    assert 5 < len(coloured) < 35
+    straight = [np.allclose(x, image, atol=1e-3) for x in coloured]
+    assert 0 < sum(straight) < len(straight)
+    assert all(np.allclose(x[:, ::-1], image, atol=1e-3) for x, same in zip(coloured, straight) if not same)
+    for left, top, width, height in boxes:
+        assert 0 <= left <= 50 - width and 0 <= top <= 40 - height and 0.05 <= width * height / 2000 <= 1
+
+
+def test_views_benchmark(tmp_path, monkeypatch):
+    """Both tables, as quickly as they can be made: nothing is compiled."""
+    monkeypatch.setattr(views, "Compiled", lambda: call_piece)
+    text = view_rates.report(seconds=0.0, rounds=1, batches={32: 4, 224: 1}, folder=str(tmp_path))
+    rows = [line for line in text.splitlines() if line.startswith(("| 32", "| 224", "| 500"))]
+    assert [row.count("|") for row in rows] == [7] * 4 + [4] * 2
+    assert "one core" in text and "--fast_views against exact" in text
+
+
+def test_convolutions_benchmark():
+    rows = convolutions.report([(2, 4, 3, 5, 3, 1), (2, 2, 3, 5, 1, 2)], turns=1).splitlines()[4:]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        [f"| 2, {shape}", dtype]
+        for shape in ("4x4, 3 to 5, 3x3", "2x2, 3 to 5, 1x1, stride 2")
+        for dtype in ("bfloat16", "float32")
+    ]
+
+
+def test_peaks_by_name():
+    assert machine.peak_flops("NVIDIA A100-SXM4-40GB", "bfloat16") == 312e12
+    assert machine.peak_flops("NVIDIA H100 80GB HBM3", "float32") == 494.7e12
+    assert machine.peak_flops("Tesla V100-SXM2-16GB", "float32") == 15.7e12
+    assert machine.peak_flops("Tesla T4", "float16") == 65e12
+    for name, dtype in [("NVIDIA A10G", "float32"), ("", "bfloat16"), ("Tesla T4", "bfloat16")]:
+        assert machine.peak_flops(name, dtype) is None

@@ -1,0 +1,140 @@
+"""ResNets equal torchvision's on the parity cases, in inference and training mode, running statistics included."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from support import parity_files, parity_weights
+
+from moco_tf.networks.conv import Conv2D, kernel_gradient
+from moco_tf.networks.encoder import Encoder
+from moco_tf.networks.norm import BatchNorm
+from moco_tf.weights.torchvision import get_weights, set_weights
+
+FORWARD = [
+    "forward_resnet18_cifar_split1",
+    "forward_resnet18_cifar_split4",
+    "forward_resnet18_linear",
+    "forward_resnet18_mlp",
+    "forward_resnet34_linear",
+    "forward_resnet50_linear",
+    "forward_resnet50_mlp",
+]
+
+
+def load(name):
+    case = np.load(parity_files.path(f"float64/{name}.npz"))
+    arch, stem, head = (str(case[key]) for key in ("arch", "stem", "head"))
+    splits = int(case["bn_splits"]) if "bn_splits" in case else 1
+    encoder = Encoder(arch, stem, bn_splits=splits, head=head, feature_dim=int(case["dim"]))
+    set_weights(encoder, parity_weights.state_dict(arch, int(case["weights_seed"]), stem, head, int(case["dim"])))
+    images = parity_weights.images(int(case["images_seed"]), int(case["n"]), int(case["size"]))
+    return case, encoder, np.ascontiguousarray(images.transpose(0, 2, 3, 1)), 1e-5 if stem == "cifar" else 2e-4
+
+
+def assert_near(got, expected, tolerance):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def check_pooled(case, phase, pooled, tolerance):
+    if f"{phase}_pooled" in case:  # the CIFAR demo's cases hold the head's output only
+        assert_near(pooled, case[f"{phase}_pooled"], tolerance)
+
+
+# Graph and compiled modes are checked on ResNet-18: the blocks of the others are the same code.
+MODES = [(name, mode) for name in FORWARD for mode in ("eager", "graph", "compiled") if mode == "eager" or "18" in name]
+
+
+@pytest.mark.parametrize(("name", "mode"), MODES)
+def test_forward_equals_torchvision(name, mode):
+    case, encoder, images, tolerance = load(name)
+
+    def forward(x, training):
+        features = encoder.features(x, training=training)
+        return features, encoder.project(features, training=training)
+
+    if mode != "eager":
+        forward = tf.function(forward, jit_compile=mode == "compiled")
+    pooled, output = forward(tf.constant(images), False)
+    check_pooled(case, "eval", pooled, tolerance)
+    assert_near(output, case["eval_output"], tolerance)
+    pooled, output = forward(tf.constant(images), True)
+    check_pooled(case, "train", pooled, tolerance)
+    assert_near(output, case["train_output"], tolerance)
+    for key, value in get_weights(encoder).items():
+        mean_and_norm = [value.mean(dtype=np.float64), np.linalg.norm(value.astype(np.float64))]
+        assert_near(mean_and_norm, case[f"stats_after_train/{key}"], tolerance)
+
+
+def test_split_batch_norm_is_batch_norm_of_each_strided_split():
+    x = np.random.default_rng(0).normal(2.0, 3.0, (12, 5, 5, 7)).astype(np.float32)
+    split, plain = BatchNorm(splits=3), BatchNorm()
+    y = split(x, training=True).numpy()
+    plain.build(x.shape)
+    means, variances = [], []
+    for s in range(3):
+        part = x[s::3].astype(np.float64)
+        expected = (part - part.mean((0, 1, 2))) / np.sqrt(part.var((0, 1, 2)) + 1e-5)
+        np.testing.assert_allclose(y[s::3], expected, atol=2e-5)
+        means.append(part.mean((0, 1, 2)))
+        variances.append(part.var((0, 1, 2), ddof=1))
+    np.testing.assert_allclose(split.running_mean.numpy(), 0.1 * np.mean(means, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(split.running_variance.numpy(), 0.9 + 0.1 * np.mean(variances, axis=0), rtol=1e-5)
+
+
+def test_batch_norm_of_vectors_and_of_bfloat16():
+    x = np.random.default_rng(1).normal(size=(8, 6)).astype(np.float32)
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    np.testing.assert_allclose(BatchNorm()(x, training=True), expected, atol=1e-5)
+    layer = BatchNorm(dtype="mixed_bfloat16")
+    y = layer(tf.cast(x, tf.bfloat16), training=True)
+    assert y.dtype == tf.bfloat16 and layer.running_mean.dtype == "float32"
+    np.testing.assert_allclose(tf.cast(y, tf.float32), expected, atol=0.05)
+
+
+def test_parameter_count_of_the_heads():
+    def count(**kwargs):
+        return sum(int(np.prod(v.shape)) for v in Encoder(**kwargs).parameters())
+
+    assert count(arch="resnet18", head="none") == 11_176_512  # torchvision's resnet18 without its classifier
+    assert count(arch="resnet18", head="linear") == 11_176_512 + 513 * 128
+    assert count(arch="resnet18", head="mlp") == 11_176_512 + 513 * 512 + 513 * 128
+    assert count(arch="resnet18", head="mlp_bn", hidden_dim=64) == 11_176_512 + 512 * 64 + 2 * 64 + 65 * 128
+
+
+def test_encoder_survives_a_config_round_trip():
+    encoder = Encoder("resnet10", "cifar", width=8, head="mlp", hidden_dim=12, feature_dim=5)
+    again = Encoder.from_config(encoder.get_config())
+    set_weights(again, get_weights(encoder))
+    x = np.random.default_rng(2).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    np.testing.assert_array_equal(encoder(x), again(x))
+
+
+@pytest.mark.parametrize(("side", "size", "strides"), [(4, 3, 1), (8, 3, 2), (8, 1, 2), (4, 1, 1)])
+def test_kernel_gradient_by_products_is_the_convolutions(side, size, strides):
+    random = np.random.default_rng(0)
+    x, pad = tf.constant(random.normal(size=(6, side, side, 5))), size // 2
+    layer = Conv2D(7, size, strides, dtype="float64")
+    layer(x)
+    with tf.GradientTape() as tape:
+        y = layer(x)
+        dy = tf.constant(random.normal(size=y.shape))
+        loss = tf.reduce_sum(y * dy)
+    expected = tape.gradient(loss, layer.kernel.value)
+    padded = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]]) if strides > 1 else x
+    padding = "SAME" if strides == 1 else "VALID"
+    np.testing.assert_allclose(kernel_gradient(padded, dy, size, strides, padding), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_gradients_of_a_training_pass_prepared_for_a_cpu(dtype):
+    images = tf.random.stateless_normal([4, 32, 32, 3], [0, 1])
+    prepared, plain = (Encoder("resnet10", "cifar", 8, dtype=dtype) for _ in range(2))
+    prepared.prepare_for_cpu()
+    set_weights(plain, get_weights(prepared))
+    norms = []
+    for encoder in (prepared, plain):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(encoder(images, training=True) ** 2)
+        norms.append(tape.gradient(loss, [v.value for v in encoder.parameters()]))
+    for got, expected in zip(*norms, strict=True):
+        np.testing.assert_allclose(got, expected, atol=(1e-5 if dtype == "float32" else 2e-2) * np.abs(expected).max())

@@ -1,0 +1,316 @@
+"""lincls and knn as programs: what they write, going on, fine-tuned encoders, many checkpoints and ranks, bad input."""
+
+import csv
+import dataclasses
+import json
+import shutil
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+from support import evaluation_runs, ranks
+from support.evaluation_runs import PROBE, SMALL
+from support.programs import call, losses, metrics, parse
+
+from moco_tf.errors import UserError
+from moco_tf.run import evaluate, probing
+from moco_tf.training import checkpoint
+from moco_tf.weights.load import load
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with the checkpoints of two encoders."""
+    return evaluation_runs.make_run(tmp_path_factory.mktemp("runs") / "run", seeds=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, photos, tmp_path_factory):
+    """The folders of all evaluations in one process."""
+    out = tmp_path_factory.mktemp("evaluated")
+    evaluation_runs.evaluate(run, photos, out)
+    return out
+
+
+def result_of(folder):
+    """result.json, which must hold no NaN and no infinity."""
+
+    def refuse(word):
+        raise ValueError(word)
+
+    return json.loads((folder / "result.json").read_text(), parse_constant=refuse)
+
+
+def confusion_of(folder):
+    """(class names, counts)"""
+    header, *rows = csv.reader((folder / "confusion.csv").open(newline=""))
+    assert [row[0] for row in rows] == header[1:]
+    return header[1:], np.array([row[1:] for row in rows], int)
+
+
+@pytest.mark.parametrize("name", ["knn", "frozen", "cached", "finetune"])
+def test_accuracy_of_each_class_and_confusion(name, evaluated):
+    result, (names, counts) = result_of(evaluated / name), confusion_of(evaluated / name)
+    assert names == ["bird", "cat", "dog"] and counts.sum(axis=1).tolist() == [8, 8, 8]
+    assert result["top1"] == pytest.approx(np.trace(counts) / 24)
+    assert result["per_class"] == {n: pytest.approx(counts[i, i] / 8) for i, n in enumerate(names)}
+
+
+def test_knn_lists_every_setting(evaluated):
+    result = result_of(evaluated / "knn")
+    assert [(one["k"], one["temperature"]) for one in result["all"]] == [(5, 0.1), (5, 0.5), (3, 0.1), (3, 0.5)]
+    assert {name: result[name] for name in result["all"][0]} == result["all"][0]
+
+
+def test_probe_reports_last_and_best(evaluated):
+    result = result_of(evaluated / "frozen")
+    assert [test["step"] for test in result["tests"]] == [5, 6] and result["steps"] == 6
+    assert result["top1"] == result["tests"][-1]["top1"]
+    assert result["best_top1"] == max(test["top1"] for test in result["tests"])
+    tested = {line["step"]: line["test_top1"] for line in metrics(evaluated / "frozen") if "test_top1" in line}
+    assert tested == {test["step"]: test["top1"] for test in result["tests"]}
+
+
+def test_summary_names_best_and_last():
+    tests = [{"epoch": e, "step": e, "top1": t, "top5": t + 0.1} for e, t in ((1, 0.2), (2, 0.5), (3, 0.5), (4, 0.4))]
+    found = probing.summary(tests)
+    assert found == {"top1": 0.4, "top5": 0.5, "best_top1": 0.5, "best_top5": 0.6, "best_epoch": 2}
+
+
+def test_cached_features_choose_on_held_out_training_images(evaluated, run, photos, tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    result = result_of(evaluated / "cached")
+    assert result["held_out_images"] == 9 and result["learning_rate"] in (0.01, 0.1)
+    grid = {"cache_features": True, "learning_rates": "3e38,0.1", "logistic_regression": True}
+    call("lincls", load=run, data_dir=photos, workdir=tmp_path, **grid, **PROBE)
+    result, out = result_of(tmp_path), capsys.readouterr().out
+    assert result["learning_rates"][0] == {"learning_rate": 3e38, "held_out_top1": 0.0, "loss": None}
+    assert result["learning_rate"] == 0.1 and result["learning_rates"][1]["loss"] > 0
+    assert "learning rate 3e+38: diverged of 9" in out and "logistic regression: top-1" in out
+    assert result["logistic_regression"]["converged"]
+    with pytest.raises(UserError, match="every one of --learning_rates diverged"):
+        call("lincls", load=run, data_dir=photos, workdir=tmp_path, **{**grid, "learning_rates": "3e38,2e38"}, **PROBE)
+    with pytest.raises(UserError, match="the loss is .* lower the learning rate"):
+        values = {**PROBE, "learning_rate": 3e38, "cache_features": True}
+        call("lincls", load=run, data_dir=photos, workdir=tmp_path, **values)
+
+
+def variables(folder):
+    """{name: array} of the newest checkpoint."""
+    path = checkpoint.existing(folder / "checkpoints")[-1]
+    reader = tf.train.load_checkpoint(str(path / "variables"))
+    names = [name for name in reader.get_variable_to_shape_map() if not name.startswith("_CHECKPOINTABLE")]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+@pytest.mark.parametrize("finetune", [False, True])
+def test_goes_on_bit_for_bit(finetune, run, photos, tmp_path, capsys):
+    """Eight steps are six, in the middle of an epoch, and two of a second call; a third call has nothing to do."""
+    values = {**PROBE, "load": run, "data_dir": photos, "finetune": finetune, "optimizer": "adam"}
+    values["learning_rate"] = 0.01
+    values["eval_every"] = 1 - finetune  # each test of fine-tuning computes features
+    call("lincls", workdir=tmp_path / "straight", steps=8, **values)
+    for steps in (6, 8):
+        call("lincls", workdir=tmp_path / "broken", steps=steps, **values)
+    expected, found = (variables(tmp_path / name) for name in ("straight", "broken"))
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+    assert losses(tmp_path / "broken") == losses(tmp_path / "straight")
+    straight, broken = (result_of(tmp_path / name) for name in ("straight", "broken"))
+    assert [test["step"] for test in broken["tests"]] == ([6, 8] if finetune else [5, 6, 8])
+    assert straight["tests"] == [test for test in broken["tests"] if test["step"] != 6]
+    assert capsys.readouterr().out.count("resuming from") == 1
+    if not finetune:
+        call("lincls", workdir=tmp_path / "broken", steps=8, **values)
+        assert "resuming from" in capsys.readouterr().out
+        assert result_of(tmp_path / "broken") == broken and len(losses(tmp_path / "broken")) == 8
+
+
+def test_goes_on_with_the_same_probe_only(evaluated, run, photos, tmp_path):
+    copy = shutil.copytree(evaluated / "frozen", tmp_path / "copy")
+    before = {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()}
+    given = {"data_dir": photos, "workdir": copy, "steps": 6}
+    cases = [
+        ({"load": run, **PROBE, "learning_rate": 3}, ["--learning_rate=0.5 made it", "--learning_rate=3.0 came"]),
+        ({"load": run, **PROBE, "train_fraction": 0.5}, ["--train_fraction=1.0", "training images=45 came"]),
+        ({"load": run / "checkpoints/step-00000001", **PROBE}, ["encoder=", "another --workdir"]),
+    ]
+    for values, words in cases:
+        with pytest.raises(UserError) as caught:
+            call("lincls", **values, **given)
+        assert all(word in str(caught.value) for word in ["is of another probe", *words]), str(caught.value)
+    assert {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()} == before
+
+
+def test_fine_tuned_encoder_can_be_loaded(evaluated, run, photos, tmp_path):
+    """As --load for any program; the frozen probe's folder holds no encoder."""
+    tuned, first = (load(str(folder)).encoder.named_variables() for folder in (evaluated / "finetune", run))
+    moved = {name for name in first if not np.array_equal(tuned[name].numpy(), first[name].numpy())}
+    assert moved == {name for name in first if not name.startswith("fc")}
+    call("knn", load=evaluated / "finetune", k=5, workdir=tmp_path, data_dir=photos, **SMALL)
+    assert 0 <= result_of(tmp_path)["top1"] <= 1
+    with pytest.raises(UserError, match="describes no encoder"):
+        load(str(evaluated / "frozen"))
+
+
+def test_checkpoints_of_a_training_are_not_overwritten(evaluated, run, photos, tmp_path):
+    """Neither the metrics of a run folder, nor the result of hours on augmented images by one of minutes."""
+    for folder in (run, evaluated / "frozen"):
+        copy = shutil.copytree(folder, tmp_path / folder.name)
+        before = {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()}
+        given = {"load": run, "data_dir": photos, "workdir": copy}
+        with pytest.raises(UserError, match="holds the checkpoints of a training, .* another --workdir"):
+            call("lincls", cache_features=True, **given, **PROBE)
+        with pytest.raises(UserError, match="holds the checkpoints of a training"):
+            call("knn", k=5, **given, **SMALL)
+        if folder == run:
+            with pytest.raises(UserError, match="step-00000002 is no probe's checkpoint, .* another --workdir"):
+                call("lincls", **given, **PROBE)
+        assert {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()} == before
+
+
+def test_raw_pixels_on_augmented_images(tmp_path):
+    """Views are as large as the test images, which are not resized."""
+    own = {"dataset": "fashion_mnist", "holdout": 100, "image_size": 12}
+    call("lincls", baseline="raw_pixels", workdir=tmp_path, steps=2, **{**PROBE, **own})
+    assert result_of(tmp_path)["test_images"] == 100 and list(losses(tmp_path)) == [1, 2]
+
+
+def test_folders_of_different_probes_differ(run, photos, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    part = {"train_fraction": 0.2, "steps": 2, **PROBE, "batch_size": 6, "cache_features": True}
+    call("lincls", load=copy, data_dir=photos, **part)
+    result = result_of(copy / "lincls_0.2")
+    assert result["train_images"] == 18 and not result["finetuned"]
+
+
+# Many checkpoints
+
+
+def test_every_checkpoint_of_a_run(evaluated, run, photos, tmp_path, capsys):
+    """One line each; a broken one is reported and passed over."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(copy / "checkpoints/step-00000002", copy / "checkpoints/step-00000003")
+    (copy / "checkpoints/step-00000003/variables.index").write_bytes(b"")
+    call("knn", load=copy, all_checkpoints=True, k=5, data_dir=photos, workdir=tmp_path / "out", **SMALL)
+    out, result = capsys.readouterr().out, result_of(tmp_path / "out")
+    names = [str(copy / f"checkpoints/step-0000000{step}") for step in (1, 2)]
+    assert [one["checkpoint"] for one in result["checkpoints"]] == names
+    assert all(out.count(f"{name}: top-1 ") == 1 for name in names)
+    assert "skipped: checkpoint" in out and result["subject"] == names[-1]
+    assert result["checkpoints"][-1]["top1"] == result_of(evaluated / "knn")["top1"]
+
+
+def test_what_a_folder_holds(run, tmp_path):
+    steps = [str(run / f"checkpoints/step-0000000{step}") for step in (1, 2)]
+    assert evaluate.checkpoints(str(run)) == evaluate.checkpoints(str(run / "checkpoints")) == steps
+    for name in ("b.pth.tar", "a.pth", "notes.txt"):
+        (tmp_path / name).touch()
+    assert evaluate.checkpoints(str(tmp_path)) == [str(tmp_path / "a.pth"), str(tmp_path / "b.pth.tar")]
+    for nothing in (None, str(tmp_path / "nowhere"), str(tmp_path / "notes.txt")):
+        with pytest.raises(UserError, match="expected a run folder with checkpoints/"):
+            evaluate.checkpoints(nothing)
+
+
+def test_where_results_go(run, tmp_path):
+    """Into the run folder, whatever of it is loaded; beside the working folder's runs for a file."""
+
+    def place(load):
+        return evaluate.output_folder(types.SimpleNamespace(workdir=None, baseline="none", load=str(load)), "kNN")
+
+    assert {place(run / part) for part in ("", "checkpoints", "checkpoints/step-00000001")} == {run / "knn"}
+    (tmp_path / "moco.pth.tar").touch()
+    assert str(place(tmp_path / "moco.pth.tar")) == "runs/moco/knn"
+
+
+# Several ranks
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(run, photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ranks")
+    done = ranks.horovodrun(2, ranks.TESTS / "workers" / "evaluations.py", run, photos, out)
+    assert done.stdout.count("finished") == 2 and done.stdout.count("written to ") == 4
+    return out
+
+
+@pytest.mark.horovod
+def test_two_ranks_are_one_process(on_two_ranks, evaluated):
+    """The same neighbours; the same losses, held-out accuracies and tests of a probe."""
+    one, two = (result_of(out / "knn") for out in (evaluated, on_two_ranks))
+    assert one["all"] == two["all"] and one["per_class"] == two["per_class"]
+    for name in ("frozen", "cached"):
+        assert losses(on_two_ranks / name) == pytest.approx(losses(evaluated / name), rel=1e-4)
+        one, two = (result_of(out / name) for out in (evaluated, on_two_ranks))
+        assert [t["top1"] for t in one["tests"]] == pytest.approx([t["top1"] for t in two["tests"]], abs=1.01 / 24)
+    assert one["learning_rate"] == two["learning_rate"]
+    assert list(losses(on_two_ranks / "finetune")) == [1, 2]
+    assert np.isfinite(list(losses(on_two_ranks / "finetune").values())).all()
+
+
+# Flags
+
+
+def test_a_probe_without_a_recipe_is_mocos():
+    o, _ = parse("lincls")
+    assert (o.learning_rate, o.epochs, o.schedule, o.milestones) == (30, 100, "milestones", (60, 80))
+    assert parse("pretrain")[0].milestones == (120, 160)
+
+
+def test_flags_of_older_runs_still_parse():
+    o, text = parse("pretrain", "--k=20", "--knn_temperature=0.07")
+    assert (o.k, o.knn_temperature) == ((20,), (0.07,)) and "--k=20\n" in text
+    o, text = parse("knn", "--k=20,200", "--knn_temperature=0.07,0.1")
+    assert (o.k, o.knn_temperature) == ((20, 200), (0.07, 0.1))
+    assert dataclasses.asdict(parse("knn", *text.splitlines())[0]) == dataclasses.asdict(o)
+
+
+@pytest.mark.parametrize(
+    "program, arguments, words",
+    [
+        ("knn", "--k=0", ["--k=0", "from 1 on"]),
+        ("knn", "--k=", ["--k=", "expected numbers"]),
+        ("knn", "--k=5,many", ["--k=5,many", "numbers"]),
+        ("knn", "--k=2.5", ["--k=2.5", "numbers"]),
+        ("knn", "--knn_temperature=0.1,0", ["--knn_temperature=0.1,0", "from 1e-06"]),
+        ("knn", "--knn_temperature=nan", ["--knn_temperature=nan"]),
+        ("lincls", "--learning_rates=0.1,-1", ["--learning_rates=0.1,-1"]),
+        ("lincls", "--learning_rates=inf", ["--learning_rates=inf"]),
+        ("lincls", "--train_fraction=0", ["--train_fraction=0"]),
+        ("lincls", "--train_fraction=1.5", ["--train_fraction=1.5"]),
+    ],
+)
+def test_flags_out_of_range(program, arguments, words):
+    with pytest.raises(flags.Error) as caught:
+        parse(program, arguments)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"standardise": True}, ["--standardise", "--cache_features"]),
+        ({"learning_rates": "1,2"}, ["--learning_rates", "--cache_features"]),
+        ({"logistic_regression": True}, ["--logistic_regression", "--cache_features"]),
+        ({"finetune": True, "cache_features": True}, ["--finetune", "--cache_features", "one of them"]),
+        ({"finetune": True, "baseline": "raw_pixels"}, ["--finetune", "raw_pixels"]),
+        ({"finetune": True, "precision": "float16"}, ["--finetune", "float16"]),
+        ({"backbone_learning_rate": 0.1}, ["--backbone_learning_rate", "--finetune"]),
+        ({"train_fraction": 0.5, "train_list": "list.txt"}, ["--train_fraction", "--train_list"]),
+        ({"train_list": "nowhere.txt"}, ["nowhere.txt cannot be read"]),
+        ({"train_fraction": 0.1}, ["--batch_size=16", "at most 9"]),
+    ],
+)
+def test_what_does_not_fit_together(values, words, run, photos, tmp_path):
+    given = {"load": run, "data_dir": photos, "workdir": tmp_path / "out", **PROBE}
+    with pytest.raises(UserError) as caught:
+        call("lincls", **{**given, **values})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_checkpoints_of_a_baseline(run, photos):
+    with pytest.raises(UserError, match="--all_checkpoints came with --baseline=untrained"):
+        call("knn", load=run, data_dir=photos, all_checkpoints=True, baseline="untrained", **SMALL)

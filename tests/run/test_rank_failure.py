@@ -1,0 +1,46 @@
+"""A rank that dies or fails alone: every process of the job ends, with one clear cause."""
+
+import pytest
+from support.jobs import Job
+from support.programs import make_photos
+from support.ranks import TESTS
+
+pytestmark = pytest.mark.horovod
+
+
+def ended(job, timeout=30):
+    """What a job printed that has failed and left no process."""
+    status, out, left = job.end(timeout)
+    assert not left
+    assert status not in (0, None)
+    return out
+
+
+def test_one_of_four_ranks_killed(tmp_path):
+    """Everything is gone within 30 s, the exit status is not 0, the cause is printed once."""
+    with Job(tmp_path, "-np", 4, data_dir=make_photos(tmp_path / "photos")) as job:
+        job.wait_for_step(2)
+        job.kill(("localhost", 2))
+        out = ended(job)
+    assert out.count("The first process to do so was:\nProcess name: 2\nExit code: 137") == 1
+    assert out.count("moco_tf.pretrain: ") <= 1  # rank 0's line, if it came to that before the launcher ended it
+
+
+def test_one_of_two_ranks_fails_alone(tmp_path):
+    """Another machine's data folder is missing: the rank says so itself, although it is not rank 0."""
+    with Job(tmp_path, "-np", 2, env={"FAILURE": "one_user"}, command=[TESTS / "workers/failing.py"]) as job:
+        out = ended(job, timeout=90)
+    assert out.count("moco_tf.failing: rank 1 on ") == 1, out
+    assert out.count("the data is not here; copy it") == 1
+
+
+def test_one_of_two_ranks_hangs(tmp_path):
+    """It reads for ever: its watchdog says so and ends it, and the other rank and the launcher with it."""
+    folder = {"data_dir": make_photos(tmp_path / "photos"), "step_timeout": 3}
+    with Job(tmp_path, "-np", 2, worker="hanging", **folder) as job:
+        job.wait_for_step(2)
+        out = ended(job)
+    cause = "hangs: waiting for the images of step 3 has taken 3 s; it ends, see --step_timeout; the same command"
+    assert out.count("moco_tf.pretrain: rank 1 on ") == out.count(cause) == 1, out
+    assert out.count(": rank ") == 1, out  # no other rank says that it hangs or fails
+    assert "The first process to do so was:\nProcess name: 1\nExit code: 137" in out

@@ -1,0 +1,251 @@
+"""Nothing is unpickled or executed, no shell gets a string, nothing is served; files may not claim what they lack."""
+
+import ast
+import gzip
+import io
+import pathlib
+import re
+import struct
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import moco_tf
+from moco_tf.data import image_bounds, packed, sources
+from moco_tf.data.sets import fashion_mnist
+from moco_tf.errors import UserError
+from moco_tf.weights import tensorpack
+
+PACKAGE = pathlib.Path(moco_tf.__file__).parent
+LAUNCH = PACKAGE.parent / "launch"
+
+# Calls by their last names, and by whole ones where the last says little.
+_ANYWHERE = {"Unpickler", "read_pickle", "popen", "extractall", "getoutput", "getstatusoutput", "mktemp"}
+_ANYWHERE |= {"enable_unsafe_deserialization", "py_function", "serve_forever", "run_server", "bind_all"}
+_WHOLE = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "cPickle.load", "marshal.load"}
+_WHOLE |= {"marshal.loads", "shelve.open", "dill.load", "dill.loads", "joblib.load", "cloudpickle.load", "torch.load"}
+_WHOLE |= {"cloudpickle.loads", "yaml.load", "yaml.unsafe_load", "socket.socket", "os.execl", "os.execv", "os.system"}
+_ARGUMENTS = {("allow_pickle", True), ("shell", True), ("safe_mode", False), ("weights_only", False)}
+
+
+def offences(source):
+    """(line, what) of each call that executes what it is given, or may."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in _WHOLE or name.split(".")[-1] in _ANYWHERE:
+                yield node.lineno, name
+            for argument in node.keywords:
+                value = argument.value
+                safe = isinstance(value, ast.Constant) and (argument.arg, bool(value.value)) not in _ARGUMENTS
+                if argument.arg in dict(_ARGUMENTS) and not safe:  # a variable may be either
+                    yield node.lineno, f"{argument.arg}={ast.unparse(value)}"
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            for name in names & {
+                "socketserver",
+                "http.server",
+                "wsgiref",
+                "xmlrpc.server",
+                "dill",
+                "shelve",
+                "marshal",
+            }:
+                yield node.lineno, f"import {name}"
+        elif isinstance(node, ast.Constant) and node.value == "0.0.0.0":
+            yield node.lineno, "0.0.0.0"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_code_of_the_package_executes_or_serves(path):
+    assert list(offences(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        *(
+            "pickle.load(f)",
+            "pickle.Unpickler(f)",
+            "np.load(f, allow_pickle=True)",
+            "yaml.load(f)",
+            "eval(x)",
+            "exec(x)",
+        ),
+        *(
+            "subprocess.run(x, shell=True)",
+            "os.system(x)",
+            "os.popen(x)",
+            "subprocess.run(x, shell=y)",
+            "torch.load(f)",
+        ),
+        *("keras.models.load_model(f, safe_mode=False)", "tar.extractall()", "import http.server", "serve('0.0.0.0')"),
+    ],
+)
+def test_planted_offences_are_found(planted):
+    assert len(list(offences(f"def f():\n    {planted}\n"))) == 1
+
+
+def test_what_is_allowed_is_not_found():
+    text = "np.load(f, allow_pickle=False)\nsubprocess.run(['ls', x])\nre.compile(x)\njson.load(f)\nmethod.compile(o)"
+    assert list(offences(text)) == []
+
+
+def test_launchers_evaluate_no_string():
+    for path in LAUNCH.glob("*.sh"):
+        if path.name == "slurm_ssh.sh":  # it is an ssh: what it is given is a shell's command, quoted by horovodrun
+            continue
+        lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+        assert not [line for line in lines if re.search(r"(^|[;&|]\s*)(eval|source /dev/stdin)\b|(ba)?sh -c", line)], (
+            path
+        )
+
+
+# Images: real bombs, whose few bytes a decoder would turn into what they say
+
+
+def lzw_of_zeros(pixels):
+    """GIF's compression of so many pixels of colour 0: each code stands for one more of them than the last."""
+    bits, width, out, free, length, done = [], 3, bytearray(), 6, 2, 1
+
+    def put(code):
+        bits.extend(code >> i & 1 for i in range(width))
+
+    put(4), put(0)
+    while done < pixels:
+        put(min(free, 4095))
+        done += length
+        if free < 4095:
+            free, length = free + 1, length + 1
+            width += free == 1 << width and width < 12
+    put(5)
+    out += np.packbits(np.array(bits, np.uint8), bitorder="little").tobytes()
+    return bytes(out)
+
+
+def gif(*frames, table=b"\0\0\0\xff\xff\xff", extension=b""):
+    """A GIF with frames of these (width, height), each with a comment before it."""
+    flags = 0x80 if table else 0
+    data = b"GIF89a" + struct.pack("<HHBBB", 8, 8, flags, 0, 0) + table
+    for width, height in frames:
+        packed = lzw_of_zeros(width * height)
+        blocks = b"".join(bytes([len(packed[i : i + 255])]) + packed[i : i + 255] for i in range(0, len(packed), 255))
+        local = b"" if table else b"\0\0\0\xff\xff\xff"
+        data += extension + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0x80 if local else 0) + local
+        data += b"\2" + blocks + b"\0"
+    return data + b";"
+
+
+def webp_lossless(width, height):
+    """The header, and of the data a few bytes."""
+    chunk = b"VP8L" + struct.pack("<IBI", 10, 0x2F, (width - 1) | (height - 1) << 14) + bytes(5)
+    return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
+
+
+def webp_extended(width, height):
+    sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    chunk = b"VP8X" + struct.pack("<II", 10, 0) + sides
+    return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
+
+
+def webp_lossy(width, height):
+    chunk = b"VP8 " + struct.pack("<I", 10) + b"\0\0\0\x9d\x01\x2a" + struct.pack("<HH", width, height)
+    return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
+
+
+def png(width, height):
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", width, height) + bytes(9)
+
+
+COMMENT = b"!\xfe\3abc\0"
+
+
+@pytest.mark.parametrize(
+    ("data", "pixels"),
+    [
+        (png(60000, 60000), 3_600_000_000),
+        (gif((14000, 14000)), 196_000_000),
+        (gif(*[(8000, 3000)] * 8, extension=COMMENT), 192_000_000),
+        (webp_lossless(16383, 16384), 16383 * 16384),
+        (webp_extended(1 << 20, 4096), 1 << 32),
+        (webp_lossy(16383, 16383), 16383**2),
+    ],
+)
+def test_images_of_too_many_pixels_are_refused_by_their_headers(data, pixels):
+    assert len(data) < 120_000
+    assert int(image_bounds.num_pixels(tf.constant(data))) == pixels
+    decode = tf.function(sources.decode_rgb)
+    for function in (sources.decode_rgb, decode):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="too many pixels"):
+            function(tf.constant(data))
+
+
+@pytest.mark.parametrize("table", [b"\0\0\0\xff\xff\xff", b"", bytes(3 * 256)])
+@pytest.mark.parametrize("extension", [b"", COMMENT])
+def test_a_gif_of_some_frames_is_read(table, extension):
+    data = gif((40, 30), (7, 5), table=table, extension=extension)
+    if len(table) > 6:
+        data = data[:10] + b"\x87" + data[11:]
+    assert int(image_bounds.num_pixels(tf.constant(data))) == 40 * 30 + 7 * 5
+    assert sources.decode_rgb(tf.constant(data)).shape == (30, 40, 3)
+
+
+def test_other_images_and_nonsense_have_their_sizes():
+    image = tf.zeros([31, 17, 3], tf.uint8)
+    for encode in (tf.io.encode_jpeg, tf.io.encode_png):
+        assert int(image_bounds.num_pixels(encode(image))) == 31 * 17
+    whole = gif((40, 30), extension=COMMENT)
+    for data in [b"", b"GIF89a", b"RIFF", b"BM", *(whole[:cut] for cut in range(0, len(whole), 3))]:
+        assert int(image_bounds.num_pixels(tf.constant(data))) in (0, 40 * 30)
+
+
+def test_webp_of_pil_is_read():
+    image = pytest.importorskip("PIL.Image")
+    for lossless in (False, True):
+        file = io.BytesIO()
+        image.new("RGB", (33, 21), (200, 10, 10)).save(file, "WEBP", lossless=lossless)
+        assert int(image_bounds.num_pixels(tf.constant(file.getvalue()))) == 33 * 21
+        assert sources.decode_rgb(tf.constant(file.getvalue())).shape == (21, 33, 3)
+
+
+# Archives
+
+
+def test_npz_that_claims_too_much_is_refused(tmp_path):
+    """Two small members, whose uncompressed sizes in the central directory are made to say 4 GiB each."""
+    path = tmp_path / "bomb.npz"
+    np.savez(path, **{"conv0/W": np.zeros(9), "conv0/bn/gamma": np.zeros(9)})
+    bomb = bytearray(path.read_bytes())
+    for match in list(re.finditer(b"PK\1\2", bomb)):
+        bomb[match.start() + 24 : match.start() + 28] = struct.pack("<I", 0xFFFFFFF0)
+    path.write_bytes(bomb)
+    with pytest.raises(UserError, match="claim to hold 8589934560 of arrays"):
+        tensorpack.read(str(path))
+
+
+def test_npz_with_an_object_array_is_refused(tmp_path):
+    np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
+    with pytest.raises(UserError, match="not a readable .npz"):
+        tensorpack.read(str(tmp_path / "objects.npz"))
+
+
+@pytest.mark.parametrize("place", [(0, 1 << 62), (1 << 62, 1), (-1, 4), (0, 101)])
+def test_places_outside_of_a_shard_are_refused(place, tmp_path):
+    """Each is read with as many bytes as it says."""
+    (tmp_path / "train-00000.tfrecord").write_bytes(bytes(100))
+    np.save(tmp_path / "train-00000.npy", np.array([(0, 100, 0), (*place, 0)]))
+    size, digest = (tmp_path / "train-00000.npy").stat().st_size, packed.checksum(tmp_path / "train-00000.npy")
+    shard = packed.Shard("train-00000", 0, 2, 2, 100, "", size, digest, [])
+    with pytest.raises(UserError, match="is damaged, expected the places of 2 records"):
+        packed.places(tmp_path, shard)
+
+
+def test_gzip_bomb_is_read_no_further_than_it_may_be_right(tmp_path):
+    path = tmp_path / "bomb.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(bytes([0, 0, 8, 3]) + struct.pack(">III", 60000, 28, 28))
+        for _ in range(160):
+            file.write(bytes(1 << 20))
+    with pytest.raises(UserError, match=rf"{(1 << 26) - 16} bytes of data came, expected 47040000"):
+        fashion_mnist.read_idx(str(path), dims=3)

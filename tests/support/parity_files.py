@@ -1,0 +1,15 @@
+"""Where the parity cases are: beside the checkout, or the smaller copy in tests/data/parity."""
+
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def path(name: str) -> pathlib.Path:
+    """The file of a parity case; skips the test where neither place has it."""
+    for folder in (ROOT.parent / "shared" / "parity" / "cases", ROOT / "tests" / "data" / "parity"):
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"{name} is too large for the copy in tests/data/parity and ../shared/parity is not here")
