@@ -1,0 +1,68 @@
+"""Types of options: what a flag takes, said in the annotation of a dataclass' field or of a constructor's argument."""
+
+import dataclasses
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Numbers from least to most; None: no bound. Of a tuple, each number."""
+
+    least: float | None = None
+    most: float | None = None
+
+
+Count = Annotated[int, Bounds(1)]
+CountOrZero = Annotated[int, Bounds(0)]
+Share = Annotated[float, Bounds(0.0, 1.0)]
+Positive = Annotated[float, Bounds(1e-6)]
+PositiveOrZero = Annotated[float, Bounds(0.0)]
+
+# What one option may hold.
+Value = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """An annotation in parts: the plain type, its bounds, its choices, whether it is a tuple of such."""
+
+    type: type
+    bounds: Bounds
+    choices: tuple[str, ...] = ()
+    many: bool = False
+
+
+def kind_of(annotation: Any) -> Kind:
+    """The parts of an annotation; `None` among its alternatives is left out.
+
+    Raises:
+        TypeError: it is no type that a flag can have.
+    """
+    bounds = Bounds()
+    if get_origin(annotation) in (Union, types.UnionType):
+        rest = [part for part in get_args(annotation) if part is not type(None)]
+        annotation = rest[0] if len(rest) == 1 else annotation
+    if get_origin(annotation) is Annotated:
+        annotation, *notes = get_args(annotation)
+        bounds = next((note for note in notes if isinstance(note, Bounds)), bounds)
+    if get_origin(annotation) is Literal:
+        return Kind(str, bounds, get_args(annotation))
+    many = get_origin(annotation) is tuple
+    plain = get_args(annotation)[0] if many else annotation
+    if plain not in (bool, int, float, str):
+        raise TypeError(f"{annotation} is no type of an option; expected bool, int, float, str, Literal or a tuple")
+    return Kind(plain, bounds, (), many)
+
+
+# The names that an annotation may use where it is read without running its module.
+NAMES = {
+    "Annotated": Annotated,
+    "Bounds": Bounds,
+    "Literal": Literal,
+    "Count": Count,
+    "CountOrZero": CountOrZero,
+    "Share": Share,
+    "Positive": Positive,
+    "PositiveOrZero": PositiveOrZero,
+}
