@@ -36,7 +36,16 @@ setup(
         "onnx": ONNX,
         "dev": [
             *ONNX,
-            *("pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.18", "import-linter>=2.5", "pre-commit>=4", "selenium>=4.20"),
+            *(
+                "pytest>=8",
+                "pytest-timeout>=2.3",
+                "pytest-xdist>=3.6",
+                "ruff>=0.9",
+                "mypy>=1.18",
+                "import-linter>=2.5",
+                "pre-commit>=4",
+                "selenium>=4.20",
+            ),
             *("psutil", "pyyaml", "jsonschema>=4", "kubernetes-validate>=1.30"),  # tests of jobs and of their manifest
             *("pdoc>=15", "nbclient>=0.10", "ipykernel>=6.29"),  # of docs/
         ],

@@ -13,8 +13,7 @@ See `moco_tf.api`.
 """
 
 import importlib
-import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moco_tf.errors import UserError as UserError
 
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
     from moco_tf.api.recipes import recipe as recipe
     from moco_tf.api.recipes import run as run
     from moco_tf.api.recipes import train as train
-
-# TensorFlow prints a dozen lines of its own at start, even about GPUs that are not there. It reads this once, when it
-# is imported; a user's own setting stands.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __version__ = "0.1.0"
 
@@ -47,7 +42,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'moco_tf' has no attribute {name!r}")
     return getattr(importlib.import_module(f"moco_tf.api.{_HOMES[name]}"), name)

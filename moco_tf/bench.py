@@ -11,20 +11,20 @@ are of all ranks. Nothing is saved but the figures.
 
 import json
 import pathlib
+import types
 from collections.abc import Callable
 
 import tensorflow as tf
-from absl import flags
 
-from moco_tf import pretrain
 from moco_tf.benchmark import compare, exchanges, images, machine, scaling, table, timing, work
-from moco_tf.config import options
+from moco_tf.config import define
+from moco_tf.config.options import Bench as Bench_
 from moco_tf.data import pipeline
 from moco_tf.data.normalisation import normalisation
 from moco_tf.errors import UserError
 from moco_tf.methods import base
-from moco_tf.run import build, evaluate, loop, program
-from moco_tf.training import device
+from moco_tf.run import loop, prepare, program
+from moco_tf.training import device, schedules
 from moco_tf.training.collectives import Collectives, Horovod
 from moco_tf.training.counting import Counting
 
@@ -32,27 +32,22 @@ from moco_tf.training.counting import Counting
 _PLACES = ("--data_dir=", "--workdir=", "--json=", "--torch_python=")
 
 
-def define_flags() -> None:
-    """Defines this program's flags: those of pre-training and its own."""
-    pretrain.define_flags()
-    options.define_bench()
-
-
-def main(o: object, flagfile: str) -> None:
+def main(options: Bench_) -> None:
     """Measures with the given options."""
-    ranks = build.connect(o)
-    check(o, ranks)
-    recorded = [line for line in flagfile.splitlines() if not line.startswith(_PLACES)]
-    figures = Bench(o, ranks).figures() | {"flags": recorded}
+    o = types.SimpleNamespace(**define.values_of(options))
+    ranks = prepare.connect(options.device, options.run.seed)
+    check(options, o, ranks)
+    recorded = [line for line in define.flagfile(options).splitlines() if not line.startswith(_PLACES)]
+    figures = Bench(options, o, ranks).figures() | {"flags": recorded}
     if ranks.rank == 0:
         print(table.table(figures), flush=True)
         if o.json:
             pathlib.Path(o.json).write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def check(o: object, ranks: Collectives) -> None:
+def check(options: Bench_, o: object, ranks: Collectives) -> None:
     """Refuses options that contradict each other, before anything is measured."""
-    pretrain.check(o, ranks)
+    prepare.check(options, ranks)
     if o.json and not pathlib.Path(o.json).absolute().parent.is_dir():
         raise UserError(f"--json={o.json} is in a folder that is not there; make it, or give another file")
     if o.compare == "torch":
@@ -62,17 +57,14 @@ def check(o: object, ranks: Collectives) -> None:
 class Bench:
     """A recipe's method, ready to be measured; every rank takes part in every measurement."""
 
-    def __init__(self, o: object, ranks: Collectives) -> None:
+    def __init__(self, options: Bench_, o: object, ranks: Collectives) -> None:
         self.o, self.ranks, self.batch = o, ranks, o.batch_size // ranks.size
-        self.train = images.stand_in(o.dataset) if o.fake else build.source(o, "train", ranks)
-        if base.find(o.method).uses_labels:
-            evaluate.check_labels(self.train, self.train)
-        self.size = build.image_size(o, self.train)
-        # The values of a mean and a deviation cost no time: none are measured.
-        self.view = build.random_view(o, self.size, normalisation(o.normalise, o.dataset))
-        build.check_crop(o.views, self.view, self.train)
         self.counting = Counting(ranks, self.batch)
-        self.method = build.method(o, self.counting, build.in_step(self.view, self.train), self.train)
+        # The values of a mean and a deviation cost no time: none are measured.
+        mean_and_std = normalisation(o.normalise, o.dataset)
+        stand_in = images.stand_in(o.dataset) if o.fake else None
+        run = prepare.pretraining(options, self.counting, stand_in, mean_and_std)
+        self.options, self.train, self.size, self.view, self.method = options, run.train, run.size, run.view, run.method
         self.method.synchronise()
         self.step = tf.function(self.method.train_step)
         self.start_up: dict[str, object] = {}
@@ -128,7 +120,7 @@ class Bench:
             "precision": self.method.query_encoder.compute_dtype,
             "bn": o.bn,
             "compression": o.compression,
-            "compiled": build.pieces_to_compile(o, self.ranks),
+            "compiled": prepare.pieces_to_compile(self.options, self.ranks),
             "ranks": self.ranks.size,
             "horovod": isinstance(self.ranks, Horovod),
         }
@@ -242,10 +234,10 @@ class Bench:
         """What pretrain does before step `number`; past the recipe's end the schedule begins again."""
         per_epoch = max(1, self.train.num_examples // self.o.batch_size)
         done = (number - 1) % (per_epoch * self.o.epochs)
-        self.method.optimizer.learning_rate.assign(build.learning_rate(self.o, done, per_epoch))
+        self.method.optimizer.learning_rate.assign(
+            schedules.learning_rate(done, per_epoch, self.o.learning_rate, self.options.schedule)
+        )
 
 
 if __name__ == "__main__":
-    define_flags()
-    flags.adopt_module_key_flags(options)
-    program.run(main)
+    program.run(main, Bench_)

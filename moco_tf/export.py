@@ -13,13 +13,14 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import types
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 from moco_tf import formats
-from moco_tf.config import options
-from moco_tf.config.flagset import flags
+from moco_tf.config import define
+from moco_tf.config.options import Export
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.formats import base_comparison as comparison
@@ -30,16 +31,9 @@ from moco_tf.weights.load import SOURCES, Loaded
 from moco_tf.weights.load import load as load_encoder
 
 
-def define_flags() -> None:
-    """Defines this program's flags."""
-    options.define_load_path()
-    options.define_export()
-    options.define_data()
-    flags.FLAGS.set_default("dataset", None)  # the one that the encoder was trained on
-
-
-def main(o: object, flagfile: str) -> None:
+def main(options: Export) -> None:
     """Exports with the given options."""
+    o = types.SimpleNamespace(**define.values_of(options))
     if not collectives.is_first_rank():
         return  # one process does it all
     target, names = check(o), available(o.format)
@@ -202,6 +196,4 @@ def publish(made: pathlib.Path, target: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    flags.adopt_module_key_flags(options)
-    program.run(main)
+    program.run(main, Export)

@@ -15,15 +15,16 @@ import os
 import pathlib
 import shlex
 import sys
+import types
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 import tqdm
-from absl import flags
 
 from moco_tf import __version__
-from moco_tf.config import options
+from moco_tf.config import define
+from moco_tf.config.options import Pack
 from moco_tf.data import packed
 from moco_tf.data.packed import Index, Shard
 from moco_tf.data.packing import QUALITY, ShardWriter, encoded, encoder, example, fingerprint, original
@@ -53,14 +54,9 @@ holds sizes and SHA-256 sums.
 {classes}"""
 
 
-def define_flags() -> None:
-    """Defines this program's flags."""
-    options.define_source()
-    options.define_pack()
-
-
-def main(o: object, flagfile: str) -> None:
+def main(options: Pack) -> None:
     """Packs, or verifies a pack, with the given options."""
+    o = types.SimpleNamespace(**define.values_of(options))
     if not collectives.is_first_rank():
         return  # one process does it all
     check(o)
@@ -289,6 +285,4 @@ def class_table(folder: pathlib.Path, index: Index) -> str:
 
 
 if __name__ == "__main__":
-    define_flags()
-    flags.adopt_module_key_flags(options)
-    program.run(main)
+    program.run(main, Pack)

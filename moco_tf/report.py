@@ -10,11 +10,11 @@ TensorBoard shows besides curves (sample views, the embedding projector) goes to
 import os
 import pathlib
 import time
-
-from absl import flags
+import types
 
 from moco_tf import __version__
-from moco_tf.config import options
+from moco_tf.config import define
+from moco_tf.config.options import Report
 from moco_tf.errors import UserError
 from moco_tf.reporting import board, curves, page, runs, sections
 from moco_tf.reporting.runs import Run
@@ -27,14 +27,9 @@ _NAMED = 4  # runs in the title
 _SEED = 0  # of what is drawn for the page: two pages of one run show the same
 
 
-def define_flags() -> None:
-    """Defines this program's flags."""
-    options.define_workdirs()
-    options.define_report()
-
-
-def main(o: object, flagfile: str) -> None:
+def main(options: Report) -> None:
     """Writes the report of --workdir."""
+    o = types.SimpleNamespace(**define.values_of(options))
     found = runs.read_all(o.workdir or [])
     output = pathlib.Path(o.output or found[0].folder / "report.html")
     check_output(output)
@@ -120,6 +115,4 @@ def pictured(o: object, run: Run, subject: Subject | str, pairs: list) -> tuple[
 
 
 if __name__ == "__main__":
-    define_flags()
-    flags.adopt_module_key_flags(options)
-    program.run(main)
+    program.run(main, Report)

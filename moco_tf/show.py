@@ -5,11 +5,11 @@ python -m moco_tf.show --load=moco_v2_800ep_pretrain.pth.tar --json
 """
 
 import json
+import types
 from typing import Any
 
-from absl import flags
-
-from moco_tf.config import options
+from moco_tf.config import define
+from moco_tf.config.options import Show
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.run import program
@@ -18,14 +18,9 @@ from moco_tf.weights import held
 from moco_tf.weights.load import SOURCES
 
 
-def define_flags() -> None:
-    """Defines this program's flags."""
-    options.define_load_path()
-    options.define_show()
-
-
-def main(o: object, flagfile: str) -> None:
+def main(options: Show) -> None:
     """Prints what --load holds."""
+    o = types.SimpleNamespace(**define.values_of(options))
     if not collectives.is_first_rank():
         return
     if not o.load:
@@ -62,6 +57,4 @@ def _shown(name: str, value: Any) -> str:
 
 
 if __name__ == "__main__":
-    define_flags()
-    flags.adopt_module_key_flags(options)
-    program.run(main)
+    program.run(main, Show)

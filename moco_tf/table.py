@@ -6,11 +6,11 @@ python -m moco_tf.table --workdir=runs/moco,runs/simclr
 
 import json
 import pathlib
+import types
 from collections.abc import Iterable, Iterator
 
-from absl import flags
-
-from moco_tf.config import options
+from moco_tf.config import define
+from moco_tf.config.options import Table
 from moco_tf.errors import UserError
 from moco_tf.run import program
 
@@ -18,13 +18,9 @@ BASELINES = {"_untrained": "untrained encoder", "_raw_pixels": "raw pixels"}
 COLUMNS = {"knn": "kNN top-1", "lincls": "linear top-1"}
 
 
-def define_flags() -> None:
-    """Defines this program's flags."""
-    options.define_workdirs()
-
-
-def main(o: object, flagfile: str) -> None:
+def main(options: Table) -> None:
     """Prints the table of --workdir."""
+    o = types.SimpleNamespace(**define.values_of(options))
     print(table(folders(o.workdir or [])))
 
 
@@ -70,6 +66,4 @@ def _top1(folders: Iterable[pathlib.Path]) -> str:
 
 
 if __name__ == "__main__":
-    define_flags()
-    flags.adopt_module_key_flags(options)
-    program.run(main)
+    program.run(main, Table)

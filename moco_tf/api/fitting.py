@@ -13,14 +13,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import pretrain
 from moco_tf.api import pretrained
 from moco_tf.api.pretrained import as_rgb
 from moco_tf.api.recipes import Recipe
+from moco_tf.config import define
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.methods import base
-from moco_tf.run import build, loop
+from moco_tf.run import prepare, pretraining, statistics
+from moco_tf.run.prepare import Pretraining
 
 
 class Training:
@@ -48,7 +49,8 @@ class Training:
             raise UserError(f"a recipe of moco_tf.{recipe.program} came, expected one of moco_tf.pretrain")
         o, self.recipe = recipe.options, recipe
         # What would be written or measured on the way is left to callbacks.
-        self._run = pretrain.prepare(dataclasses.replace(o, workdir=None, knn_every=0), build.connect(o))
+        ranks = prepare.connect(o.device, o.run.seed)
+        self._run = prepare.pretraining(define.replaced(o, workdir=None, knn_every=0), ranks)
         self.images, self.image_size = self._run.train, self._run.size
         self.mean, self.std = self._run.mean_and_std
         self.batches, self.method = self._run.batches, self._run.method
@@ -70,8 +72,8 @@ class Training:
             UserError: the loss is no finite number any more, and nan_policy is not "skip".
         """
         o, per_epoch = self.recipe.options, self.batches.steps_per_epoch
-        total = (o.epochs if epochs is None else epochs) * per_epoch
-        total, start = min(o.steps or total, total), int(self.method.steps_done)
+        total = (o.schedule.epochs if epochs is None else epochs) * per_epoch
+        total, start = min(o.schedule.steps or total, total), int(self.method.steps_done)
         if start >= total:
             return keras.callbacks.History()
         return self.method.fit(
@@ -80,8 +82,8 @@ class Training:
             epochs=-(-total // per_epoch),
             steps_per_epoch=min(per_epoch, total - start),
             shuffle=False,  # says nothing: the order is the batches'
-            callbacks=[_Schedules(dataclasses.replace(self._run, o=o), start, total), *callbacks],
-            **({"verbose": 0} if self._run.ranks.rank else {}) | kwargs,
+            callbacks=[_Schedules(dataclasses.replace(self._run, options=o), start, total), *callbacks],
+            **({"verbose": 0} if self._run.collectives.rank else {}) | kwargs,
         )
 
     def views(self, images: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +95,7 @@ class Training:
         Returns:
             Two arrays NxSxSx3 float32 in [0, 1].
         """
-        view = build.random_view(self.recipe.options, self.image_size, NORMALISATIONS["none"])
+        view = prepare.random_view(self.recipe.options.views, self.image_size, NORMALISATIONS["none"])
         seeds = [self.method.seed_of(use) for use in (base.FIRST_VIEW, base.SECOND_VIEW)]
         return tuple(
             np.concatenate([view(as_rgb(x)[None], seed, rows=[i], count=len(images)) for i, x in enumerate(images)])
@@ -102,12 +104,11 @@ class Training:
 
     def save(self, folder: str | os.PathLike) -> "pretrained.Pretrained":
         """Writes the query encoder to a new run folder and loads it from there. See `Pretrained.save`."""
-        o = self.recipe.options
-        self.method.average_running_statistics()
-        about = {"image_size": self.image_size, "mean": self.mean, "std": self.std}
-        about |= {"method": o.method, "dataset": o.dataset, "ranks": self._run.ranks.size, "batch_size": o.batch_size}
+        statistics.average(self.method, self._run.collectives)
+        about = pretraining.about(self._run)
+        about.pop("encoder")
         saved = pretrained.write(folder, self.method.query_encoder, int(self.method.steps_done), about)
-        if self._run.ranks.rank == 0:
+        if self._run.collectives.rank == 0:
             (pathlib.Path(folder) / "flags.cfg").write_text(self.recipe.flagfile)
         return saved
 
@@ -127,16 +128,16 @@ class Training:
 class _Schedules(keras.callbacks.Callback):
     """Learning rate and key momentum of each step, and the end, as pretrain's loop has them; stops at a broken loss."""
 
-    def __init__(self, run: loop.Run, start: int, total: int) -> None:
+    def __init__(self, run: Pretraining, start: int, total: int) -> None:
         super().__init__()
         self._run, self._step, self._total = run, start, total
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         self._step += 1
-        loop.schedule(self._run, self._step)
+        pretraining.set_rates(self._run, self._step)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        if not math.isfinite(logs["loss"]) and self._run.o.nan_policy == "stop":
+        if not math.isfinite(logs["loss"]) and self._run.options.checkpoints.nan_policy == "stop":
             raise UserError(
                 f"the loss is {logs['loss']} at step {self._step}, expected a number; lower learning_rate, warm "
                 "up with warmup_epochs, or raise temperature"

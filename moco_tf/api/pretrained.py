@@ -6,7 +6,6 @@ N images, D pooled features, C the head's output.
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 import pathlib
 import subprocess
@@ -23,7 +22,8 @@ from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.networks.encoder import Encoder
-from moco_tf.run import evaluate
+from moco_tf.run import results
+from moco_tf.run.probing import name_of
 from moco_tf.training import checkpoint, collectives, device
 from moco_tf.training.runlog import make_folder
 from moco_tf.weights.load import Loaded
@@ -137,7 +137,8 @@ class Pretrained(Loaded):
         recipes.run(recipe)
         if not collectives.is_first_rank():
             return {}
-        return json.loads((evaluate.output_folder(recipe.options, program) / "result.json").read_text())
+        name = name_of(recipe.options) if program == "lincls" else program
+        return results.folder_of(recipe.options.run, recipe.options.encoder, name).read_result()
 
     def _check_file(self) -> None:
         if _digest(self.encoder) != self._digest:

@@ -1,18 +1,17 @@
 """Recipes: a program's flags, read from a flagfile and from keywords; and what runs them."""
 
-import contextlib
 import dataclasses
 import difflib
 import importlib
-import importlib.util
-import json
 import os
 import pathlib
+from typing import Any
 
 from absl import flags as absl_flags
 
-from moco_tf.config import flagset, options
+from moco_tf.config import define, options
 from moco_tf.errors import UserError
+from moco_tf.run.folder import RunFolder
 from moco_tf.training import collectives, runlog
 
 _FLAGFILES = pathlib.Path(__file__).parents[2] / "flags"  # where moco_tf runs from a clone
@@ -30,16 +29,16 @@ class Recipe:
     """
 
     program: str
-    options: object
+    options: Any
     arguments: tuple[str, ...]
     flagfile: str
 
-    def replace(self, **flags: object) -> "Recipe":
+    def replace(self, **flags: Any) -> "Recipe":
         """The same recipe with other values of these flags. Raises UserError, as `recipe` does."""
         return _parse(self.program, (*self.arguments, *_arguments(self.program, flags)))
 
 
-def recipe(flagfile: str | os.PathLike | None = None, program: str = "pretrain", **flags: object) -> Recipe:
+def recipe(flagfile: str | os.PathLike | None = None, program: str = "pretrain", **flags: Any) -> Recipe:
     """Reads a recipe.
 
     Args:
@@ -62,13 +61,13 @@ def run(recipe: Recipe) -> None:
         UserError: as the program, which would print it and exit with status 1.
     """
     try:
-        _module(recipe.program).main(recipe.options, recipe.flagfile)
+        importlib.import_module(f"moco_tf.{recipe.program}").main(recipe.options)
         collectives.connect().barrier()  # what rank 0 writes last is there for all
     finally:
         runlog.close_all()  # of a program that failed or was interrupted
 
 
-def train(recipe: Recipe, **flags: object) -> list[dict[str, float]]:
+def train(recipe: Recipe, **flags: Any) -> list[dict[str, float]]:
     """Pre-trains in a run folder, or goes on in it, and returns `metrics` of it.
 
     Args:
@@ -82,7 +81,7 @@ def train(recipe: Recipe, **flags: object) -> list[dict[str, float]]:
         raise UserError(f"a recipe of moco_tf.{recipe.program} came, expected one of moco_tf.pretrain")
     recipe = recipe.replace(**flags)
     run(recipe)
-    return metrics(recipe.options.workdir)
+    return metrics(recipe.options.run.workdir)
 
 
 def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
@@ -90,17 +89,7 @@ def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
 
     A line that a crash cut off is left out. Raises UserError when there is no such file.
     """
-    path = pathlib.Path(workdir) / "metrics.jsonl"
-    lines = []
-    try:
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); expected a run folder of moco_tf.pretrain"
-        ) from None
-    return [line for line in lines if isinstance(line, dict)]
+    return list(RunFolder.of(os.fspath(workdir)).read_metrics())
 
 
 def _found(flagfile: str | os.PathLike, program: str) -> pathlib.Path:
@@ -113,9 +102,11 @@ def _found(flagfile: str | os.PathLike, program: str) -> pathlib.Path:
     raise UserError(f"the flagfile {os.fspath(flagfile)!r} is not there; expected {expected}")
 
 
-def _arguments(program: str, flags: dict[str, object]) -> tuple[str, ...]:
+def _arguments(program: str, flags: dict[str, Any]) -> tuple[str, ...]:
     """Keywords as command-line flags."""
-    known = list(_defined(program))
+    defined = absl_flags.FlagValues()
+    define.define(_options(program), [], defined)
+    known = list(defined)
     for name in flags:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
@@ -124,37 +115,26 @@ def _arguments(program: str, flags: dict[str, object]) -> tuple[str, ...]:
     return tuple(f"--{name}={_word(value)}" for name, value in flags.items() if value is not None)
 
 
-def _word(value: object) -> str:
+def _word(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _parse(program: str, arguments: tuple[str, ...]) -> Recipe:
-    values = _defined(program)
     try:
-        rest = values([program, *arguments])
-        if rest[1:]:
-            raise absl_flags.Error(f"{rest[1]!r} is no flag; flags look like --name=value")
-        return Recipe(program, options.parsed(values), arguments, options.flagfile(values))
+        parsed = define.parse(_options(program), [program, *arguments])
     except absl_flags.UnrecognizedFlagError as error:
         raise UserError(
             f"{error.flagname!r} is no flag of moco_tf.{program}; is it another program's? see program="
         ) from None
     except absl_flags.Error as error:
         raise UserError(f"flags of moco_tf.{program}: {' '.join(str(error).split())}") from None
+    return Recipe(program, parsed, arguments, define.flagfile(parsed))
 
 
-def _defined(program: str) -> absl_flags.FlagValues:
-    with flagset.collected() as values:
-        _module(program).define_flags()
-    return values
-
-
-def _module(program: str) -> object:
-    name = f"moco_tf.{program}"
-    found = program.isidentifier() and importlib.util.find_spec(name)
-    module = importlib.import_module(name) if found else None
-    if not hasattr(module, "define_flags"):
-        raise UserError(f"{program!r} is no program of moco_tf; expected one such as pretrain, lincls, knn or export")
-    return module
+def _options(program: str) -> Any:
+    if program not in options.PROGRAMS:
+        known = ", ".join(options.PROGRAMS)
+        raise UserError(f"{program!r} is no program of moco_tf; expected one of {known}")
+    return options.PROGRAMS[program]

@@ -30,6 +30,10 @@ PACKAGES = {
 }
 
 
+# Arguments that the assembly gives, though they have defaults: no flags of their own.
+GIVEN = {"arch": ("bn_splits",)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Argument:
     """An argument of a constructor that a flag sets: it has a default."""
@@ -65,7 +69,7 @@ def module_of(kind: str, name: str) -> str:
     """
     if "." in name:
         if _spec(name) is None:
-            raise UserError(f"--{kind}={name} is no module that Python finds; expected one in this folder or PYTHONPATH")
+            raise UserError(f"--{kind}={name} is no module that Python finds; expected one here or in PYTHONPATH")
         return name
     for file in _files(kind):
         if name == file or name in variants(_module_name(kind, file)):
@@ -106,7 +110,7 @@ def arguments(kind: str, name: str) -> list[Argument]:
     """
     module = module_of(kind, name)
     found: dict[str, Argument] = {}
-    fixed = variants(module).get(name, {})
+    fixed = {*variants(module).get(name, {}), *GIVEN.get(kind, ())}
     for place, node in _lineage(module, PACKAGES[kind][1]):
         init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
         if init is None:
@@ -169,9 +173,9 @@ def _definitions(module: str, name: str) -> Iterator[tuple[str, ast.ClassDef]]:
     for node in _tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             yield module, node
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            if name in [alias.asname or alias.name for alias in node.names]:
-                yield from _definitions(node.module, name)
+        imported = [alias.asname or alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom) and node.module and name in imported:
+            yield from _definitions(node.module, name)
 
 
 def _with_defaults(init: ast.FunctionDef, where: str, helps: dict[str, str]) -> Iterator[Argument]:

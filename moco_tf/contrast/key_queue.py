@@ -1,8 +1,12 @@
 """The queue of keys: a first-in first-out dictionary of negatives as large as wished (MoCo, section 3.2)."""
 
 import math
+from collections.abc import Mapping
 
 import tensorflow as tf
+
+from moco_tf.config.types import Value
+from moco_tf.errors import UserError
 
 
 class KeyQueue:
@@ -57,6 +61,16 @@ class KeyQueue:
         """Variables for a checkpoint."""
         labels = {} if self.labels is None else {"queue_labels": self.labels}
         return {"queue": self.keys, "queue_pointer": self.pointer, **labels}
+
+
+def check_queue(keys_a_step: int, own: Mapping[str, Value], batch_size: int) -> None:
+    """Refuses a queue that is smaller than the keys of one step. Raises UserError."""
+    size = int(str(own["queue_size"]))
+    if keys_a_step > size:
+        raise UserError(
+            f"--batch_size={batch_size} brings {keys_a_step} keys a step, expected at most --queue_size={size}; "
+            "lower the one or raise the other"
+        )
 
 
 def unit_noise(rows: int, feature_dim: int, seed: int, dtype: str = "float32") -> tf.Tensor:

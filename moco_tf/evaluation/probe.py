@@ -4,6 +4,7 @@ B per-rank batch, D width of the features, N images, L classes, R classifiers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +15,9 @@ from moco_tf.data.pipeline import epoch_order
 from moco_tf.errors import UserError
 from moco_tf.evaluation.scores import label_places
 from moco_tf.training.collectives import Collectives
+from moco_tf.training.exchange import averaged
+from moco_tf.training.guard import Guard
+from moco_tf.training.stop import StopRequest
 
 HELD_OUT = 0.1  # share of the training images on which settings are compared
 _ROWS = 8192  # features that are tested at a time
@@ -65,11 +69,16 @@ class Classifiers:
         for i, (layer, optimizer) in enumerate(zip(self._layers, self.optimizers)):
             optimizer.apply(gradients[2 * i : 2 * i + 2], layer.trainable_variables)
 
+    def learnt(self) -> dict[str, keras.Variable]:
+        """What a single classifier learns, by name."""
+        (layer,) = self._layers
+        return {"fc.weight": layer.kernel, "fc.bias": layer.bias}
+
     def state(self) -> dict[str, dict[str, tf.Variable]]:
         """All variables of a single classifier by name, in groups; what a checkpoint holds."""
-        (layer,), (optimizer,) = self._layers, self.optimizers
-        learnt = {"fc.weight": layer.kernel.value, "fc.bias": layer.bias.value}
-        return {"classifier": learnt, "classifier_optimizer": optimizer_state(optimizer, learnt)}
+        (optimizer,) = self.optimizers
+        learnt = {name: v.value for name, v in self.learnt().items()}
+        return {"classifier": learnt, "classifier_optimizer": optimizer_state(optimizer, list(learnt))}
 
     def test(self, features: np.ndarray, labels: np.ndarray) -> tuple[list[tuple[float, float]], np.ndarray]:
         """(top-1, top-5) of each classifier, R, and predictions, NxR, of NxD features with N labels.
@@ -97,38 +106,66 @@ class LinearProbe:
         classifiers: what is learnt.
         embed: (images, seed, positions, global batch) to features in inference mode, or tf.identity for features.
         collectives: gradients are averaged over ranks.
+        seed: of the views.
     """
 
-    def __init__(self, classifiers: Classifiers, embed: Callable, collectives: Collectives) -> None:
-        self.classifiers, self._embed, self._collectives = classifiers, embed, collectives
+    def __init__(self, classifiers: Classifiers, embed: Callable, collectives: Collectives, seed: int = 0) -> None:
+        self.classifiers, self._embed, self._collectives, self._seed = classifiers, embed, collectives, seed
+        self.steps_done = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_done")
+        self.stop, self.guard = StopRequest(), Guard(len(classifiers.variables()))
 
-    def state(self) -> dict[str, dict[str, tf.Variable]]:
+    def learnt(self) -> dict[str, keras.Variable]:
+        """What the optimizer changes, by name: that of a single classifier."""
+        return self.classifiers.learnt()
+
+    def state(self) -> dict[str, Any]:
         """All variables by name, in groups; what a checkpoint holds."""
-        return self.classifiers.state()
+        return {**self.classifiers.state(), "steps_done": self.steps_done}
+
+    def running_statistics(self) -> list[tf.Variable]:
+        """None: the backbone's stay as they are."""
+        return []
+
+    def synchronise(self) -> None:
+        """Gives every rank the state of rank 0."""
+        self._collectives.broadcast(tf.nest.flatten(self.state()))
 
     def set_learning_rates(self, rates: Sequence[float]) -> None:
         """That of each classifier, R."""
         for optimizer, rate in zip(self.classifiers.optimizers, rates, strict=True):
             optimizer.learning_rate.assign(rate)
 
-    def train_step(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One step on this rank's images (or features); returns losses and accuracies, R each, averaged over ranks."""
+    def train_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
+        """One step of a single classifier on this rank's (images or features, labels, indices)."""
+        gradients, losses, accuracies = self._gradients(*data[:2])
+        metrics = {"loss": losses[0], "train_top1": accuracies[0]}
+        gradients, metrics = averaged(self._collectives, self.stop, gradients, metrics)
+        passes = self.guard.passes(metrics["loss"], gradients, self.steps_done + 1)
+        tf.cond(passes, lambda: self.classifiers.apply(gradients), lambda: None)
+        self.steps_done.assign_add(1)
+        return metrics
+
+    def train_step_of_all(self, data: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        """One step of every classifier; returns their losses, R, averaged over ranks. One may diverge alone."""
+        gradients, losses, _ = self._gradients(*data[:2])
+        *gradients, losses = self._collectives.mean([*gradients, losses])
+        self.classifiers.apply(gradients)
+        self.steps_done.assign_add(1)
+        return losses
+
+    def _gradients(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """(gradients of all classifiers, losses R, accuracies R)."""
         batch, ranks = images.shape[0], self._collectives
         if self._embed is tf.identity:
             x = tf.cast(images, tf.float32)
         else:
+            seed = tf.stack([self._seed, tf.cast(self.steps_done, tf.int32)])
             x = self._embed(images, seed, shuffle_bn.positions(batch, ranks), batch * ranks.size)
         x = tf.stop_gradient(x)
         with tf.GradientTape() as tape:
             losses, accuracies = self.classifiers.loss(x, labels)
             loss = tf.reduce_sum(losses)  # of independent terms: each classifier gets the gradient of its own
-        gradients = tape.gradient(loss, self.classifiers.variables())
-        *gradients, both = ranks.mean([*gradients, tf.stack([losses, accuracies])])
-        self.classifiers.apply(gradients)
-        return both[0], both[1]
-
-    def settle(self) -> None:
-        """What is to be done before a test or a checkpoint: nothing."""
+        return tape.gradient(loss, self.classifiers.variables()), losses, accuracies
 
 
 class CachedBatches:

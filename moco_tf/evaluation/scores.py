@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moco_tf.data.sources import Source
+from moco_tf.errors import UserError
+
 MISS = 1 << 30
 
 
@@ -20,6 +23,22 @@ def label_places(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     own = logits[np.arange(len(labels)), labels][:, None]
     before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
     return np.where(np.isfinite(logits).all(axis=1), before.sum(axis=1), MISS)
+
+
+def check_labels(train: Source, test: Source) -> None:
+    """Refuses sets without classes, and sets of which some images are known to have none. Raises UserError."""
+    if train.num_classes < 2 or test.num_classes < 2:
+        raise UserError(
+            f"{train.name} has {train.num_classes} classes, expected labels of two or more to evaluate with; give a "
+            "set with labels (for --dataset=folder: train/<class>/ and val/<class>/)"
+        )
+    for images in (train, test):
+        without = 0 if images.labels is None else int((images.labels < 0).sum())
+        if without:
+            raise UserError(
+                f"{without} of {images.num_examples} images in {images.name} have no label, expected one for each to "
+                "evaluate with; leave them out of the set"
+            )
 
 
 def confusion(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.config import flagset
+from moco_tf.config import define
 from moco_tf.data import few
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
@@ -48,7 +48,7 @@ def _trained_on(path: str) -> Iterator[tuple[str, str | None]]:
     if (place / checkpoint.DESCRIPTION).is_file() and checkpoint.describe(place).get("dataset"):
         recipe, data_dir = place.parent.parent / "flags.cfg", None
         if recipe.is_file():
-            data_dir = flagset.values_of(recipe.read_text(encoding="utf-8", errors="replace")).get("data_dir")
+            data_dir = define.texts_of(recipe).get("data_dir")
         yield str(checkpoint.describe(place)["dataset"]), data_dir
     yield "fashion_mnist", None
 

@@ -1,20 +1,23 @@
 """What every method shares: encoders, compiled pieces, the optimizer's step, the state that a checkpoint holds.
 
-A method is a file of this folder with one class of the file's name in capitals (supcon_in: SupConIn). Its constructor's
-arguments are the flags of the same names; key_encoder and num_examples are given to those that ask for them.
+A method is a file of this folder, or a module of the user's, with one class that extends Method. The arguments of its
+constructor that have a default are flags of the same names; key_encoder and num_examples are given to those that ask
+for them. See docs/extending.md.
 """
 
-import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from moco_tf.config.types import Value
 from moco_tf.contrast import shuffle_bn
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import device
-from moco_tf.training.collectives import Collectives, SingleProcess, compressed_mean
+from moco_tf.training.collectives import Collectives, SingleProcess
+from moco_tf.training.exchange import averaged
 from moco_tf.training.guard import Guard
 from moco_tf.training.loss_scale import LossScale
 from moco_tf.training.stop import StopRequest
@@ -30,20 +33,7 @@ def as_given(images: tf.Tensor, seed: tf.Tensor, positions: tf.Tensor, count: in
     return images
 
 
-def find(name: str) -> "type[Method]":
-    """The class of the method called name: the one that moco_tf/methods/<name>.py defines."""
-    module = importlib.import_module(f"moco_tf.methods.{name}")
-    own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-    (method,) = [c for c in own if issubclass(c, Method)]
-    return method
-
-
-def parameters(method: "type[Method]") -> list[str]:
-    """Names of the arguments that a method's constructor has besides Method's own."""
-    return [name for name in inspect.signature(method).parameters if name not in ("query_encoder", "kwargs")]
-
-
-def unpack(data: object) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
+def unpack(data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
     """(images of the first view, of the second, labels B int32, indices B int64) of what train_step is given.
 
     Args:
@@ -85,6 +75,7 @@ class Method(keras.Model):
     """
 
     num_views, uses_labels, classifies = 2, False, False
+    guard: Guard  # made by compile
 
     def __init__(
         self,
@@ -109,13 +100,12 @@ class Method(keras.Model):
         self.steps_done = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_done")
         self.loss_scale = LossScale() if query_encoder.compute_dtype == "float16" else None
         self.stop = StopRequest()
-        self.guard = Guard(len(query_encoder.parameters()))
         self.compile_pieces = jit_compile == "all"
         # One function for equal views: it is compiled once.
         functions = {view: _compiled(view, jit_compile) for view in set(views)}
         self.views = [functions[view] for view in views]
 
-    def compile(self, optimizer: keras.optimizers.Optimizer, **kwargs: object) -> None:  # noqa: A003
+    def compile(self, optimizer: keras.optimizers.Optimizer, **kwargs: Any) -> None:  # noqa: A003
         """Sets the optimizer. Keras' own jit_compile stays off: no collective may stand inside a compiled function."""
         super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
         for encoder in self.encoders():
@@ -125,7 +115,23 @@ class Method(keras.Model):
                 encoder.prepare_for_cpu()
             if self.bn == "sync":
                 encoder.synchronise_norms(self.collectives)
-        optimizer.build(self.query_encoder.parameters())
+        learnt = list(self.learnt().values())
+        optimizer.build(learnt)
+        self.guard = Guard(len(learnt))
+
+    @classmethod
+    def check(cls, own: Mapping[str, Value], batch_size: int) -> None:
+        """Refuses arguments that do not fit a global batch, before anything is built. Raises UserError."""
+
+    @classmethod
+    def given(cls) -> set[str]:
+        """The arguments without a default that it asks the assembly for: key_encoder, num_examples."""
+        parameters = inspect.signature(cls).parameters.values()
+        return {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+
+    def learnt(self) -> dict[str, keras.Variable]:
+        """What the optimizer changes, by name: the query encoder's parameters. A method with more adds them."""
+        return self.query_encoder.named_parameters()
 
     def piece(self, function: Callable) -> Callable:
         """A part of the step without collectives, compiled when the method compiles."""
@@ -162,7 +168,7 @@ class Method(keras.Model):
     def gradients(
         self, tape: tf.GradientTape, target: tf.Tensor, of_target: tf.Tensor | float = 1.0
     ) -> list[tf.Tensor]:
-        """Gradients in the query encoder's parameters, times the loss scale in float16; `apply` takes it out again.
+        """Gradients in what is learnt, times the loss scale in float16; `apply` takes it out again.
 
         Args:
             tape: that recorded the target.
@@ -170,63 +176,58 @@ class Method(keras.Model):
         """
         scale = 1.0 if self.loss_scale is None else tf.cast(self.loss_scale.scale, target.dtype)
         output_gradients = tf.ones_like(target) * of_target * scale
-        return tape.gradient(target, [v.value for v in self.query_encoder.parameters()], output_gradients)
+        return tape.gradient(target, [v.value for v in self.learnt().values()], output_gradients)
 
     def apply(self, gradients: list[tf.Tensor], metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Averages gradients and metrics over ranks and takes the optimizer's step, if all is finite.
 
         A rank's wish to stop goes along.
         """
-        numbers = [*metrics.values(), *tf.unstack(self.stop.asked)]
-        values = tf.stack([tf.cast(x, gradients[0].dtype) for x in numbers])
-        if self.compression == "none":
-            *gradients, values = self.collectives.mean([*gradients, values])  # one exchange
-        else:
-            gradients = compressed_mean(self.collectives, gradients, self.compression)
-            (values,) = self.collectives.mean([values])  # few bytes, as they are
-        *values, requeue, interrupt = tf.unstack(values)
-        self.stop.agreed.assign(tf.cast([requeue, interrupt], tf.float32))
-        metrics = dict(zip(metrics, values, strict=True))
+        gradients, metrics = averaged(self.collectives, self.stop, gradients, metrics, self.compression)
         passes = self.guard.passes(metrics["loss"], gradients, self.steps_done + 1)
         if self.loss_scale is None:
-            tf.cond(passes, lambda: self.optimizer.apply(gradients, self.query_encoder.parameters()), lambda: None)
+            tf.cond(passes, lambda: self._step(gradients), lambda: None)
         else:
-            metrics["loss_scale"] = self._apply_scaled(gradients)
+            metrics["loss_scale"] = self._apply_scaled(gradients, self.loss_scale)
         self.steps_done.assign_add(1)
         return metrics
 
-    def _apply_scaled(self, gradients: list[tf.Tensor]) -> tf.Tensor:
+    def _step(self, gradients: list[tf.Tensor]) -> None:
+        self.optimizer.apply(gradients, list(self.learnt().values()))
+
+    def _apply_scaled(self, gradients: list[tf.Tensor], loss_scale: LossScale) -> tf.Tensor:
         """Takes the optimizer's step unless a gradient overflowed on any rank; returns the scale that was used."""
-        used = tf.identity(self.loss_scale.scale)
-        gradients, finite = self.loss_scale.unscale(gradients)
-        tf.cond(finite, lambda: self.optimizer.apply(gradients, self.query_encoder.parameters()), lambda: None)
-        self.loss_scale.update(finite)
+        used = tf.identity(loss_scale.scale)
+        gradients, finite = loss_scale.unscale(gradients)
+        tf.cond(finite, lambda: self._step(gradients), lambda: None)
+        loss_scale.update(finite)
         return used
 
     def state(self) -> dict[str, dict[str, tf.Variable] | tf.Variable]:
         """All variables by name, in groups; what a checkpoint holds."""
-        names = [n for n in self.query_encoder.named_variables() if ".running_" not in n]
         slots = {
             f"{slot}/{name}": v.value
             for slot, variables in self.optimizer.slots.items()
-            for name, v in zip(names, variables, strict=True)
+            for name, v in zip(self.learnt(), variables, strict=True)
         }
+        # Parts that a method has beside its encoders, such as a predictor.
+        others = [layer for layer in self.layers if not isinstance(layer, Encoder)]
+        parts = {f"{i}.{j}": v.value for i, layer in enumerate(others) for j, v in enumerate(layer.variables)}
         return {
             "query_encoder": {name: v.value for name, v in self.query_encoder.named_variables().items()},
+            **({"parts": parts} if parts else {}),
             "optimizer": {**slots, "iterations": self.optimizer.iterations.value},
             "steps_done": self.steps_done,
             **({} if self.loss_scale is None else self.loss_scale.state()),
         }
 
+    def running_statistics(self) -> list[tf.Variable]:
+        """The running means and variances of all encoders, in a fixed order."""
+        return [v.value for encoder in self.encoders() for v in encoder.running_statistics()]
+
     def synchronise(self) -> None:
         """Gives every rank the same state: rank 0's weights at the start of a run."""
         self.collectives.broadcast(tf.nest.flatten(self.state()))
-
-    def average_running_statistics(self) -> None:
-        """Averages the encoders' running statistics over ranks, which see different batches."""
-        statistics = [v.value for encoder in self.encoders() for v in encoder.running_statistics()]
-        for variable, mean in zip(statistics, self.collectives.mean([tf.identity(v) for v in statistics])):
-            variable.assign(mean)
 
 
 def normalised(x: tf.Tensor) -> tf.Tensor:

@@ -5,12 +5,15 @@ are positives besides an image's own key; -1 is no label (MoCo-v2-SupContrast; l
 """
 
 import abc
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import tensorflow as tf
 
+from moco_tf.config.types import Count, Positive, Share, Value
 from moco_tf.contrast import shuffle_bn, supcon
 from moco_tf.contrast.collapse import feature_std, still_random
-from moco_tf.contrast.key_queue import KeyQueue
+from moco_tf.contrast.key_queue import KeyQueue, check_queue
 from moco_tf.contrast.losses import nearest_is_positive
 from moco_tf.contrast.momentum import momentum_update, start_as_copy
 from moco_tf.methods.base import FIRST_VIEW, SECOND_VIEW, SHUFFLE, Method, normalised, unpack
@@ -21,7 +24,11 @@ class QueueSupCon(Method):
     """MoCo's step with labels beside the keys and a supervised contrastive loss.
 
     Args:
-        query_encoder, key_encoder, queue_size, key_momentum, temperature, key_update: of MoCo.
+        query_encoder, key_encoder: of the same structure; the key encoder starts as a copy.
+        queue_size: K, keys in the queue.
+        key_momentum: m of the key encoder's moving average.
+        temperature: tau.
+        key_update: "before" the queries and keys are computed, or "after" the optimizer's step.
         **kwargs: of Method.
     """
 
@@ -31,11 +38,11 @@ class QueueSupCon(Method):
         self,
         query_encoder: Encoder,
         key_encoder: Encoder,
-        queue_size: int = 4096,
-        key_momentum: float = 0.99,
-        temperature: float = 0.2,
-        key_update: str = "before",
-        **kwargs: object,
+        queue_size: Count = 4096,
+        key_momentum: Share = 0.99,
+        temperature: Positive = 0.2,
+        key_update: Literal["before", "after"] = "before",
+        **kwargs: Any,
     ) -> None:
         super().__init__(query_encoder, **kwargs)
         self.key_encoder = start_as_copy(key_encoder, query_encoder)
@@ -47,6 +54,10 @@ class QueueSupCon(Method):
         self._encode_keys = self.piece(self._key_forward)
         self._contrast = self.piece(self._query_forward_backward)
         self._enqueue = self.piece(self.queue.enqueue)
+
+    @classmethod
+    def check(cls, own: Mapping[str, Value], batch_size: int) -> None:
+        check_queue(batch_size, own, batch_size)
 
     @abc.abstractmethod
     def contrastive_loss(

@@ -4,13 +4,16 @@ B per-rank batch, G global batch, C feature dimension, K queue size. The step is
 differ in the encoder's head, the views and the temperature alone.
 """
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any, Literal
 
 import tensorflow as tf
 
+from moco_tf.config.types import Count, Positive, Share, Value
 from moco_tf.contrast import shuffle_bn
 from moco_tf.contrast.collapse import feature_std, still_random
-from moco_tf.contrast.key_queue import KeyQueue
+from moco_tf.contrast.key_queue import KeyQueue, check_queue
 from moco_tf.contrast.losses import contrast_accuracy, info_nce, info_nce_logits
 from moco_tf.contrast.momentum import momentum_update, start_as_copy
 from moco_tf.methods.base import FIRST_VIEW, OTHER_SHUFFLE, SECOND_VIEW, SHUFFLE, Method, normalised, unpack
@@ -22,9 +25,9 @@ class MoCo(Method):
 
     Args:
         query_encoder, key_encoder: of the same structure; the key encoder starts as a copy.
-        queue_size: K.
+        queue_size: K, keys in the queue.
         key_momentum: m of the key encoder's moving average.
-        temperature: tau.
+        temperature: tau; MoCo v1 has 0.07.
         key_update: "before" the queries and keys are computed, as in algorithm 1, or "after" the optimizer's step.
         symmetric: sums the losses of both directions, each view once as query and once as key, against the same queue;
             the keys of both enter the queue (the CIFAR-10 demo's symmetric loss).
@@ -35,12 +38,12 @@ class MoCo(Method):
         self,
         query_encoder: Encoder,
         key_encoder: Encoder,
-        queue_size: int = 65536,
-        key_momentum: float = 0.999,
-        temperature: float = 0.07,
+        queue_size: Count = 65536,
+        key_momentum: Share = 0.999,
+        temperature: Positive = 0.2,
         symmetric: bool = False,
-        key_update: str = "before",
-        **kwargs: object,
+        key_update: Literal["before", "after"] = "before",
+        **kwargs: Any,
     ) -> None:
         super().__init__(query_encoder, **kwargs)
         self.key_encoder = start_as_copy(key_encoder, query_encoder)
@@ -51,6 +54,10 @@ class MoCo(Method):
         self._encode_keys = self.piece(self._key_forward)
         self._contrast = self.piece(self._query_forward_backward)
         self._enqueue = self.piece(self.queue.enqueue)
+
+    @classmethod
+    def check(cls, own: Mapping[str, Value], batch_size: int) -> None:
+        check_queue(batch_size * (2 if own["symmetric"] else 1), own, batch_size)
 
     def train_step(self, data: tf.Tensor | tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
         """One step on this rank's images, see `unpack`; returns scalar metrics averaged over ranks."""

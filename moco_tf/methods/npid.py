@@ -3,8 +3,11 @@
 B per-rank batch, G global batch, C feature dimension, M noise rows of an image, n training images and bank rows.
 """
 
+from typing import Any, Literal
+
 import tensorflow as tf
 
+from moco_tf.config.types import Count, Positive, Share
 from moco_tf.contrast import shuffle_bn
 from moco_tf.contrast.collapse import feature_std, still_random
 from moco_tf.contrast.losses import nearest_is_positive
@@ -35,11 +38,11 @@ class NPID(Method):
         self,
         query_encoder: Encoder,
         num_examples: int,
-        temperature: float = 0.07,
-        negatives: int = 4096,
-        bank_momentum: float = 0.5,
-        npid_loss: str = "nce",
-        **kwargs: object,
+        temperature: Positive = 0.07,
+        negatives: Count = 4096,
+        bank_momentum: Share = 0.5,
+        npid_loss: Literal["nce", "softmax"] = "nce",
+        **kwargs: Any,
     ) -> None:
         super().__init__(query_encoder, **kwargs)
         dim, dtype = query_encoder.config["feature_dim"], query_encoder.variable_dtype

@@ -3,8 +3,11 @@
 B per-rank batch, G global batch, C feature dimension.
 """
 
+from typing import Any
+
 import tensorflow as tf
 
+from moco_tf.config.types import Positive
 from moco_tf.contrast.collapse import feature_std
 from moco_tf.contrast.supcon import batch_accuracy, supcon_batch
 from moco_tf.methods.base import FIRST_VIEW, SECOND_VIEW, Method, normalised, unpack
@@ -23,7 +26,7 @@ class SimCLR(Method):
         **kwargs: of Method.
     """
 
-    def __init__(self, query_encoder: Encoder, temperature: float = 0.5, **kwargs: object) -> None:
+    def __init__(self, query_encoder: Encoder, temperature: Positive = 0.5, **kwargs: Any) -> None:
         super().__init__(query_encoder, **kwargs)
         self.temperature = temperature
         self._encode = self.piece(self._forward)

@@ -3,6 +3,8 @@
 B per-rank batch, L classes.
 """
 
+from typing import Any
+
 import tensorflow as tf
 
 from moco_tf.contrast.losses import nearest_is_positive
@@ -18,7 +20,7 @@ class Supervised(Method):
 
     num_views, uses_labels, classifies = 1, True, True
 
-    def __init__(self, query_encoder: Encoder, **kwargs: object) -> None:
+    def __init__(self, query_encoder: Encoder, **kwargs: Any) -> None:
         super().__init__(query_encoder, **kwargs)
         self._learn = self.piece(self._forward_backward)
 

@@ -1,6 +1,7 @@
 """The encoder of a contrastive method: a ResNet backbone and a projection head."""
 
 from functools import partial
+from typing import Any
 
 import keras
 import numpy as np
@@ -53,7 +54,7 @@ class Encoder(keras.Model):
         super().__init__(**kwargs)
         if head not in HEADS:
             raise ValueError(f"head is {head!r}; expected one of {list(HEADS)}")
-        self.config = {"arch": arch, "stem": stem, "width": width, "bn_splits": bn_splits, "head": head}
+        self.config: dict[str, Any] = {"arch": arch, "stem": stem, "width": width, "bn_splits": bn_splits, "head": head}
         self.config |= {"feature_dim": feature_dim, "hidden_dim": hidden_dim, "head_init": head_init}
         self.micro_batches = 1  # that a training pass goes through one after the other, see `save_memory`
         self.backbone = ResNet(arch, stem, width, bn_splits, dtype=self.dtype_policy)
@@ -111,6 +112,10 @@ class Encoder(keras.Model):
     def parameters(self) -> list[keras.Variable]:
         """What is learnt: all variables but the running statistics, whether the encoder is frozen or not."""
         return [v for name, v in self.named_variables().items() if ".running_" not in name]
+
+    def named_parameters(self) -> dict[str, keras.Variable]:
+        """What is learnt, by name."""
+        return {name: v for name, v in self.named_variables().items() if ".running_" not in name}
 
     def prepare_for_xla(self) -> None:
         """Makes the batch norms compute what keeps its digits when XLA compiles the training pass."""

@@ -6,7 +6,7 @@ import math
 import pathlib
 
 from moco_tf import table
-from moco_tf.config import flagset
+from moco_tf.config import define
 from moco_tf.errors import UserError
 
 _SHOWN = 3  # broken lines that are named one by one
@@ -86,7 +86,7 @@ def _numbers(text: str) -> dict[str, float]:
 
 def read_flags(path: pathlib.Path) -> dict[str, str]:
     """A run's flags by name, as text; none where there is no file."""
-    return flagset.values_of(_text(path))
+    return define.texts_of(path)
 
 
 def _text(path: pathlib.Path) -> str:

@@ -4,54 +4,58 @@ They are parsed and checked as the programs do it: a flags.cfg may have been edi
 it lacks have the programs' defaults; those of other parts of a program are passed over.
 """
 
-import pathlib
-import types
-from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
 
-from moco_tf.config import flagset, options
+from absl import flags
+
+from moco_tf.config import define
+from moco_tf.config.options import Knn, Pretrain
 from moco_tf.data.views.recipes import VIEWS
 from moco_tf.errors import UserError
-from moco_tf.reporting.runs import Run, read_flags
+from moco_tf.run.folder import RunFolder
 
-Settings = types.SimpleNamespace
-_TRAINED = (options.define_data, options.define_run, options.define_method, options.define_knn)
-_EVALUATED = (options.define_data, options.define_knn, options.define_load)
 # How the encoder is evaluated where moco_tf.knn did it; the rest is as it was trained.
 _PROTOCOL = ("dataset", "data_dir", "holdout", "k", "knn_temperature", "weighting", "test_resize", "image_size")
 
 
-def settings(run: Run, data_dir: str | None) -> Settings:
-    """The run's flags, those that matter here in their types; data_dir replaces the run's own.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a run was trained, and how its encoder is evaluated."""
+
+    trained: Pretrain
+    evaluated: Knn
+
+
+def settings(folder: RunFolder, data_dir: str | None) -> Settings:
+    """The run's options; data_dir replaces the run's own.
 
     Raises:
         UserError: the run folder has no flags, or broken ones.
     """
-    path = run.folder / "flags.cfg"
-    if "dataset" not in run.flags:
-        raise UserError(f"{path} names no --dataset: the run's images are not known")
-    values = _parsed(_TRAINED, run.flags, path)
-    if values["views"] not in VIEWS:
-        raise UserError(f"{path} has --views={values['views']}, expected one of {', '.join(VIEWS)}; mend it")
-    return Settings(**values | {"data_dir": data_dir or values["data_dir"] or None, "workdir": run.folder})
+    texts = define.texts_of(folder.flags)
+    if "dataset" not in texts:
+        raise UserError(f"{folder.flags} names no --dataset: the run's images are not known")
+    trained = _parsed(Pretrain, folder, [])
+    if trained.views.views not in VIEWS:
+        raise UserError(
+            f"{folder.flags} has --views={trained.views.views}, expected one of {', '.join(VIEWS)}; mend it"
+        )
+    own = {name: value for name, value in define.values_of(trained).items() if name in _PROTOCOL}
+    evaluated = define.replaced(Knn(), **(own | {"image_size": 0, "test_resize": 0}))
+    results = folder.results("knn")
+    given = define.texts_of(results.flags)
+    found = define.values_of(_parsed(Knn, results, [])) if given else {}
+    evaluated = define.replaced(evaluated, **{name: found[name] for name in _PROTOCOL if name in given})
+    return Settings(_at(trained, data_dir), _at(evaluated, data_dir))
 
 
-def protocol(o: Settings, run: Run, data_dir: str | None) -> Settings:
-    """The same for evaluation: as `moco_tf.knn` evaluated the run, where it did. Raises UserError for broken flags."""
-    path = run.folder / "knn" / "flags.cfg"
-    own = read_flags(path)
-    evaluated = _parsed(_EVALUATED, own, path)
-    values = vars(o) | {"image_size": 0, "test_resize": 0}
-    values |= {name: evaluated[name] for name in _PROTOCOL if name in own}
-    return Settings(**values | {"data_dir": data_dir or values["data_dir"] or None})
+def _at(options: Any, data_dir: str | None) -> Any:
+    return define.replaced(options, data_dir=data_dir) if data_dir else options
 
 
-def _parsed(groups: tuple[Callable[[], None], ...], flags: Mapping[str, str], path: pathlib.Path) -> dict[str, object]:
-    """The values of all flags of these groups."""
-    with flagset.collected() as values:
-        for define in groups:
-            define()
+def _parsed(program: Any, folder: RunFolder, more: list[str]) -> Any:
     try:
-        values(["", *(f"--{name}={text}" for name, text in flags.items() if name in values)])
-        return vars(options.parsed(values))
-    except flagset.flags.Error as error:
-        raise UserError(f"{path} has {str(error).removeprefix('flag ')}; mend it") from None
+        return define.parse(program, ["", f"--flagfile={folder.flags}", *more])
+    except flags.Error as error:
+        raise UserError(f"{folder.flags} has {str(error).removeprefix('flag ')}; mend it") from None

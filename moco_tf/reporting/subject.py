@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.config import find
+from moco_tf.config.options import DataOptions, Pretrain
 from moco_tf.data.normalisation import Normalisation
 from moco_tf.data.pipeline import TrainBatches, eval_batches
 from moco_tf.data.sources import ArraySource, Source
@@ -19,8 +21,9 @@ from moco_tf.evaluation import features as evaluation
 from moco_tf.evaluation import neighbours, uniformity
 from moco_tf.methods import base
 from moco_tf.reporting.runs import Run
-from moco_tf.reporting.settings import Settings, protocol, settings
-from moco_tf.run import build
+from moco_tf.reporting.settings import settings
+from moco_tf.run import prepare
+from moco_tf.run.folder import RunFolder
 from moco_tf.training import device
 from moco_tf.training.collectives import SingleProcess
 from moco_tf.weights.load import load
@@ -74,37 +77,38 @@ def examine(run: Run, data_dir: str | None, bank_images: int, test_images: int) 
     Raises:
         UserError: no encoder, no images, or features that are not finite.
     """
-    o = protocol(settings(run, data_dir), run, data_dir)
-    loaded = load(str(run.folder), device.dtype_policy(o.precision))
-    bank, test, *notes = _splits(o, bank_images, test_images)
+    found = settings(RunFolder(run.folder), data_dir)
+    trained, o = found.trained, found.evaluated
+    loaded = load(str(run.folder), device.dtype_policy(trained.device.precision))
+    bank, test, *notes = _splits(o.data, trained.run.seed, bank_images, test_images)
     embed = evaluation.embedder(loaded.encoder, "backbone", loaded.mean, loaded.std)
-    resize = evaluation.test_geometry(bank, o.image_size or loaded.image_size, o.test_resize)
-    seen, asked = (_embedded(embed, images, resize, o.max_bad_images) for images in (bank, test))
-    k = min(o.k[0], len(seen.features))  # of several values the first counts
+    resize = evaluation.test_geometry(bank, o.data.image_size or loaded.image_size, o.encoder.test_resize)
+    seen, asked = (_embedded(embed, images, resize, trained.data.max_bad_images) for images in (bank, test))
+    k = min(o.knn.k[0], len(seen.features))  # of several values the first counts
     similarities, nearest = neighbours.nearest(seen.features, asked.features, min(8, len(seen.features)))
     predicted = None
     if bank.num_classes >= 2 and (asked.labels >= 0).any() and (seen.labels >= 0).all():
-        weights = (o.knn_temperature[0], o.weighting)
+        weights = (o.knn.knn_temperature[0], o.knn.weighting)
         predicted = neighbours.classify(seen.features, seen.labels, asked.features, bank.num_classes, k, *weights)[:, 0]
     return Subject(loaded.path, seen, asked, bank.class_names, predicted, similarities, nearest, k, *notes)
 
 
-def _splits(o: Settings, bank_images: int, test_images: int) -> tuple[Source, Source, str, str]:
+def _splits(data: DataOptions, seed: int, bank_images: int, test_images: int) -> tuple[Source, Source, str, str]:
     """(some training images, some test images, note, sampled); see Subject."""
-    train = build.source(o, "train", SingleProcess())
+    train = prepare.source(data, "train", SingleProcess())
     note = sampled = ""
     try:
-        test = build.source(o, "test", SingleProcess())
+        test = prepare.source(data, "test", SingleProcess())
         if train.num_examples > bank_images or test.num_examples > test_images:
             sampled = f"moco_tf.knn takes all {test.num_examples:,} and {train.num_examples:,} of them."
     except UserError as error:
-        order = np.random.default_rng(o.seed).permutation(train.num_examples)
+        order = np.random.default_rng(seed).permutation(train.num_examples)
         count = min(test_images, train.num_examples // 4)
         if not count:
             raise
         note = f"No test images ({error}): training images that are left out of the bank stand for them."
         train, test = train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count]))
-    return _some(train, bank_images, o.seed), _some(test, test_images, o.seed), note, sampled
+    return _some(train, bank_images, seed), _some(test, test_images, seed), note, sampled
 
 
 def _some(source: Source, count: int, seed: int) -> Source:
@@ -137,21 +141,22 @@ def spread(run: Run, data_dir: str | None, images: int) -> dict[str, tuple[float
     Raises:
         UserError: no encoder, no images, or views that cannot be made.
     """
-    o = settings(run, data_dir)
-    loaded = load(str(run.folder), device.dtype_policy(o.precision))
-    source = _splits(protocol(o, run, data_dir), 1, images)[1]
-    view = build.random_view(o, loaded.image_size, (loaded.mean, loaded.std))
-    build.check_crop(o.views, view, source)
+    found = settings(RunFolder(run.folder), data_dir)
+    o = found.trained
+    loaded = load(str(run.folder), device.dtype_policy(o.device.precision))
+    source = _splits(found.evaluated.data, o.run.seed, 1, images)[1]
+    view = prepare.random_view(o.views, loaded.image_size, (loaded.mean, loaded.std))
+    prepare.check_crop(o.views.views, view, source)
     both = tf.function(
         lambda images: (loaded.encoder.features(images), loaded.encoder(images)),
         reduce_retracing=True,
     )
     parts = [[output.numpy() for views in pair for output in both(views)] for pair in view_pairs(o, source, view)]
     pooled, head, other_pooled, other_head = (evaluation.normalised(np.concatenate(column)) for column in zip(*parts))
-    found = {"pooled features": _figures(pooled, other_pooled)}
-    if not base.find(o.method).classifies:
-        found = {"output of the head": _figures(head, other_head)} | found
-    return found
+    figures = {"pooled features": _figures(pooled, other_pooled)}
+    if not find.find("method", o.method.method).classifies:
+        figures = {"output of the head": _figures(head, other_head)} | figures
+    return figures
 
 
 def _figures(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
@@ -160,39 +165,39 @@ def _figures(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
     return uniformity.alignment(x, y), (uniformity.uniformity(x) + uniformity.uniformity(y)) / 2
 
 
-def view_pairs(o: Settings, source: Source, view: View) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+def view_pairs(o: Pretrain, source: Source, view: View) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
     """Two random views of every image, normalised, BxSxSx3 each, made as a training step makes them."""
     batches = TrainBatches(
         source,
         min(_BATCH, source.num_examples),
-        o.seed,
+        o.run.seed,
         crop=view.crop,
         drop_remainder=False,
-        max_bad_images=o.max_bad_images,
+        max_bad_images=o.data.max_bad_images,
     )
-    rest = build.in_step(view, source)
+    rest = prepare.in_step(view, source)
     for number, (images, *_) in enumerate(batches.batches(0)):
         first, second, *_ = base.unpack((images,))
         count = len(first)
-        seeds = (tf.constant([o.seed * 16 + use, number]) for use in (base.FIRST_VIEW, base.SECOND_VIEW))
+        seeds = (tf.constant([o.run.seed * 16 + use, number]) for use in (base.FIRST_VIEW, base.SECOND_VIEW))
         yield tuple(rest(tf.constant(x), seed, tf.range(count), count) for x, seed in zip((first, second), seeds))
 
 
 def sample_views(run: Run, data_dir: str | None, count: int) -> tuple[list[np.ndarray], int]:
     """(pairs of views of training images, each 2xSxSx3 uint8, normalisation undone; views that a step looks at)."""
-    o = settings(run, data_dir)
-    train = build.source(o, "train", SingleProcess())
+    o = settings(RunFolder(run.folder), data_dir).trained
+    train = prepare.source(o.data, "train", SingleProcess())
     mean, std = _normalisation(o, run, train)
-    view = build.random_view(o, build.image_size(o, train), (mean, std))
-    build.check_crop(o.views, view, train)
-    first, second = next(view_pairs(o, _some(train, count, o.seed), view))
+    view = prepare.random_view(o.views, prepare.image_size(o.data.image_size, train), (mean, std))
+    prepare.check_crop(o.views.views, view, train)
+    first, second = next(view_pairs(o, _some(train, count, o.run.seed), view))
     pairs = np.stack([first, second], axis=1) * np.float32(std) + np.float32(mean)  # Nx2xSxSx3
-    return list(np.uint8(np.clip(pairs, 0, 1) * 255 + 0.5)), base.find(o.method).num_views
+    return list(np.uint8(np.clip(pairs, 0, 1) * 255 + 0.5)), find.find("method", o.method.method).num_views
 
 
-def _normalisation(o: Settings, run: Run, train: Source) -> Normalisation:
+def _normalisation(o: Pretrain, run: Run, train: Source) -> Normalisation:
     try:
         loaded = load(str(run.folder))
         return loaded.mean, loaded.std
     except UserError:  # no checkpoint: they would be the same
-        return build.normalisation(o, train)
+        return prepare.normalisation(o.data, train, RunFolder(run.folder))

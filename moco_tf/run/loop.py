@@ -1,176 +1,198 @@
-"""The loop of pre-training: steps, metrics, kNN monitor, checkpoints, and what can stop it."""
+"""The one training loop: steps, metrics, tests, checkpoints, and what can stop it."""
 
 import contextlib
-import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from moco_tf.contrast.collapse import has_collapsed
-from moco_tf.data import pipeline
-from moco_tf.data.normalisation import Normalisation
-from moco_tf.data.sources import Source
+from moco_tf.config import define
 from moco_tf.errors import UserError
-from moco_tf.methods.base import Method
-from moco_tf.run import build
-from moco_tf.run import statistics as rank_statistics
-from moco_tf.run.resume import Found, flags_of
-from moco_tf.training import checkpoint, device, elastic, schedules
+from moco_tf.run import statistics
+from moco_tf.run.learner import Batches, Training
+from moco_tf.run.resume import Start, resume
+from moco_tf.training import checkpoint, device, elastic
+from moco_tf.training.agree import on_first_rank
 from moco_tf.training.checkpoint_writer import Writer
-from moco_tf.training.collectives import Collectives
 from moco_tf.training.guard import check_state, explanation
+from moco_tf.training.lock import RunLock
 from moco_tf.training.meter import Meter
-from moco_tf.training.runlog import RunLog
+from moco_tf.training.runlog import RunLog, make_folder, write_whole
 from moco_tf.training.stop import INTERRUPTED, Signals, Stopped
 from moco_tf.training.waiting import InputWait
 from moco_tf.training.watchdog import Watchdog
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What the loop works on: built for these ranks, and anew when they change."""
+def train(training: Training, name: str, received: Signals, introduce: Callable[[int], None]) -> None:
+    """Goes on from the folder's newest whole checkpoint, to the end or until the training is asked to stop.
 
-    o: object
-    ranks: Collectives
-    train: Source
-    size: int
-    mean_and_std: Normalisation
-    batches: pipeline.TrainBatches
-    method: Method
-    monitor: Callable[[Method], dict[str, float]] | None
-
-    @property
-    def total(self) -> int:
-        """Steps of the whole run."""
-        every = self.o.epochs * self.batches.steps_per_epoch
-        return min(self.o.steps or every, every)
-
-
-def fit(run: Run, found: Found, log: RunLog, writer: Writer, received: Signals, watchdog: Watchdog) -> None:
-    """Takes the steps that are left, with metrics, kNN monitor and checkpoints when they are due.
+    Args:
+        training: what to train.
+        name: of the program, for messages.
+        received: the signals that this process gets.
+        introduce: prints what will run, from a step on; rank 0 calls it.
 
     Raises:
-        Stopped: the run was asked to stop; its checkpoint is written.
-        HostsUpdatedInterrupt: ranks join or leave an elastic job; it runs again with them.
+        UserError: another job works in the folder, its checkpoint does not fit, or the loss is not finite.
+        Stopped: the training was asked to stop; its checkpoint is written.
     """
-    o, method, per_epoch = run.o, run.method, run.batches.steps_per_epoch
-    train_step = tf.function(method.train_step)
-    meter, wait, collapse = Meter(o.batch_size, found.pending), InputWait(), CollapseWatch(method, log)
-    # To read what a GPU has computed, it must have computed all that it was given.
-    look_every = min(o.log_every, 10) if device.has_gpu() else 1
-    for step, batch in watchdog.steps(wait.timed(steps(run.batches, found.step, run.total))):
-        learning_rate = schedule(run, step)
-        if received.status:
-            method.stop.ask(received.status)
-        meter.add(train_step(batch))
-        log.advance()
-        writer.check()
-        epoch, last = step / per_epoch, step == run.total
-        logs, evaluates = last or step % o.log_every == 0, run.monitor and (last or epoch % o.knn_every == 0)
-        saves = last or is_due(step, epoch, o.checkpoint_every, o.checkpoint_steps)
-        if not (logs or evaluates or saves or step % look_every == 0):
-            continue
-        with together(run, writer):
-            check_finite(run, step, log, lambda: kept(run, writer))
-        stop = method.stop.status() if not last else 0
-        watchdog.alone(f"writing the metrics of step {step}")
+    folder, ranks, limits = training.folder, training.collectives, training.checkpoints
+    make_folder(folder.path)
+    with RunLock(folder.path) as lock:
+        on_first_rank(ranks, lock.acquire)
+        start = resume(training)
+        if ranks.rank == 0:
+            write_whole(folder.flags, define.flagfile(training.options))
+            introduce(start.step)
+        log = RunLog(folder.path, ranks.rank == 0, training.total, start.step)
+        hang = Watchdog(limits.step_timeout, ranks.rank, ranks.size, name, elastic.is_elastic())
+        with received.deferred(), Writer(folder.checkpoints, limits.keep) as writer, hang:
+            Loop(training, start, log, writer, received, hang).run()
+        log.close()
+        ranks.barrier()  # what these processes do next finds the last checkpoint, which rank 0 has written
+
+
+class Loop:
+    """Takes the steps that are left, with metrics, tests and checkpoints when they are due.
+
+    Args:
+        training: what to train.
+        start: where it goes on.
+        log: gets metrics.
+        writer: of checkpoints.
+        received: the signals that this process gets.
+        hang: ends this process when a step takes too long.
+    """
+
+    def __init__(
+        self, training: Training, start: Start, log: RunLog, writer: Writer, received: Signals, hang: Watchdog
+    ) -> None:
+        self.training, self.learner, self.start, self.log = training, training.learner, start, log
+        self.writer, self.received, self.hang = writer, received, hang
+        self.meter, self.wait = Meter(training.batch_size, start.pending), InputWait()
+        # To read what a GPU has computed, it must have computed all that it was given.
+        self.look_every = min(training.log_every, 10) if device.has_gpu() else 1
+
+    def run(self) -> None:
+        """Takes the steps.
+
+        Raises:
+            Stopped: the training was asked to stop; its checkpoint is written.
+            UserError: a step was not finite, or a checkpoint cannot be written.
+            HostsUpdatedInterrupt: ranks join or leave an elastic job; it runs again with them.
+        """
+        t, train_step = self.training, tf.function(self.learner.train_step)
+        for step, batch in self.hang.steps(self.wait.timed(steps(t.batches, self.start.step, t.total))):
+            learning_rate = t.set_rates(step)
+            if self.received.status:
+                self.learner.stop.ask(self.received.status)
+            self.meter.add(train_step(batch))
+            self.log.advance()
+            self.writer.check()
+            self._after(step, learning_rate)
+
+    def _after(self, step: int, learning_rate: float) -> None:
+        """What is due after a step."""
+        t, epoch, last = self.training, step / self.training.per_epoch, step == self.training.total
+        logs = last or step % t.log_every == 0
+        evaluates = t.evaluation is not None and (last or is_due(step, epoch, t.evaluation.every))
+        saves = t.resumes and (
+            last or is_due(step, epoch, t.checkpoints.checkpoint_every, t.checkpoints.checkpoint_steps)
+        )
+        if not (logs or evaluates or saves or step % self.look_every == 0):
+            return
+        self._check_finite(step)
+        stop = 0 if last else self.learner.stop.status()
+        self.hang.alone(f"writing the metrics of step {step}")
         if logs:
-            values = meter.read()
-            values["input_wait"] = wait.share(values["images_per_second"] / o.batch_size)
-            log.show(**shown(values))
-            log.write(step, epoch=epoch, learning_rate=learning_rate, **values)
-            collapse(step, values)
+            self._write(step, epoch, learning_rate)
         if evaluates:
-            watchdog.off()
-            evaluate(run, step, epoch, log)
-        if saves or stop:
-            watchdog.saving(step)
-            log.to_disk()
-            save(run, step, meter.pending(), writer)
+            self._evaluate(step, epoch)
+        if saves or (stop and t.resumes):
+            self._save(step, epoch)
         if evaluates or saves:
-            meter.restart()
+            self.meter.restart()
         if stop:
-            with together(run, writer):
-                leave(run, step, stop)
+            self._stop(step, stop)
         if logs and not last:
-            elastic.commit(method.state())
+            elastic.commit(self.learner.state())
+
+    def _write(self, step: int, epoch: float, learning_rate: float) -> None:
+        values = self.meter.read()
+        values["input_wait"] = self.wait.share(values["images_per_second"] / self.training.batch_size)
+        self.log.show(**shown(values))
+        self.log.write(step, epoch=epoch, learning_rate=learning_rate, **values)
+        if warning := self.training.watch(step, values):
+            self.log.say(warning)
+
+    def _evaluate(self, step: int, epoch: float) -> None:
+        assert self.training.evaluation is not None
+        self.hang.off()
+        with statistics.averaged(self.learner, self.training.collectives):
+            values = self.training.evaluation.measure(step, epoch)
+        self.log.write(step, **{"epoch": epoch, **values})
+        if line := self.training.evaluation.line(values):
+            self.log.say(line)
+
+    def _save(self, step: int, epoch: float) -> None:
+        """Starts writing a checkpoint on rank 0, with the running statistics of all ranks and their means."""
+        t = self.training
+        self.hang.saving(step)
+        self.log.to_disk()
+        about = {**t.about(), "flags": define.values_of(t.options), "facts": t.facts, "pending": self.meter.pending()}
+        rows = statistics.gather(self.learner, t.collectives)
+        permanent = is_due(step, epoch, t.checkpoints.keep_every, t.checkpoints.keep_steps)
+        with statistics.averaged(self.learner, t.collectives):
+            with self._on_all_ranks():
+                check_state(self.learner.state(), step, self._last_checkpoint)
+            if t.collectives.rank == 0:
+                self.writer.save(step, {**self.learner.state(), **rows}, about, permanent)
+
+    def _check_finite(self, step: int) -> None:
+        """Stops, or says so, when steps since the last look were not finite; on all ranks alike."""
+        guard, learnt = self.learner.guard, self.learner.learnt()
+        if not int(guard.left_out):
+            return
+        with self._on_all_ranks():
+            parameters = [v.value for v in learnt.values()]
+            last = self._last_checkpoint()
+            message = explanation(int(guard.last), list(learnt), parameters, guard.gradient_norms, last)
+            if self.training.checkpoints.nan_policy == "stop":
+                raise UserError(message)
+            check_state(self.learner.state(), step, self._last_checkpoint)
+        self.log.say(f"warning: {int(guard.left_out)} steps left out: {message}")
+        guard.left_out.assign(0)
+
+    def _last_checkpoint(self) -> str:
+        """What a training that stops can go on from, in words."""
+        self.writer.wait()
+        found = checkpoint.existing(self.training.folder.checkpoints)
+        return f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+
+    @contextlib.contextmanager
+    def _on_all_ranks(self) -> Iterator[None]:
+        """What stops the training in this context does so when all ranks are there, and the last checkpoint is.
+
+        A launcher kills the ranks that are left when one has gone: rank 0 too, which writes, and says why.
+        """
+        try:
+            yield
+        except (UserError, Stopped):
+            self.writer.wait()
+            self.training.collectives.barrier()
+            raise
+
+    def _stop(self, step: int, status: int) -> None:
+        """Ends a training that was asked to. Raises Stopped."""
+        done = f"checkpoint written after step {step} of {self.training.total}; the same command goes on from there"
+        if not self.training.resumes:
+            done = f"stopped after step {step} of {self.training.total}; the same command begins anew"
+        why = "interrupted" if status == INTERRUPTED else "asked to stop by SIGTERM or SIGUSR1"
+        with self._on_all_ranks():
+            raise Stopped(f"{why}: {done}", status)
 
 
-def evaluate(run: Run, step: int, epoch: float, log: RunLog) -> None:
-    """Runs the kNN monitor on all ranks."""
-    values = run.monitor(run.method)
-    log.write(step, epoch=epoch, **values)
-    log.say(f"epoch {epoch:.4g}: kNN top-1 {values['knn_top1']:.2%}, top-5 {values['knn_top5']:.2%}")
-
-
-def shown(values: dict[str, float]) -> dict[str, float]:
-    """What stands beside the progress bar."""
-    names = {
-        name: "top1" if name.endswith("_top1") else name.replace("images_per_second", "images_s") for name in values
-    }
-    return {name: values[n] for n, name in names.items() if name in ("loss", "top1", "images_s")}
-
-
-def schedule(run: Run, step: int) -> float:
-    """Sets what is scheduled for a step, counted from 1; returns its learning rate."""
-    o, method, per_epoch = run.o, run.method, run.batches.steps_per_epoch
-    learning_rate = build.learning_rate(o, step - 1, per_epoch)
-    method.optimizer.learning_rate.assign(learning_rate)
-    if o.key_momentum_schedule == "cosine" and hasattr(method, "key_momentum"):
-        method.key_momentum.assign(schedules.key_momentum(step - 1, o.epochs * per_epoch, o.key_momentum, "cosine"))
-    return learning_rate
-
-
-def check_finite(run: Run, step: int, log: RunLog, kept: Callable[[], str]) -> None:
-    """Stops, or says so, when steps since the last look were not finite; on all ranks alike. kept: see check_state.
-
-    Raises:
-        UserError: with --nan_policy=stop, or when leaving a step out has not kept the state finite.
-    """
-    guard, method = run.method.guard, run.method
-    if not int(guard.left_out):
-        return
-    names = [name for name in method.query_encoder.named_variables() if ".running_" not in name]
-    parameters = [v.value for v in method.query_encoder.parameters()]
-    message = explanation(int(guard.last), names, parameters, guard.gradient_norms, kept())
-    if run.o.nan_policy == "stop":
-        raise UserError(message)
-    check_state(method.state(), step, kept)
-    log.say(f"warning: {int(guard.left_out)} steps left out: {message}")
-    guard.left_out.assign(0)
-
-
-def kept(run: Run, writer: Writer) -> str:
-    """What a run that stops can go on from, in words."""
-    writer.wait()
-    found = checkpoint.existing(pathlib.Path(run.o.workdir) / "checkpoints")
-    return f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
-
-
-@contextlib.contextmanager
-def together(run: Run, writer: Writer) -> Iterator[None]:
-    """What stops the run in this context does so on all ranks: when they are all there, and the last checkpoint is.
-
-    A launcher kills the ranks that are left when one has gone: rank 0 too, which writes, and says why.
-    """
-    try:
-        yield
-    except (UserError, Stopped):
-        writer.wait()
-        run.ranks.barrier()
-        raise
-
-
-def leave(run: Run, step: int, status: int) -> None:
-    """Ends a run that was asked to. Raises Stopped."""
-    again = "the same command goes on from there"
-    why = "interrupted" if status == INTERRUPTED else "asked to stop by SIGTERM or SIGUSR1"
-    raise Stopped(f"{why}: checkpoint written after step {step} of {run.total}; {again}", status)
-
-
-def steps(batches: pipeline.TrainBatches, start: int, total: int) -> Iterator[tuple[int, tuple]]:
-    """(number of the step from 1 on, (images, labels, indices)) from where start steps were done, across epochs."""
+def steps(batches: Batches, start: int, total: int) -> Iterator[tuple[int, tuple]]:
+    """(number of the step from 1 on, batch) from where `start` steps were done, across epochs."""
     done = start
     while done < total:
         epoch, place = divmod(done, batches.steps_per_epoch)
@@ -181,44 +203,16 @@ def steps(batches: pipeline.TrainBatches, start: int, total: int) -> Iterator[tu
                 return
 
 
-def is_due(step: int, epoch: float, every_epochs: int, every_steps: int) -> bool:
-    """Whether a checkpoint is due after a step."""
+def is_due(step: int, epoch: float, every_epochs: int, every_steps: int = 0) -> bool:
+    """Whether something is due after a step; 0: never."""
     return bool((every_epochs and epoch % every_epochs == 0) or (every_steps and step % every_steps == 0))
 
 
-def save(run: Run, step: int, pending: dict, writer: Writer) -> None:
-    """Starts writing a checkpoint on rank 0, with the running statistics of all ranks and their means.
-
-    Raises:
-        UserError: the state is not finite, on every rank; or the checkpoint before could not be written.
-    """
-    o, (mean, std) = run.o, run.mean_and_std
-    about = {"encoder": dict(run.method.query_encoder.config), "image_size": run.size, "mean": mean, "std": std}
-    about |= {"method": o.method, "dataset": o.dataset, "ranks": run.ranks.size, "batch_size": o.batch_size}
-    about |= {"num_examples": run.train.num_examples, "flags": flags_of(o), "pending": pending}
-    rows = rank_statistics.gather(run.method, run.ranks)
-    permanent = is_due(step, step / run.batches.steps_per_epoch, o.keep_every, o.keep_steps)
-    with rank_statistics.averaged(run.method):
-        with together(run, writer):
-            check_state(run.method.state(), step, lambda: kept(run, writer))
-        if run.ranks.rank == 0:
-            writer.save(step, {**run.method.state(), checkpoint.RANK_STATISTICS: rows}, about, permanent)
-
-
-class CollapseWatch:
-    """Warns when the features become the same for all images, once until they recover."""
-
-    def __init__(self, method: Method, log: RunLog) -> None:
-        self._dim, self._log, self._warned = method.query_encoder.config["feature_dim"], log, False
-
-    def __call__(self, step: int, values: dict[str, float]) -> None:
-        """Looks at the metrics of a step."""
-        std = values.get("feature_std", 1.0)
-        collapsed = has_collapsed(std, self._dim)
-        if collapsed and not self._warned:
-            self._log.say(
-                f"warning: the features are collapsing at step {step}: feature_std is {std:.2g}, expected towards "
-                f"1/sqrt({self._dim}) = {self._dim**-0.5:.2g}; lower --learning_rate, warm up with --warmup_epochs, or "
-                "raise --temperature"
-            )
-        self._warned = collapsed
+def shown(values: dict[str, float]) -> dict[str, float]:
+    """What stands beside the progress bar."""
+    found = {}
+    for name, value in values.items():
+        short = "top1" if name.endswith("_top1") else name.replace("images_per_second", "images_s")
+        if short in ("loss", "top1", "images_s"):
+            found[short] = value
+    return found

@@ -1,149 +1,261 @@
-"""The training loop of a probe: tests and checkpoints on the way, and going on where a checkpoint left it."""
+"""Linear probe and fine-tuning: what the loop is told, the choice of a learning rate, and the result."""
 
 import dataclasses
+import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.config.options import Lincls
 from moco_tf.data.pipeline import TrainBatches
+from moco_tf.data.sources import Source
+from moco_tf.data.views import recipes
 from moco_tf.errors import UserError
+from moco_tf.evaluation import features, logistic, probe, subject, subsets
 from moco_tf.evaluation.finetune import FineTuning
-from moco_tf.evaluation.probe import CachedBatches, Classifiers, LinearProbe, held_out
-from moco_tf.run import build
-from moco_tf.training import checkpoint
+from moco_tf.evaluation.probe import CachedBatches, Classifiers, LinearProbe
+from moco_tf.evaluation.scores import check_labels
+from moco_tf.evaluation.subject import Subject
+from moco_tf.run import loop, prepare, results
+from moco_tf.run.folder import RunFolder
+from moco_tf.run.learner import Batches, Evaluation, Training
+from moco_tf.run.results import Result
+from moco_tf.training import device, schedules
 from moco_tf.training.collectives import Collectives
-from moco_tf.training.runlog import RunLog
-
-_KEEP = 2  # checkpoints; a broken newest one leaves another
-# What may change between a probe and its going on: the machine, the end, and what is only looked at.
-_FREE = {
-    *("workdir", "load", "data_dir", "max_bad_images", "precision", "jit_compile", "threads", "log_every", "steps"),
-    *("eval_every", "checkpoint_every"),
-}
+from moco_tf.training.runlog import make_folder
+from moco_tf.training.stop import Signals, signals
 
 
 @dataclasses.dataclass(frozen=True)
-class Test:
-    """Accuracies in [0, 1] on the test images after some epochs, and the likeliest class of each, Q int64."""
-
-    top1: float
-    top5: float
-    predictions: np.ndarray
-
-
-class Checkpoints:
-    """Where a probe's state is kept: <folder>/checkpoints.
+class Probing:
+    """What a probe works on.
 
     Args:
+        options: as given.
+        subject: what is evaluated.
+        train, test: the images.
+        collectives: what crosses ranks.
         folder: of the results.
-        o: options; those that decide what is learnt must stay the same.
-        facts: what must stay the same besides, by its name in a message.
-        state: variables to save and restore.
-        about: what checkpoint.json is to say besides.
-        ranks: rank 0 writes, all read.
+        received: the signals that this process gets.
     """
 
-    def __init__(
-        self, folder: pathlib.Path, o: object, facts: dict, state: dict, about: dict, ranks: Collectives
-    ) -> None:
-        values = {f"--{name}": v for name, v in dataclasses.asdict(o).items() if name not in _FREE} | facts
-        self._made_by = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-        self._folder, self._state, self._about, self._ranks = folder / "checkpoints", state, about, ranks
-
-    def resume(self) -> tuple[int, list[dict]]:
-        """Restores the newest whole checkpoint on every rank; returns the steps done and the tests so far.
-
-        Raises:
-            UserError: it is another probe's.
-        """
-        newest, complaints = checkpoint.newest_sound(self._folder)
-        say = print if self._ranks.rank == 0 else lambda *_, **__: None
-        for complaint in complaints:
-            say(f"skipped: {complaint}", flush=True)
-        if newest is None:
-            return 0, []
-        description = checkpoint.describe(newest)
-        self._check(newest, description.get("made_by", {}))
-        checkpoint.restore(newest, self._state)
-        say(f"resuming from {newest}", flush=True)
-        return description["step"], description["tests"]
-
-    def save(self, step: int, tests: list[dict]) -> None:
-        """Writes a checkpoint on rank 0."""
-        if self._ranks.rank == 0:
-            about = {**self._about, "tests": tests, "made_by": self._made_by}
-            checkpoint.save(self._folder, step, self._state, about, _KEEP)
-
-    def _check(self, newest: pathlib.Path, made_by: dict) -> None:
-        if not made_by:
-            raise UserError(f"{newest} is no probe's checkpoint, expected one or none at all; give another --workdir")
-        # A flag that only one of the two knows is older or newer than this program: not a difference.
-        differing = [name for name in self._made_by if made_by.get(name, self._made_by[name]) != self._made_by[name]]
-        if differing:
-            there, here = (" ".join(f"{n}={values[n]}" for n in differing) for values in (made_by, self._made_by))
-            raise UserError(
-                f"{newest} is of another probe: {there} made it, and {here} came; give the same to go on, or another "
-                "--workdir to begin anew"
-            )
+    options: Lincls
+    subject: Subject
+    train: Source
+    test: Source
+    collectives: Collectives
+    folder: RunFolder
+    received: Signals
 
 
-def fit(
-    o: object,
-    probe: LinearProbe | FineTuning,
-    rates: Sequence[float],
-    batches: CachedBatches | TrainBatches,
-    log: RunLog,
-    test: Callable[[], Test] | None = None,
-    done: tuple[int, Sequence[dict]] = (0, ()),
-    save: Callable[[int, list[dict]], None] | None = None,
-) -> tuple[Test | None, list[dict], np.ndarray]:
-    """Trains from the steps done on to the end; returns the last test, all tests and the last losses, R.
+@dataclasses.dataclass
+class Tested:
+    """The last test of a probe: accuracies in [0, 1], and the likeliest class of each test image, Q int64."""
 
-    Args:
-        o: options of schedule, --eval_every, --checkpoint_every and --log_every.
-        probe, rates: what is trained, R classifiers, and their base learning rates.
-        batches: of the training images.
-        log: gets metrics and tests.
-        test: measures the accuracy on the test images.
-        done: steps and tests of before, as `Checkpoints.resume` gives them.
-        save: writes a checkpoint of (steps done, tests so far).
+    labels: np.ndarray
+    top1: float = math.nan
+    top5: float = math.nan
+    predictions: np.ndarray | None = None
+
+
+def evaluate(o: Lincls) -> dict[str, Any]:
+    """Trains and tests a linear classifier, or fine-tunes, and writes the result; returns its numbers.
 
     Raises:
-        UserError: the loss of a single classifier is not finite.
+        UserError: options do not fit, nothing can be loaded, or the set has no labels.
+        AssertionError: the probe changed the backbone.
     """
-    per_epoch, total = batches.steps_per_epoch, steps(o, batches)
-    options = [dataclasses.replace(o, learning_rate=rate) for rate in rates]
-    train_step = tf.function(probe.train_step)
-    start, tests, last_test, losses = done[0], list(done[1]), None, np.full(len(rates), np.nan)
-    for step, (images, labels) in _steps(batches, start, total):
-        now = [build.learning_rate(own, step - 1, per_epoch) for own in options]
-        probe.set_learning_rates(now)
-        losses, accuracies = train_step(images, tf.constant(labels), tf.constant([o.seed, step - 1]))
-        log.advance()
-        epoch, last = step / per_epoch, step == total
-        tested = test and (last or _is_due(o.eval_every, epoch))
-        saved = save and (last or _is_due(o.checkpoint_every, epoch))
-        if (last or tested or saved or step % o.log_every == 0) and len(rates) == 1:
-            _log_training(log, step, epoch, now[0], loss=float(losses[0]), train_top1=float(accuracies[0]))
-        if tested or saved:
-            probe.settle()
-        if tested:
-            last_test = test()
-            _record(log, tests, last_test, step, epoch)
-        if saved:
-            save(step, tests)
-    if test and last_test is None:  # there was nothing left to do
-        last_test = test()
-        if not tests:
-            _record(log, tests, last_test, start, start / per_epoch)
-    return last_test, tests, np.asarray(losses)
+    check(o)
+    with signals() as received:
+        ranks = prepare.connect(o.device, o.run.seed)
+        one = subject.load(o.encoder, o.data, o.device.precision)
+        train, test = (prepare.source(o.data, split, ranks) for split in ("train", "test"))
+        check_labels(train, test)
+        train = part(o, train)
+        folder = results.folder_of(o.run, o.encoder, name_of(o))
+        run = Probing(o, one, train, test, ranks, folder, received)
+        before = fingerprint(one)
+        tested, numbers, logits = (on_cached_features if o.probe.cache_features else on_images)(run)
+    if not o.probe.finetune and fingerprint(one) != before:
+        raise AssertionError("the probe changed a backbone variable; its accuracy would mean nothing")
+    numbers |= {"finetuned": o.probe.finetune, "cached_features": o.probe.cache_features}
+    numbers |= {"train_images": train.num_examples, **one.cost(test, logits)}
+    if ranks.rank == 0:
+        best = f"{numbers['best_top1']:.2%} after epoch {numbers['best_epoch']:.4g}"
+        print(f"the best test was {best}, chosen on the test images; what follows is the last one's", flush=True)
+        assert tested.predictions is not None
+        found = Result(name_of(o), one.name, o.data.dataset, test, tested.predictions, tested.labels, numbers)
+        found.write(folder, o)
+    ranks.barrier()  # rank 0 may have been busy alone
+    return numbers
 
 
-def choose(o: object, features: np.ndarray, labels: np.ndarray, num_classes: int, ranks: Collectives) -> dict:
+def check(o: Lincls) -> None:
+    """Refuses options that contradict each other."""
+    p = o.probe
+    prepare.check_schedule(o.schedule, o.optimizer.learning_rate)
+    needing = {"standardise": p.standardise, "learning_rates": p.learning_rates}
+    for name, value in (needing | {"logistic_regression": p.logistic_regression}).items():
+        if value and not p.cache_features:
+            raise UserError(f"--{name} needs the features of all images; give --cache_features too, or leave it out")
+    if p.finetune:
+        _check_finetune(o)
+    if p.backbone_learning_rate is not None and not (p.finetune and o.optimizer.learning_rate):
+        raise UserError("--backbone_learning_rate came, expected it with --finetune and a --learning_rate above 0")
+    if p.train_fraction < 1 and p.train_list:
+        raise UserError("--train_fraction came with --train_list, expected one of them; leave one out")
+    if p.logistic_regression:
+        logistic.require()
+
+
+def _check_finetune(o: Lincls) -> None:
+    if o.probe.cache_features:
+        raise UserError("--finetune came with --cache_features, expected one of them: fine-tuning changes the features")
+    if o.encoder.baseline == "raw_pixels":
+        raise UserError("--finetune came with --baseline=raw_pixels, expected an encoder; leave one of them out")
+    if o.device.precision == "float16":
+        raise UserError(
+            "--finetune came with --precision=float16, expected float32, bfloat16 or auto; give one of them"
+        )
+
+
+def part(o: Lincls, train: Source) -> Source:
+    """The training images that --train_fraction or --train_list leaves."""
+    if o.probe.train_list:
+        return subsets.listed(train, o.probe.train_list)
+    fraction = o.probe.train_fraction
+    return subsets.balanced(train, fraction, o.run.seed) if fraction < 1 else train
+
+
+def name_of(o: Lincls) -> str:
+    """The evaluation's name, which names its folder too: probes of different kinds do not overwrite each other."""
+    share = f"_{o.probe.train_fraction:g}" if o.probe.train_fraction < 1 else ""
+    share += f"_{pathlib.Path(o.probe.train_list).stem}" if o.probe.train_list else ""
+    return ("finetune" if o.probe.finetune else "lincls") + share
+
+
+def on_cached_features(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[tf.Tensor], tf.Tensor]]:
+    """(last test, numbers, logits of features) of un-augmented features, computed once."""
+    o, ranks = run.options, run.collectives
+    left_out = probe.held_out(run.train.num_examples, o.run.seed) if o.probe.learning_rates else np.zeros(0, int)
+    probe.check_batch(o.run.batch_size, run.train.num_examples - len(left_out), ranks)
+    results.check_folder(run.folder)  # a probe of augmented images keeps its checkpoints there
+    make_folder(run.folder.path)  # now, not after the work
+    x, labels = extract(run, run.train)
+    queries, query_labels = extract(run, run.test)
+    if o.probe.standardise:
+        probe.standardise(x, queries)
+    numbers: dict[str, Any] = {"learning_rate": o.optimizer.learning_rate}
+    if o.probe.learning_rates:
+        numbers = choose(run, x, labels)
+    batches = CachedBatches(x, labels, o.run.batch_size, o.run.seed, ranks)
+    classifiers = Classifiers(x.shape[1], run.train.num_classes, [prepare.optimizer(o.optimizer)])
+    learner = LinearProbe(classifiers, tf.identity, ranks, o.run.seed)
+    tested = Tested(query_labels)
+    numbers |= train(run, learner, batches, numbers["learning_rate"], tested, lambda: queries, resumes=False)
+    if o.probe.logistic_regression and ranks.rank == 0:
+        left_out = probe.held_out(len(x), o.run.seed)
+        numbers["logistic_regression"] = logistic.fit_and_test(x, labels, left_out, queries, query_labels)
+        print(f"logistic regression: {logistic.in_words(numbers['logistic_regression'])}", flush=True)
+    return tested, numbers, classifiers.logits
+
+
+def on_images(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[tf.Tensor], tf.Tensor]]:
+    """(last test, numbers, logits of features) of training on augmented images."""
+    o, one, ranks = run.options, run.subject, run.collectives
+    batches, random_view = augmented(run)
+    check_splits(run)
+    make_folder(run.folder.path)  # now, not after the work
+    queries, labels = extract(run, run.test)
+    classifiers = Classifiers(queries.shape[1], run.train.num_classes, [prepare.optimizer(o.optimizer)])
+    tested, rate = Tested(labels), o.optimizer.learning_rate
+    if o.probe.finetune:
+        tuning = fine_tuning(run, classifiers, random_view)
+        numbers = train(run, tuning, batches, rate, tested, lambda: extract(run, run.test)[0])
+    else:
+        learner = LinearProbe(classifiers, lambda *batch: one.embed(random_view(*batch)), ranks, o.run.seed)
+        numbers = train(run, learner, batches, rate, tested, lambda: queries)
+    return tested, {"learning_rate": rate, **numbers}, classifiers.logits
+
+
+def train(
+    run: Probing,
+    learner: LinearProbe | FineTuning,
+    batches: Batches,
+    learning_rate: float,
+    tested: Tested,
+    queries: Callable[[], np.ndarray],
+    resumes: bool = True,
+) -> dict[str, Any]:
+    """Trains to the end, with tests on the way; returns what the result says of them.
+
+    Args:
+        run: what the probe works on.
+        learner: what is trained.
+        batches: of the training images.
+        learning_rate: of the classifier, before its schedule.
+        tested: gets the last test.
+        queries: features of the test images, QxD.
+        resumes: whether checkpoints are written, and the training goes on from them.
+    """
+    o, ranks = run.options, run.collectives
+
+    def set_rates(step: int) -> float:
+        rate = schedules.learning_rate(step - 1, batches.steps_per_epoch, learning_rate, o.schedule)
+        learner.set_learning_rates([rate])
+        return rate
+
+    def measure(step: int, epoch: float) -> dict[str, float]:
+        ((tested.top1, tested.top5),), predictions = learner.classifiers.test(queries(), tested.labels)
+        tested.predictions = predictions[:, 0]
+        return {"test_top1": tested.top1, "test_top5": tested.top5}
+
+    training = Training(
+        options=o,
+        folder=run.folder,
+        learner=learner,
+        batches=batches,
+        batch_size=o.run.batch_size,
+        total=steps(o, batches),
+        collectives=ranks,
+        checkpoints=o.checkpoints,
+        log_every=o.run.log_every,
+        set_rates=set_rates,
+        about=lambda: about(run),
+        facts={"encoder": digest(run.subject), "training images": run.train.num_examples},
+        evaluation=Evaluation(o.probe.eval_every, measure, lambda values: ""),
+        resumes=resumes,
+    )
+    loop.train(training, "moco_tf.lincls", run.received, lambda start: None)
+    if tested.predictions is None:  # there was nothing left to do
+        measure(training.total, training.total / training.per_epoch)
+    return {**summary(run.folder, tested), "epochs": o.schedule.epochs, "steps": training.total}
+
+
+def summary(folder: RunFolder, tested: Tested) -> dict[str, Any]:
+    """What a result says of the tests: top1 and top5 are the last one's, best_ those of the highest top-1.
+
+    The best one is chosen on the test images themselves, so it flatters: it is there to compare with those who report
+    it.
+    """
+    lines = [line for line in folder.read_metrics() if "test_top1" in line]
+    names = {"step": "step", "epoch": "epoch", "top1": "test_top1", "top5": "test_top5"}
+    tests = [{name: line[key] for name, key in names.items()} for line in lines]
+    best = max(tests, key=lambda test: test["top1"], default={"top1": tested.top1, "top5": tested.top5, "epoch": 0.0})
+    found = {"best_top1": best["top1"], "best_top5": best["top5"], "best_epoch": best["epoch"], "tests": tests}
+    return {"top1": tested.top1, "top5": tested.top5, **found}
+
+
+def choose(run: Probing, x: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Trains one classifier for each of --learning_rates on nine tenths of cached features, tests them on the others.
+
+    Args:
+        run: what the probe works on.
+        x, labels: features NxD and labels N of the training images.
 
     Returns:
         learning_rate: the one that is right most often on the held-out training images; learning_rates: all of them,
@@ -152,75 +264,120 @@ def choose(o: object, features: np.ndarray, labels: np.ndarray, num_classes: int
     Raises:
         UserError: all of them diverged.
     """
-    kept_out = held_out(len(features), o.seed)
-    rows = np.setdiff1d(np.arange(len(features)), kept_out)
-    batches = CachedBatches(features, labels, o.batch_size, o.seed, ranks, rows)
-    classifiers = Classifiers(features.shape[1], num_classes, [build.optimizer(o) for _ in o.learning_rates])
+    o, ranks, rates = run.options, run.collectives, run.options.probe.learning_rates or ()
+    left_out = probe.held_out(len(x), o.run.seed)
+    rows = np.setdiff1d(np.arange(len(x)), left_out)
+    batches = CachedBatches(x, labels, o.run.batch_size, o.run.seed, ranks, rows)
+    classifiers = Classifiers(x.shape[1], run.train.num_classes, [prepare.optimizer(o.optimizer) for _ in rates])
     ranks.broadcast(classifiers.variables())
-    probe = LinearProbe(classifiers, tf.identity, ranks)
-    _, _, losses = fit(o, probe, o.learning_rates, batches, RunLog(pathlib.Path(), False, 0))
-    shares, _ = classifiers.test(features[kept_out], labels[kept_out])
+    learner = LinearProbe(classifiers, tf.identity, ranks, o.run.seed)
+    step_of_all, losses = tf.function(learner.train_step_of_all), np.full(len(rates), np.nan)
+    for step, batch in loop.steps(batches, 0, steps(o, batches)):
+        every = [schedules.learning_rate(step - 1, batches.steps_per_epoch, rate, o.schedule) for rate in rates]
+        learner.set_learning_rates(every)
+        losses = step_of_all(batch)
+    shares, _ = classifiers.test(x[left_out], labels[left_out])
     found = [
         {"learning_rate": rate, "held_out_top1": top1, "loss": float(loss) if math.isfinite(loss) else None}
-        for rate, (top1, _), loss in zip(o.learning_rates, shares, losses)
+        for rate, (top1, _), loss in zip(rates, shares, np.asarray(losses))
     ]
     if ranks.rank == 0:
         for one in found:
             said = "diverged" if one["loss"] is None else f"{one['held_out_top1']:.2%}"
-            print(f"learning rate {one['learning_rate']:g}: {said} of {len(kept_out)} held-out training images")
+            print(f"learning rate {one['learning_rate']:g}: {said} of {len(left_out)} held-out training images")
     best = max(found, key=lambda one: (one["loss"] is not None, one["held_out_top1"]))
     if best["loss"] is None:
         raise UserError("every one of --learning_rates diverged, expected one that does not; lower them")
-    return {"learning_rate": best["learning_rate"], "learning_rates": found, "held_out_images": len(kept_out)}
+    return {"learning_rate": best["learning_rate"], "learning_rates": found, "held_out_images": len(left_out)}
 
 
-def steps(o: object, batches: CachedBatches | TrainBatches) -> int:
+def steps(o: Lincls, batches: Batches) -> int:
     """Steps of the whole training."""
-    return min(o.steps or 10**12, o.epochs * batches.steps_per_epoch)
+    every = o.schedule.epochs * batches.steps_per_epoch
+    return min(o.schedule.steps or every, every)
 
 
-def summary(tests: list[dict]) -> dict[str, float]:
-    """What a result says of the tests: top1 and top5 are the last one's, best_ those of the highest top-1.
-
-    The best one is chosen on the test images themselves, so it flatters: it is there to compare with those who report
-    it.
-    """
-    last, best = tests[-1], max(tests, key=lambda test: test["top1"])
-    names = {"best_top1": "top1", "best_top5": "top5", "best_epoch": "epoch"}
-    return {"top1": last["top1"], "top5": last["top5"], **{name: best[key] for name, key in names.items()}}
-
-
-def _steps(batches: CachedBatches | TrainBatches, start: int, total: int) -> Iterator[tuple[int, tuple]]:
-    """(number of the step from 1 on, (images, labels)) from where start steps were done, across epochs."""
-    done = start
-    while done < total:
-        for images, labels, _ in batches.batches(*divmod(done, batches.steps_per_epoch)):
-            done += 1
-            yield done, (images, labels)
-            if done == total:
-                return
+def about(run: Probing) -> dict[str, Any]:
+    """What a checkpoint says of itself; a fine-tuned encoder can be loaded by it."""
+    o, one = run.options, run.subject
+    described: dict[str, Any] = {"dataset": o.data.dataset, "classes": list(run.train.class_names)}
+    described |= {"ranks": run.collectives.size}
+    if o.probe.finetune and one.encoder:
+        size = one.geometry(run.train)[1]
+        described |= {"encoder": dict(one.encoder.config), "image_size": size, "method": "finetune"}
+        described |= {"mean": list(one.mean), "std": list(one.std)}
+    return described
 
 
-def _is_due(every: int, epoch: float) -> bool:
-    """Whether this is the end of an epoch of which every so many count; 0: none."""
-    return bool(every) and epoch % every == 0
+def extract(run: Probing, images: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Features and labels of all images, un-augmented."""
+    o, ranks = run.options, run.collectives
+    batch = max(1, o.run.batch_size // ranks.size)
+    found = features.extract(
+        run.subject.embed, images, run.subject.geometry(images), batch, ranks, o.data.max_bad_images
+    )
+    features.check_finite(found[0], ranks)
+    return found
 
 
-def _record(log: RunLog, tests: list[dict], found: Test, step: int, epoch: float) -> None:
-    """Appends a test to those that results and checkpoints list, and to the metrics."""
-    tests.append({"step": step, "epoch": epoch, "top1": found.top1, "top5": found.top5})
-    log.write(step, epoch=epoch, test_top1=found.top1, test_top5=found.top5)
+def augmented(run: Probing) -> tuple[TrainBatches, Callable[..., tf.Tensor]]:
+    """Batches of training images, and the random view of a batch: (images, seed, positions, global batch) to [0, 1]."""
+    o, ranks = run.options, run.collectives
+    view = recipes.view(o.probe.train_view, run.subject.geometry(run.train)[1])  # in [0, 1]: the subject normalises
+    prepare.check_crop(o.probe.train_view, view, run.train)
+    in_step = prepare.in_step(view, run.train)
+    batches = TrainBatches(
+        run.train,
+        o.run.batch_size,
+        o.run.seed,
+        ranks.rank,
+        ranks.size,
+        crop=view.crop,
+        one_view=True,
+        max_bad_images=o.data.max_bad_images,
+        bad_images_file=str(run.folder.unreadable),
+    )
+    compile_view = device.pieces_to_compile(o.device.jit_compile) != "none"
+    return batches, tf.function(in_step, jit_compile=True) if compile_view else in_step
 
 
-def _log_training(log: RunLog, step: int, epoch: float, learning_rate: float, **values: float) -> None:
-    _check_loss(values["loss"], step, learning_rate)
-    log.show(**values)
-    log.write(step, epoch=epoch, learning_rate=learning_rate, **values)
-
-
-def _check_loss(loss: float, step: int, learning_rate: float) -> None:
-    if not math.isfinite(loss):
+def check_splits(run: Probing) -> None:
+    """Refuses a batch that an encoder with SplitBatchNorm cannot be trained on. Raises UserError."""
+    o, ranks, encoder = run.options, run.collectives, run.subject.encoder
+    splits = encoder.config["bn_splits"] if o.probe.finetune and encoder else 1
+    share = o.run.batch_size // ranks.size
+    if share % splits:
         raise UserError(
-            f"the loss is {loss} at step {step}, expected a finite number; lower the learning rate, which is "
-            f"{learning_rate:g} there, or standardise cached features (--standardise)"
+            f"--batch_size={o.run.batch_size} gives each of {ranks.size} ranks {share} images, expected a multiple of "
+            f"{splits}, the splits of the encoder's batch norms; change it"
         )
+
+
+def fine_tuning(run: Probing, classifiers: Classifiers, random_view: Callable[..., tf.Tensor]) -> FineTuning:
+    """The classifier with the backbone below it."""
+    o, one = run.options, run.subject
+    assert one.encoder is not None
+    mean, std = tf.constant(one.mean), tf.constant(one.std)
+    own = o.probe.backbone_learning_rate
+    return FineTuning(
+        classifiers,
+        one.encoder,
+        prepare.optimizer(o.optimizer),
+        1.0 if own is None else own / o.optimizer.learning_rate,
+        lambda *batch: (random_view(*batch) - mean) / std,
+        run.collectives,
+        device.pieces_to_compile(o.device.jit_compile) == "all",
+        o.run.seed,
+    )
+
+
+def fingerprint(one: Subject) -> dict[str, bytes]:
+    """Every variable of the encoder, bit for bit."""
+    if one.encoder is None:
+        return {}
+    return {name: np.asarray(v.value).tobytes() for name, v in one.encoder.named_variables().items()}
+
+
+def digest(one: Subject) -> str:
+    """A short name of the encoder's variables."""
+    return hashlib.sha256(b"".join(fingerprint(one).values())).hexdigest()[:16]

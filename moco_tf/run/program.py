@@ -1,4 +1,7 @@
-"""What every program does around its main function: flags, one-line errors, exit status, going on in elastic jobs."""
+"""What every program does around its main function: flags, one-line errors, exit status, going on in elastic jobs.
+
+Flags are parsed before TensorFlow is imported: --help and a typing error cost no time.
+"""
 
 import os
 import signal
@@ -7,71 +10,87 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
-import tensorflow as tf
-from absl import app, flags, logging
+from absl import app, flags
 
-from moco_tf.config import options
+from moco_tf.config import define
 from moco_tf.errors import FirstRankError, RankError, UserError
-from moco_tf.training import collectives, elastic, runlog
-from moco_tf.training.stop import INTERRUPTED, Stopped
+from moco_tf.training import launcher
 
 # What needs less memory, of the flags that a program has.
 _SMALLER = ("batch_size", "accumulate", "recompute", "precision", "image_size", "queue_size")
 _MOMENT = 5  # seconds in which a launcher that saw a rank end has ended the others
+_INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+Options = TypeVar("Options")
 
 
-def run(main: Callable[[object, str], None]) -> None:
-    """Parses the flags, calls main(options, flagfile text) and turns errors that a user can mend into one line.
+def run(main: Callable[[Options], None], options: type[Options]) -> None:
+    """Parses the flags, calls main(options) and turns errors that a user can mend into one line.
 
     The exit status is 1 after a UserError, a file that cannot be read or written and memory that is not enough; 2 after
     a flag that does not parse; 130 after Ctrl-C; 75 after another request to stop (see training/stop.py). Of several
     ranks the first one speaks, unless an error is another rank's own. Where another rank fails, this one ends with
     status 1; in an elastic job it calls main again.
+
+    Args:
+        main: the program.
+        options: its options, a dataclass of moco_tf.config.options.
     """
     name = "moco_tf." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
 
-    def parse(argv: list[str]) -> list[str]:
+    def parse(argv: list[str]) -> Options:
         try:
-            rest = flags.FLAGS(argv, known_only=False)
-            if rest[1:]:
-                raise flags.Error(f"{rest[1]!r} is no flag; flags look like --name=value")
-            return [argv[0], options.parsed(flags.FLAGS)]
+            return define.parse(options, argv, flags.FLAGS)
         except flags.Error as error:
             _stop(name, error, 2)
 
-    def call(argv: list) -> None:
-        logging.set_verbosity(logging.WARNING)
+    def call(parsed: Options) -> None:
         try:
-            elastic.run(lambda: main(argv[1], options.flagfile(flags.FLAGS)), getattr(argv[1], "threads", 0))
-        except UserError as error:
-            _stop(name, error, 1)
-        except Stopped as stop:
-            _stop(name, stop, stop.status)
-        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-            _stop(name, RankError(out_of_memory(error, argv[1])), 1)
-        except OSError as error:
-            if error.filename is None:
-                _unforeseen(name, error)
-            _stop(name, RankError(f"{error.filename}: {error.strerror}; mend the disk or give another path"), 1)
+            _call(name, main, parsed)
         except KeyboardInterrupt:
-            _stop(name, "interrupted", INTERRUPTED)
-        except Exception as error:
-            _unforeseen(name, error)
+            _stop(name, "interrupted", _INTERRUPTED)
 
     app.run(call, flags_parser=parse)
 
 
-def out_of_memory(error: Exception, o: object) -> str:
+def _call(name: str, main: Callable[[Options], None], options: Options) -> None:
+    # TensorFlow prints a dozen lines of its own when it is imported. Its errors stay; a user's own setting stands.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+    from absl import logging
+
+    from moco_tf.training import elastic, stop
+
+    logging.set_verbosity(logging.WARNING)
+    try:
+        elastic.run(lambda: main(options), int(str(define.values_of(options).get("threads", 0))))
+    except UserError as error:
+        _stop(name, error, 1)
+    except stop.Stopped as stopped:
+        _stop(name, stopped, stopped.status)
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        _stop(name, RankError(out_of_memory(error, options)), 1)
+    except OSError as error:
+        if error.filename is None:
+            _unforeseen(name, error)
+        _stop(name, RankError(f"{error.filename}: {error.strerror}; mend the disk or give another path"), 1)
+    except Exception as error:
+        _unforeseen(name, error)
+
+
+def out_of_memory(error: Exception, options: Any) -> str:
     """Which flags help, with their values."""
     what = str(error).strip().split("\n")[0].split("} ")[-1][:160]
-    shown = ", ".join(f"--{name}={getattr(o, name)}" for name in _SMALLER if hasattr(o, name))
+    values = define.values_of(options)
+    shown = ", ".join(f"--{name}={values[name]}" for name in _SMALLER if name in values)
     return f"the memory is not enough ({what or 'allocation failed'}); change what needs less of it, of {shown}"
 
 
-def _stop(name: str, error: object, status: int) -> None:
-    runlog.close_all()
-    if not isinstance(error, RankError) and not collectives.is_first_rank():
+def _stop(name: str, error: Exception | str, status: int) -> NoReturn:
+    _close_logs()
+    if not isinstance(error, RankError) and not launcher.is_first_rank():
         if not isinstance(error, UserError):
             _exit(status)
         # Rank 0 says what all ranks meet, and the launcher ends the others. Who is left after a moment met it alone.
@@ -85,13 +104,15 @@ def _stop(name: str, error: object, status: int) -> None:
 
 def _unforeseen(name: str, error: Exception) -> None:
     """Raises the error in a single process; ends one of several ranks, of which another may have failed."""
-    if not collectives.of_several_ranks():
+    from moco_tf.training import collectives
+
+    if not launcher.of_several_ranks():
         raise error
-    runlog.close_all()
+    _close_logs()
     if not collectives.is_rank_failure(error):
         _say(name, f"{_this_rank()} failed:\n{''.join(traceback.format_exception(error))}", one_line=False)
         _exit(1)
-    if collectives.is_first_rank():
+    if launcher.is_first_rank():
         _say(
             name,
             "another rank ended, hangs or cannot be reached, so the job stops; the launcher names the rank that ended "
@@ -99,6 +120,12 @@ def _unforeseen(name: str, error: Exception) -> None:
         )
     _wait_for_the_end()  # were this rank quicker than the launcher's look at the failed one, it would be blamed
     _exit(1)
+
+
+def _close_logs() -> None:
+    """Finishes the logs of a program that stops early, where there can be any."""
+    if "moco_tf.training.runlog" in sys.modules:
+        sys.modules["moco_tf.training.runlog"].close_all()
 
 
 def _reason(error: Exception) -> str:
@@ -117,12 +144,12 @@ def _wait_for_the_end() -> None:
     time.sleep(_MOMENT)
 
 
-def _say(name: str, message: object, one_line: bool = True) -> None:
+def _say(name: str, message: Exception | str, one_line: bool = True) -> None:
     message = " ".join(str(message).split()) if one_line else message
     print(f"{name}: {message}", file=sys.stderr, flush=True)
 
 
-def _exit(status: int) -> None:
+def _exit(status: int) -> NoReturn:
     # Not sys.exit: Horovod's threads and tf.data's would have to be unwound, and one that waits for a rank that is
     # gone never ends. Everything that matters is written by now.
     sys.stdout.flush()

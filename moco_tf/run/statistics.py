@@ -11,38 +11,44 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.methods.base import Method
+from moco_tf.run.learner import Learner
+from moco_tf.training.checkpoint import RANK_STATISTICS
 from moco_tf.training.collectives import Collectives
 
 
 @contextlib.contextmanager
-def averaged(method: Method) -> Iterator[None]:
-    """The method's encoders have the mean over ranks in this context, on every rank, and their own after it."""
-    own = [tf.identity(v) for v in _variables(method)]
-    method.average_running_statistics()
+def averaged(learner: Learner, collectives: Collectives) -> Iterator[None]:
+    """The encoders have the mean over ranks in this context, on every rank, and their own after it."""
+    own = [tf.identity(v) for v in learner.running_statistics()]
+    average(learner, collectives)
     try:
         yield
     finally:
-        for variable, value in zip(_variables(method), own, strict=True):
+        for variable, value in zip(learner.running_statistics(), own, strict=True):
             variable.assign(value)
 
 
-def gather(method: Method, ranks: Collectives) -> tf.Tensor:
-    """All statistics of every rank: ranks x S, S numbers each."""
-    return ranks.allgather(tf.concat([tf.reshape(v, [-1]) for v in _variables(method)], axis=0)[None])
+def average(learner: Learner, collectives: Collectives) -> None:
+    """Gives every rank the mean of all ranks' statistics."""
+    variables = learner.running_statistics()
+    means = collectives.mean([tf.identity(v) for v in variables]) if variables else []
+    for variable, mean in zip(variables, means, strict=True):
+        variable.assign(mean)
 
 
-def scatter(method: Method, rows: np.ndarray | None, count: int, ranks: Collectives) -> None:
+def gather(learner: Learner, collectives: Collectives) -> dict[str, tf.Tensor]:
+    """{RANK_STATISTICS: all statistics of every rank, ranks x S}; empty where there are none."""
+    flat = [tf.reshape(v, [-1]) for v in learner.running_statistics()]
+    return {RANK_STATISTICS: collectives.allgather(tf.concat(flat, axis=0)[None])} if flat else {}
+
+
+def scatter(learner: Learner, rows: np.ndarray | None, count: int, collectives: Collectives) -> None:
     """Gives every rank its row of what `gather` returned; rank 0 has the rows, the others know their count."""
-    variables = _variables(method)
-    shared = tf.Variable(tf.zeros([count, sum(v.shape.num_elements() for v in variables)], variables[0].dtype))
-    if ranks.rank == 0:
+    variables = learner.running_statistics()
+    sizes = [v.shape.num_elements() for v in variables]
+    shared = tf.Variable(tf.zeros([count, sum(sizes)], variables[0].dtype))
+    if collectives.rank == 0:
         shared.assign(rows)
-    ranks.broadcast([shared])
-    parts = tf.split(shared[ranks.rank], [v.shape.num_elements() for v in variables])
-    for variable, part in zip(variables, parts, strict=True):
+    collectives.broadcast([shared])
+    for variable, part in zip(variables, tf.split(shared[collectives.rank], sizes), strict=True):
         variable.assign(tf.reshape(part, variable.shape))
-
-
-def _variables(method: Method) -> list[tf.Variable]:
-    return [v.value for encoder in method.encoders() for v in encoder.running_statistics()]

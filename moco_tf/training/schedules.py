@@ -6,6 +6,8 @@ e is the epoch number, E the number of epochs, W the epochs of warm-up, t the 0-
 import math
 from collections.abc import Sequence
 
+from moco_tf.config.options import ScheduleOptions
+
 SCHEDULES = ("constant", "cosine", "milestones")
 PERIODS = ("epoch", "step")
 
@@ -27,55 +29,45 @@ def warmup(base: float, progress: float, start: float = 0.0) -> float:
     return start + (base - start) * progress
 
 
-def learning_rate(
-    step: int,
-    *,
-    steps_per_epoch: int,
-    epochs: int,
-    base: float,
-    schedule: str = "cosine",
-    per: str = "epoch",
-    first_epoch: int = 0,
-    milestones: Sequence[float] = (),
-    decay: float = 0.1,
-    final: float = 0.0,
-    warmup_epochs: float = 0.0,
-    warmup_start: float = 0.0,
-) -> float:
+def learning_rate(step: int, steps_per_epoch: int, base: float, schedule: ScheduleOptions) -> float:
     """The learning rate that the optimizer uses in a step:
 
         e < W    warmup_start + (base - warmup_start) e / W
-        e >= W   cosine: half a cosine from base to final at progress (e - W) / (E - W)
+        e >= W   cosine: half a cosine from base to final_learning_rate at progress (e - W) / (E - W)
                  milestones: base decay^n, n the number of milestones <= e
                  constant: base
 
     with e of `epoch_number`. So the first step has e = 0 (warmup_start where there is a warm-up), the first step after
-    the warm-up has exactly base, and a cosine gets to final at e = E: one step (epoch) past the last, in which it is
-    still a little above; with first_epoch=1 in the last epoch. Later steps keep final.
+    the warm-up has exactly base, and a cosine ends at e = E: one step (epoch) past the last, in which it is still a
+    little above; with first_epoch=1 in the last epoch. Later steps keep the final rate. Milestones are not shifted by
+    the warm-up.
 
     Args:
         step: t.
-        steps_per_epoch, per: see epoch_number.
-        epochs: E, warm-up included.
+        steps_per_epoch: see epoch_number.
         base: the learning rate at the end of the warm-up.
-        schedule: "constant", "cosine" or "milestones".
-        first_epoch: e of the first epoch with per="epoch": 0 as in FB's MoCo, 1 as in its CIFAR-10 demo.
-        milestones: epochs e from which the rate is decay times what it was. Not shifted by the warm-up.
-        decay: factor at each milestone.
-        final: where the cosine ends.
-        warmup_epochs, warmup_start: W, and where the warm-up starts.
+        schedule: the other values; its epochs are E, warm-up included.
+
+    Raises:
+        ValueError: the values contradict each other.
     """
-    _expect(schedule in SCHEDULES, f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}")
-    _expect(0 <= warmup_epochs < epochs, f"warmup_epochs is {warmup_epochs}; expected 0 up to below epochs ({epochs})")
-    _expect(min(base, final, warmup_start) >= 0, f"rates {base}, {final}, {warmup_start}; expected none below 0")
-    _expect(schedule != "milestones" or len(milestones), "schedule is 'milestones' without any; expected epochs")
-    _expect(decay > 0, f"decay is {decay}; expected a factor above 0")
-    epoch = epoch_number(step, steps_per_epoch, per, first_epoch)
-    if epoch < warmup_epochs:
-        return warmup(base, epoch / warmup_epochs, warmup_start)
-    if schedule == "cosine":
-        return cosine(base, min((epoch - warmup_epochs) / (epochs - warmup_epochs), 1.0), final)
-    return base if schedule == "constant" else _milestones(base, epoch, milestones, decay)
+    o, final = schedule, schedule.final_learning_rate
+    _expect(o.schedule in SCHEDULES, f"schedule is {o.schedule!r}; expected one of {', '.join(SCHEDULES)}")
+    _expect(
+        0 <= o.warmup_epochs < o.epochs,
+        f"warmup_epochs is {o.warmup_epochs}; expected 0 up to below epochs ({o.epochs})",
+    )
+    _expect(min(base, final, o.warmup_start) >= 0, f"rates {base}, {final}, {o.warmup_start}; expected none below 0")
+    _expect(
+        o.schedule != "milestones" or len(o.milestones) > 0, "schedule is 'milestones' without any; expected epochs"
+    )
+    _expect(o.decay > 0, f"decay is {o.decay}; expected a factor above 0")
+    epoch = epoch_number(step, steps_per_epoch, o.schedule_per, o.first_epoch)
+    if epoch < o.warmup_epochs:
+        return warmup(base, epoch / o.warmup_epochs, o.warmup_start)
+    if o.schedule == "cosine":
+        return cosine(base, min((epoch - o.warmup_epochs) / (o.epochs - o.warmup_epochs), 1.0), final)
+    return base if o.schedule == "constant" else milestones(base, epoch, o.milestones, o.decay)
 
 
 def epoch_number(step: int, steps_per_epoch: int, per: str = "epoch", first_epoch: int = 0) -> float:
@@ -97,9 +89,6 @@ def key_momentum(step: int, total_steps: int, base: float, schedule: str = "cons
     _expect(schedule in ("constant", "cosine"), f"schedule is {schedule!r}; expected 'constant' or 'cosine'")
     _expect(step >= 0 and total_steps >= 1, f"step {step} of {total_steps}; expected 0 or more of 1 or more")
     return base if schedule == "constant" else cosine(base, min(step / total_steps, 1.0), final=1.0)
-
-
-_milestones = milestones  # the name that learning_rate's argument hides
 
 
 def _expect(condition: bool, message: str) -> None:

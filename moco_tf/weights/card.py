@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf import __version__
-from moco_tf.config import flagset
+from moco_tf.config import define
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint
 from moco_tf.weights.load import Loaded
@@ -123,7 +123,7 @@ def _told(result: dict) -> list[tuple[str, object]]:
 def _flagged(file: pathlib.Path) -> list[tuple[str, str]]:
     """How the images were cut, where the evaluation was told: without that its accuracy cannot be had again."""
     flags = file.with_name("flags.cfg")
-    found = flagset.values_of(flags.read_text(encoding="utf-8")) if flags.is_file() else {}
+    found = define.texts_of(flags)
     return [(name, found[name]) for name in ("image_size", "test_resize") if found.get(name, "0") != "0"]
 
 

@@ -8,9 +8,8 @@ from importlib import import_module
 
 import numpy as np
 import tensorflow as tf
-from absl import flags
 
-from moco_tf.config import options
+from moco_tf.config import define, options
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = {"image_size": 24, "batch_size": 16, "queue_size": 64, "epochs": 2, "steps": 6, "log_every": 2, "k": 5}
@@ -22,24 +21,13 @@ def arguments(*files, **values):
 
 
 def parse(program, *argv):
-    """(options, flagfile text) as program.run makes them for moco_tf.<program>."""
-
-    def clear():
-        for flag in list(flags.FLAGS.flags_by_module_dict().get(options.__name__, [])):
-            delattr(flags.FLAGS, flag.name)
-
-    clear()
-    try:
-        import_module(f"moco_tf.{program}").define_flags()
-        assert flags.FLAGS([program, *argv])[1:] == []
-        return options.parsed(flags.FLAGS), options.flagfile(flags.FLAGS)
-    finally:
-        clear()
+    """Options as program.run makes them for moco_tf.<program>."""
+    return define.parse(options.PROGRAMS[program], [program, *argv])
 
 
 def call(program, *files, **values):
     """Runs a program's main function in this process."""
-    import_module(f"moco_tf.{program}").main(*parse(program, *arguments(*files, **values)))
+    import_module(f"moco_tf.{program}").main(parse(program, *arguments(*files, **values)))
 
 
 def start(program, *files, argv=(), **values):

@@ -20,6 +20,12 @@ DEPTHS = {  # blocks of each stage
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
 }
+VARIANTS = {
+    "resnet10": {"arch": "resnet10"},
+    "resnet18": {"arch": "resnet18"},
+    "resnet34": {"arch": "resnet34"},
+    "resnet50": {"arch": "resnet50"},
+}
 STEMS = ("imagenet", "cifar")
 
 
@@ -66,7 +72,11 @@ class Block(keras.layers.Layer):
             yield "downsample.1", self.downsample[1]
 
 
-class ResNet(keras.layers.Layer):
+class Backbone(keras.layers.Layer):
+    pass
+
+
+class ResNet(Backbone):
     """Images to pooled features: BxHxWx3 float to BxD of the variables' dtype (D = 8 width, or 32 width for ResNet-50).
 
     Args:

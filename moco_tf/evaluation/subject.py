@@ -1,0 +1,103 @@
+"""What is evaluated: an encoder from any source, the same untrained, or raw pixels."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from moco_tf.config.options import DataOptions, EncoderToEvaluate
+from moco_tf.data.normalisation import normalisation
+from moco_tf.data.sources import Source
+from moco_tf.errors import UserError
+from moco_tf.evaluation import features
+from moco_tf.networks.cost import cost
+from moco_tf.networks.encoder import Encoder
+from moco_tf.training import checkpoint, device
+from moco_tf.weights.load import SOURCES
+from moco_tf.weights.load import load as load_encoder
+
+_FILES = (".tar", ".pth", ".npz")  # of other programs, as --load takes them
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is evaluated: images in [0, 1] to features.
+
+    Args:
+        name: what it is, for people.
+        embed: float32 images BxSxSx3 in [0, 1] to features.
+        encoder: None for raw pixels.
+        image_size: side of its images; 0: the data set's own.
+        test_resize: short side before the centre crop; 0: in proportion.
+        mean, std: of RGB in [0, 1].
+    """
+
+    name: str
+    embed: Callable[[tf.Tensor], tf.Tensor]
+    encoder: Encoder | None
+    image_size: int
+    test_resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def geometry(self, images: Source) -> tuple[int, int]:
+        """Resize and centre crop of test images; raw pixels of images of one size stay as they are stored."""
+        if self.encoder is None and images.image_shape:
+            return (min(images.image_shape),) * 2
+        return features.test_geometry(images, self.image_size, self.test_resize)
+
+    def cost(self, images: Source, classifier: Callable[[tf.Tensor], tf.Tensor] = tf.identity) -> dict[str, Any]:
+        """Parameters and multiply-adds of the backbone (and a classifier on it), for a result; none for raw pixels."""
+        if self.encoder is None:
+            return {}
+        encoder = self.encoder
+        counted = cost(lambda x: classifier(encoder.features(x)), self.geometry(images)[1])
+        return {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds, "thop_flops": counted.thop}
+
+
+def load(encoder: EncoderToEvaluate, data: DataOptions, precision: str, feature: str = "backbone") -> Subject:
+    """The encoder that --load holds, or the baseline asked for.
+
+    Args:
+        encoder: what to load.
+        data: of image size and normalisation, where they are not the encoder's own.
+        precision: of its computations.
+        feature: "head" or "backbone".
+
+    Raises:
+        UserError: --load is missing or holds no encoder.
+    """
+    size, resize = data.image_size, encoder.test_resize
+    if encoder.baseline == "raw_pixels":
+        mean, std = normalisation(data.normalise, data.dataset)
+        return Subject("raw pixels", features.raw_pixels, None, size, resize, mean, std)
+    if not encoder.load:
+        raise UserError(f"--load is missing; give {SOURCES}")
+    untrained = encoder.baseline == "untrained"
+    loaded = load_encoder(encoder.load, device.dtype_policy(precision), untrained)
+    own = (loaded.mean, loaded.std)
+    mean, std = own if data.normalise == "auto" else normalisation(data.normalise, data.dataset)
+    embed = features.embedder(loaded.encoder, feature, mean, std)
+    name = f"untrained {loaded.encoder.config['arch']}" if untrained else loaded.path
+    return Subject(name, embed, loaded.encoder, size or loaded.image_size, resize, mean, std)
+
+
+def checkpoints(folder: str | None) -> list[str]:
+    """What a run folder, a folder of checkpoints or one of files holds to be loaded, oldest or first name first.
+
+    Raises:
+        UserError: there is nothing to be loaded.
+    """
+    found: list[pathlib.Path] = []
+    if folder:
+        place = pathlib.Path(folder)
+        files = [path for path in sorted(place.glob("*")) if path.suffix in _FILES]
+        found = checkpoint.existing(place / "checkpoints") or checkpoint.existing(place) or files
+    if not found:
+        raise UserError(
+            f"--all_checkpoints came with --load={folder}, expected a run folder with checkpoints/, or a folder of "
+            f"{', '.join(_FILES)} files"
+        )
+    return [str(path) for path in found]

@@ -1,0 +1,105 @@
+"""What the loop trains: a pre-training method, a linear probe or a fine-tuning."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import keras
+import tensorflow as tf
+
+from moco_tf.config.options import CheckpointOptions
+from moco_tf.run.folder import RunFolder
+from moco_tf.training.collectives import Collectives
+from moco_tf.training.guard import Guard
+from moco_tf.training.stop import StopRequest
+
+
+class Learner(Protocol):
+    """What can be trained step by step: `Method`, `LinearProbe`, `FineTuning`."""
+
+    guard: Guard
+    stop: StopRequest
+    steps_done: tf.Variable
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One step on this rank's batch; scalar metrics with a loss, averaged over ranks."""
+
+    def learnt(self) -> dict[str, keras.Variable]:
+        """What the optimizer changes, by name."""
+
+    def state(self) -> Mapping[str, Any]:
+        """All variables by name, in groups; what a checkpoint holds."""
+
+    def running_statistics(self) -> list[tf.Variable]:
+        """Running means and variances that differ from rank to rank."""
+
+    def synchronise(self) -> None:
+        """Gives every rank the state of rank 0."""
+
+
+class Batches(Protocol):
+    """Batches of an epoch, from any step on: `TrainBatches`, `CachedBatches`."""
+
+    steps_per_epoch: int
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple]:
+        """(images or features, labels, indices) of each step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A test on the way.
+
+    Args:
+        every: epochs between two; 0: only at the end.
+        measure: (step, epoch) to numbers for the metrics; all ranks call it.
+        line: what to say of these numbers.
+    """
+
+    every: int
+    measure: Callable[[int, float], dict[str, float]]
+    line: Callable[[dict[str, float]], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training, whatever is trained.
+
+    Args:
+        options: the program's: a run that goes on compares them.
+        folder: where metrics and checkpoints go.
+        learner: what is trained.
+        batches: this rank's.
+        batch_size: images a step, over all ranks.
+        total: steps of the whole training.
+        collectives: what crosses ranks.
+        checkpoints: when to write them, and what stops the training.
+        log_every: steps between two lines of metrics.
+        set_rates: sets what is scheduled for a step, counted from 1; returns its learning rate.
+        about: what checkpoint.json says besides.
+        facts: what must be the same when the training goes on, by its name in a message.
+        evaluation: a test on the way, or none.
+        watch: looks at a step's metrics and says what is wrong.
+        resumes: whether checkpoints are written, and the training goes on from them.
+    """
+
+    options: Any
+    folder: RunFolder
+    learner: Learner
+    batches: Batches
+    batch_size: int
+    total: int
+    collectives: Collectives
+    checkpoints: CheckpointOptions
+    log_every: int
+    set_rates: Callable[[int], float]
+    about: Callable[[], dict[str, Any]]
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    watch: Callable[[int, dict[str, float]], str] = lambda step, values: ""
+    resumes: bool = True
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return self.batches.steps_per_epoch

@@ -1,0 +1,286 @@
+"""The one assembly: from options to the images, views, batches and method that a run has."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.config import find
+from moco_tf.config.options import (
+    DataOptions,
+    DeviceOptions,
+    EncoderOptions,
+    OptimizerOptions,
+    Pretrain,
+    ScheduleOptions,
+    ViewOptions,
+)
+from moco_tf.data import normalisation as normalisations
+from moco_tf.data.normalisation import Normalisation
+from moco_tf.data.pipeline import TrainBatches
+from moco_tf.data.sources import ArraySource, Source, load
+from moco_tf.data.views import recipes
+from moco_tf.errors import UserError
+from moco_tf.evaluation.scores import check_labels
+from moco_tf.methods.base import Method, View
+from moco_tf.networks.encoder import Encoder
+from moco_tf.run.folder import RunFolder
+from moco_tf.training import collectives, device, optimizers, schedules
+from moco_tf.training.collectives import Collectives
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """What a pre-training works on: built for these ranks, and anew when they change.
+
+    Args:
+        options: as given.
+        collectives: what crosses ranks.
+        train: the training images.
+        size: side of a view in pixels.
+        mean_and_std: what views are normalised with.
+        view: the random view, crop included.
+        batches: this rank's batches.
+        method: the compiled method.
+    """
+
+    options: Pretrain
+    collectives: Collectives
+    train: Source
+    size: int
+    mean_and_std: Normalisation
+    view: recipes.View
+    batches: TrainBatches
+    method: Method
+
+
+def pretraining(
+    o: Pretrain,
+    ranks: Collectives,
+    train: Source | None = None,
+    mean_and_std: Normalisation | None = None,
+) -> Pretraining:
+    """Checks the options and builds all that a pre-training needs; writes nothing.
+
+    Args:
+        o: the options; without a workdir no run folder is read.
+        ranks: what crosses ranks.
+        train: training images in place of those that the options name.
+        mean_and_std: a normalisation in place of the one that they name.
+
+    Raises:
+        UserError: options contradict each other, or do not fit the images.
+    """
+    check(o, ranks)
+    kind, folder = find.find("method", o.method.method), RunFolder.of(o.run.workdir) if o.run.workdir else None
+    train = train or source(o.data, "train", ranks)
+    size = image_size(o.data.image_size, train)
+    if kind.uses_labels:
+        check_labels(train, train)
+    mean_and_std = mean_and_std or normalisation(o.data, train, folder)
+    view = random_view(o.views, size, mean_and_std)
+    check_crop(o.views.views, view, train)
+    batches = TrainBatches(
+        train,
+        o.run.batch_size,
+        o.run.seed,
+        ranks.rank,
+        ranks.size,
+        crop=view.crop,
+        one_view=kind.num_views == 1,
+        max_bad_images=o.data.max_bad_images,
+        bad_images_file=str(folder.unreadable) if folder else None,
+        order=o.views.read_order,
+    )
+    return Pretraining(
+        o, ranks, train, size, mean_and_std, view, batches, method(o, ranks, in_step(view, train), train)
+    )
+
+
+def connect(options: DeviceOptions, seed: int) -> Collectives:
+    """Joins the other ranks and configures this process."""
+    ranks = collectives.connect()
+    device.configure(options.threads, ranks.local_size)
+    keras.utils.set_random_seed(seed)
+    return ranks
+
+
+def source(options: DataOptions, split: str, ranks: Collectives) -> Source:
+    """The images of a split, "train" or "test"; rank 0 loads first, so that a download happens once."""
+    if ranks.rank != 0:
+        ranks.barrier()
+    try:
+        return _held_out(options, split) if options.holdout else load(options.dataset, split, options.data_dir)
+    finally:
+        if ranks.rank == 0:
+            ranks.barrier()
+
+
+def _held_out(options: DataOptions, split: str) -> Source:
+    """The training images without --holdout of them, or these: the same ones every time."""
+    images = load(options.dataset, "train", options.data_dir)
+    if options.holdout >= images.num_examples:
+        raise UserError(
+            f"--holdout={options.holdout} came, expected less than {images.num_examples}, the number of training "
+            f"images in {images.name}; give a smaller one"
+        )
+    order = np.random.default_rng(0).permutation(images.num_examples)
+    return images.subset(np.sort(order[: options.holdout] if split == "test" else order[options.holdout :]))
+
+
+def image_size(given: int, images: Source) -> int:
+    """Side of a view: what is given, or the data set's own size, or 224."""
+    return given or (min(images.image_shape) if images.image_shape else 224)
+
+
+def normalisation(options: DataOptions, train: Source, folder: RunFolder | None) -> Normalisation:
+    """--normalise; where the data set's own is not known, what the run folder keeps, or what is measured now."""
+    own = normalisations.known(options.normalise, options.dataset)
+    return own or (normalisations.found(folder.normalisation, train) if folder else normalisations.measure(train))
+
+
+def keep_normalisation(options: DataOptions, train: Source, folder: RunFolder, mean_and_std: Normalisation) -> None:
+    """Keeps a measured normalisation in the run folder, for the run that goes on from there."""
+    if not normalisations.known(options.normalise, options.dataset):
+        normalisations.keep(folder.normalisation, train, mean_and_std)
+
+
+def random_view(options: ViewOptions, size: int, mean_and_std: Normalisation) -> recipes.View:
+    """--views with a normalisation."""
+    return recipes.view(options.views, size, *mean_and_std, options.crop_scale, fast=options.fast_views)
+
+
+def check_crop(name: str, view: recipes.View, images: Source) -> None:
+    """Refuses a view without a crop for images of many sizes."""
+    if view.crop is None and not isinstance(images, ArraySource):
+        raise UserError(
+            f"the view {name!r} has no crop, and the images of {images.name} differ in size; give a view that crops, "
+            "such as crop_flip"
+        )
+
+
+def in_step(view: recipes.View, images: Source) -> View:
+    """What of a view happens in the step: all of it, or what follows the crop where images differ in size."""
+    return InStep(view if isinstance(images, ArraySource) else view.without_crop())
+
+
+@dataclasses.dataclass(frozen=True)
+class InStep:
+    """A view as a method calls it."""
+
+    view: recipes.View
+
+    def __call__(self, x: tf.Tensor, seed: tf.Tensor, positions: tf.Tensor, count: int) -> tf.Tensor:
+        return self.view(x, seed, rows=positions, count=count)
+
+    def in_pieces(self) -> View:
+        """The same for a CPU, from compiled pieces."""
+        return self.view.in_pieces()
+
+
+def encoder(options: EncoderOptions, precision: str, classes: int = 0) -> Encoder:
+    """A fresh encoder; with classes, its head is a linear classifier."""
+    own: Any = options.own
+    built = Encoder(
+        arch=options.arch,
+        bn_splits=options.bn_splits,
+        head="linear" if classes else options.head,
+        feature_dim=classes or options.feature_dim,
+        hidden_dim=options.hidden_dim,
+        head_init=options.head_init,
+        dtype=device.dtype_policy(precision),
+        **own,
+    )
+    built.save_memory(options.accumulate, options.recompute)
+    return built
+
+
+def method(o: Pretrain, ranks: Collectives, view: View, train: Source) -> Method:
+    """The pre-training method with its optimizer, its arguments the options of its own."""
+    kind = find.find("method", o.method.method)
+    query_encoder = encoder(o.encoder, o.device.precision, train.num_classes if kind.classifies else 0)
+    asked: dict[str, Any] = {}
+    if "key_encoder" in kind.given():
+        asked["key_encoder"] = encoder(o.encoder, o.device.precision)
+    if "num_examples" in kind.given():
+        asked["num_examples"] = train.num_examples
+    built = kind(
+        query_encoder,
+        **o.method.own,
+        **asked,
+        collectives=ranks,
+        views=(view, view),
+        jit_compile=pieces_to_compile(o, ranks),
+        seed=o.run.seed,
+        bn=o.method.bn,
+        compression=o.method.compression,
+    )
+    built.compile(optimizer(o.optimizer))
+    # In float16 gradients overflow now and then, and the loss scale sees to it.
+    built.guard.every_gradient = o.checkpoints.nan_policy == "skip" and built.loss_scale is None
+    return built
+
+
+def optimizer(options: OptimizerOptions) -> keras.optimizers.Optimizer:
+    """The optimizer, before its first step."""
+    if options.optimizer == "sgd":
+        return optimizers.SGD(options.learning_rate, options.momentum, options.weight_decay, options.nesterov)
+    if options.optimizer == "lars":
+        return optimizers.LARS(options.learning_rate, options.momentum, options.weight_decay)
+    return optimizers.Adam(options.learning_rate, weight_decay=options.weight_decay)
+
+
+def pieces_to_compile(o: Pretrain, ranks: Collectives) -> str:
+    """What XLA compiles, see `Method`: with SyncBN not the encoders, which have collectives inside.
+
+    Raises:
+        UserError: the flags ask for both.
+    """
+    pieces = device.pieces_to_compile(o.device.jit_compile)
+    if o.method.bn != "sync" or ranks.size == 1 or pieces != "all":
+        return pieces
+    if o.device.jit_compile == "true":
+        raise UserError(
+            f"--bn=sync came with --jit_compile=true on {ranks.size} ranks, expected auto or false: XLA cannot compile "
+            "the collectives inside of the encoder; change the one or the other"
+        )
+    return "views"
+
+
+def check(o: Pretrain, ranks: Collectives) -> None:
+    """Refuses options that contradict each other."""
+    find.find("method", o.method.method).check(o.method.own, o.run.batch_size)
+    check_schedule(o.schedule, o.optimizer.learning_rate)
+    pieces_to_compile(o, ranks)
+    _check_norms(o)
+    share, splits, micro = o.run.batch_size // ranks.size, o.encoder.bn_splits, o.encoder.accumulate
+    if share % (splits * micro):
+        raise UserError(
+            f"--batch_size={o.run.batch_size} gives each of {ranks.size} ranks {share} images, expected a multiple of "
+            f"--bn_splits={splits} times --accumulate={micro}; change the one or the other"
+        )
+
+
+def _check_norms(o: Pretrain) -> None:
+    if o.method.bn != "sync":
+        return
+    if o.encoder.bn_splits > 1:
+        raise UserError(
+            f"--bn=sync came with --bn_splits={o.encoder.bn_splits}, expected 1: its batch is that of all ranks; leave "
+            "one out"
+        )
+    if o.encoder.accumulate > 1 or o.encoder.recompute:
+        raise UserError(
+            "--bn=sync came with --accumulate or --recompute, expected neither: a second forward pass would exchange "
+            "the statistics once more; leave the one or the other out"
+        )
+
+
+def check_schedule(options: ScheduleOptions, learning_rate: float) -> None:
+    """Refuses flags of the learning rate that contradict each other."""
+    try:
+        schedules.learning_rate(0, 1, learning_rate, options)
+    except ValueError as error:
+        raise UserError(f"the flags of the learning rate do not fit: {error}") from None

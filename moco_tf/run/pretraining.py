@@ -1,0 +1,168 @@
+"""Pre-training: what the loop is told, and what is printed of it."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from moco_tf.config.options import Pretrain
+from moco_tf.contrast.collapse import has_collapsed
+from moco_tf.data.sources import Source
+from moco_tf.errors import UserError
+from moco_tf.evaluation import features, knn
+from moco_tf.evaluation.scores import check_labels
+from moco_tf.networks.cost import cost
+from moco_tf.run import loop, prepare
+from moco_tf.run.folder import RunFolder
+from moco_tf.run.learner import Evaluation, Training
+from moco_tf.run.prepare import Pretraining
+from moco_tf.training import schedules
+from moco_tf.training.stop import signals
+
+_MONITOR_BATCH = 256
+
+
+def pretrain(o: Pretrain) -> None:
+    """Pre-trains in the run folder, or goes on in it.
+
+    Raises:
+        UserError: options do not fit, or the run cannot go on.
+        Stopped: the run was asked to stop; its checkpoint is written.
+    """
+    with signals() as received:
+        ranks = prepare.connect(o.device, o.run.seed)
+        if not o.run.workdir:
+            raise UserError("--workdir is missing; give the run folder to write to, for example --workdir=runs/first")
+        run = prepare.pretraining(o, ranks)
+        training = training_of(run)
+
+        def introduce(start: int) -> None:
+            prepare.keep_normalisation(o.data, run.train, training.folder, run.mean_and_std)
+            print("\n".join(introduction(run, start, training.total)), flush=True)
+
+        loop.train(training, "moco_tf.pretrain", received, introduce)
+    if ranks.rank == 0:
+        print(f"done: {training.total} steps; the run folder is {training.folder.path}", flush=True)
+
+
+def training_of(run: Pretraining) -> Training:
+    """What the loop is told."""
+    o, folder = run.options, RunFolder.of(run.options.run.workdir or "")
+    every = o.schedule.epochs * run.batches.steps_per_epoch
+    return Training(
+        options=o,
+        folder=folder,
+        learner=run.method,
+        batches=run.batches,
+        batch_size=o.run.batch_size,
+        total=min(o.schedule.steps or every, every),
+        collectives=run.collectives,
+        checkpoints=o.checkpoints,
+        log_every=o.run.log_every,
+        set_rates=lambda step: set_rates(run, step),
+        about=lambda: about(run),
+        evaluation=monitor(run) if o.monitor.knn_every else None,
+        watch=CollapseWatch(run.method.query_encoder.config["feature_dim"]),
+    )
+
+
+def set_rates(run: Pretraining, step: int) -> float:
+    """Sets what is scheduled for a step, counted from 1; returns its learning rate."""
+    o, method, per_epoch = run.options, run.method, run.batches.steps_per_epoch
+    learning_rate = schedules.learning_rate(step - 1, per_epoch, o.optimizer.learning_rate, o.schedule)
+    method.optimizer.learning_rate.assign(learning_rate)
+    if o.method.key_momentum_schedule == "cosine" and hasattr(method, "key_momentum"):
+        base = float(str(o.method.own["key_momentum"]))
+        method.key_momentum.assign(schedules.key_momentum(step - 1, o.schedule.epochs * per_epoch, base, "cosine"))
+    return learning_rate
+
+
+def about(run: Pretraining) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    o, (mean, std) = run.options, run.mean_and_std
+    return {
+        "encoder": dict(run.method.query_encoder.config),
+        "image_size": run.size,
+        "mean": mean,
+        "std": std,
+        "method": o.method.method,
+        "dataset": o.data.dataset,
+        "ranks": run.collectives.size,
+        "batch_size": o.run.batch_size,
+        "num_examples": run.train.num_examples,
+    }
+
+
+def introduction(run: Pretraining, start: int, total: int) -> list[str]:
+    """What will run, derived numbers included."""
+    o, train, ranks, encoder = run.options, run.train, run.collectives.size, run.method.query_encoder
+    own = ", ".join(f"{name} {value}" for name, value in o.encoder.own.items())
+    return [
+        f"{o.method.method}: {train.num_examples:,} images of {train.name}, {run.size} px, views {o.views.views}",
+        f"encoder {o.encoder.arch} ({own}), {encoder.config['head']} head to {encoder.config['feature_dim']}: "
+        f"{cost(encoder, run.size)}, {encoder.compute_dtype}",
+        f"batch {o.run.batch_size} = {ranks} ranks x {o.run.batch_size // ranks}; "
+        f"steps {start} to {total} ({o.schedule.epochs} epochs of {train.num_examples // o.run.batch_size} steps)",
+        *run.method.notes(o.run.batch_size),
+    ]
+
+
+def monitor(run: Pretraining) -> Evaluation:
+    """Weighted kNN accuracy of the encoder on the test images, against un-augmented training images."""
+    o, ranks = run.options, run.collectives
+    test = prepare.source(o.data, "test", ranks)
+    check_labels(run.train, test)
+    bank, geometry = _bank(run), features.test_geometry(run.train, run.size)
+    embed = features.embedder(run.method.query_encoder, o.knn.feature, *run.mean_and_std)
+
+    def measure(step: int, epoch: float) -> dict[str, float]:
+        (first, *more), _ = knn.measure(
+            embed,
+            bank,
+            test,
+            (geometry, geometry),
+            o.knn.k,
+            o.knn.knn_temperature,
+            o.knn.weighting,
+            _MONITOR_BATCH,
+            ranks,
+            o.data.max_bad_images,
+            require_finite=False,
+        )
+        others = {f"knn_top1_k{other.k}_t{other.temperature:g}": other.top1 for other in more}
+        return {"epoch": epoch, "knn_top1": first.top1, "knn_top5": first.top5, **others}
+
+    def line(values: dict[str, float]) -> str:
+        return f"epoch {values['epoch']:.4g}: kNN top-1 {values['knn_top1']:.2%}, top-5 {values['knn_top5']:.2%}"
+
+    return Evaluation(o.monitor.knn_every, measure, line)
+
+
+def _bank(run: Pretraining) -> Source:
+    """The training images that vote: all, or --knn_bank of them."""
+    train, count = run.train, run.options.monitor.knn_bank
+    if not 0 < count < train.num_examples:
+        return train
+    rows = np.random.default_rng(run.options.run.seed).choice(train.num_examples, count, replace=False)
+    return train.subset(np.sort(rows))
+
+
+@dataclasses.dataclass
+class CollapseWatch:
+    """Warns when the features become the same for all images, once until they recover."""
+
+    dim: int
+    warned: bool = False
+
+    def __call__(self, step: int, values: dict[str, float]) -> str:
+        """The warning for the metrics of a step; empty for none."""
+        std = values.get("feature_std", 1.0)
+        collapsed = has_collapsed(std, self.dim)
+        says, self.warned = collapsed and not self.warned, collapsed
+        if not says:
+            return ""
+        return (
+            f"warning: the features are collapsing at step {step}: feature_std is {std:.2g}, expected towards "
+            f"1/sqrt({self.dim}) = {self.dim**-0.5:.2g}; lower --learning_rate, warm up with --warmup_epochs, or "
+            "raise --temperature"
+        )

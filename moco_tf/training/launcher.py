@@ -1,0 +1,22 @@
+"""What a launcher (horovodrun, srun, mpirun) says of this process, before TensorFlow or Horovod is imported."""
+
+import os
+
+
+def rank() -> int:
+    """This process' number among those of the job; 0 without a launcher."""
+    return _number(("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"), 0)
+
+
+def is_first_rank() -> bool:
+    """Whether this process may print, before or without connecting."""
+    return rank() == 0
+
+
+def of_several_ranks() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return _number(("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"), 1) > 1 or "HOROVOD_RANK" in os.environ
+
+
+def _number(names: tuple[str, ...], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)
