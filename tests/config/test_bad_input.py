@@ -1,6 +1,5 @@
 """Bad input gives one line that says what came, what was expected and how to mend it, and leaves nothing behind."""
 
-import pathlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,8 +8,8 @@ import pytest
 from absl import flags
 from support import ranks
 from support.programs import TINY, arguments, call, metrics, parse, start, write_photos
+from support.refusals import pretrain, refusal
 
-from moco_tf.errors import UserError
 from moco_tf.training import checkpoint
 
 
@@ -21,23 +20,6 @@ def run(photos, tmp_path_factory):
     values = {**TINY, "knn_every": 0, "checkpoint_steps": 1, "steps": 2, "jit_compile": "false"}
     call("pretrain", "debug/pretrain.cfg", dataset="folder", data_dir=photos, workdir=workdir, **values)
     return workdir
-
-
-def refusal(program, *words, left=False, **values):
-    """The message of a program that refuses these flags, which holds the words; nothing was written."""
-    file = {"pretrain": ["debug/pretrain.cfg"], "lincls": ["debug/lincls.cfg"]}.get(program, [])
-    with pytest.raises(UserError) as caught:
-        call(program, *file, **values)
-    message = str(caught.value)
-    assert "\n" not in message and all(word in message for word in words), message
-    if not left and values.get("workdir"):
-        assert not pathlib.Path(values["workdir"]).exists()
-    return message
-
-
-def pretrain(*words, data_dir, workdir, left=False, **values):
-    values = {**TINY, "dataset": "folder", "knn_every": 0, "jit_compile": "false", **values}
-    return refusal("pretrain", *words, left=left, data_dir=data_dir, workdir=workdir, **values)
 
 
 # Flags

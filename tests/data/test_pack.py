@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-import test_imagenet100 as imagenet
+from support import small_imagenet as imagenet
 from support.programs import call, parse, start
-from test_sources import examples, image_and_label, prepare
+from support.tfds_sets import examples, image_and_label, prepare
 
 from moco_tf.data import packing, sources
 from moco_tf.data.order import block_order

@@ -5,7 +5,7 @@ import re
 
 import nbclient
 import nbformat
-from test_ranks import needs_fashion_mnist
+from support.marks import needs_fashion_mnist
 
 NOTEBOOK = pathlib.Path(__file__).parents[2] / "docs" / "tutorial.ipynb"
 

@@ -10,6 +10,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+from support.foreign_networks import network
 from support.programs import call, start
 from support.sources_of_encoders import KINDS, make
 
@@ -195,8 +196,6 @@ def keras_of_strings(path):
 
 def pth_of_a_wide_stem(path):
     """The first layer is there; the last, by its width, would take terabytes."""
-    from test_foreign_weights import network
-
     state = network("resnet10", 4, 3, "none")
     torch_file.write(
         path,
@@ -206,8 +205,6 @@ def pth_of_a_wide_stem(path):
 
 
 def pth_of_a_wide_head(path):
-    from test_foreign_weights import network
-
     state = network("resnet10", 4, 3, "mlp")
     torch_file.write(
         path, {**state, "fc.0.weight": np.zeros((10**6, 1), "f4"), "fc.2.weight": np.zeros((10**6, 1), "f4")}

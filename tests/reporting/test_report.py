@@ -1,6 +1,5 @@
 """The report page: what it holds, what it leaves out and says, and what it makes of hostile names."""
 
-import html.parser
 import json
 import re
 import shutil
@@ -12,72 +11,12 @@ import tensorflow as tf
 from google.protobuf import text_format
 from PIL import Image
 from support.programs import TINY, call, start, write_photos
+from support.report_pages import HOSTILE, Page
 from tensorboard.plugins import projector
 
 from moco_tf.errors import UserError
 from moco_tf.reporting import curves, embedding_map, pictures, runs, settings, svg
-from moco_tf.training import device
 from moco_tf.training.waiting import InputWait
-
-HOSTILE = ("bird", "<i>cat", '"><img src=x onerror=alert(1)>')  # names of folders
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    """TensorFlow of this process has chosen its threads already."""
-    monkeypatch.setattr(device, "configure", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_photos(folder / "train", HOSTILE, count=20)
-    write_photos(folder / "val", HOSTILE, count=8, seed=1)
-    for number in range(3):  # wrong labels, so that some are missed
-        first, second = (folder / "val" / name / f"0{number}.png" for name in HOSTILE[:2])
-        first.rename(folder / "spare.png")
-        second.rename(first)
-        (folder / "spare.png").rename(second)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(data, tmp_path_factory):
-    """A run folder that was evaluated with kNN, and its report."""
-    workdir = tmp_path_factory.mktemp("runs") / "run<b>"
-    values = {**TINY, "steps": 6, "knn_every": 1, "jit_compile": "false", "dataset": "folder", "data_dir": data}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "configure", lambda *_: None)
-        call("pretrain", "debug/pretrain.cfg", workdir=workdir, **values)
-        call("knn", load=workdir, dataset="folder", data_dir=data, k=5, batch_size=16)
-        call("report", workdir=workdir)
-    return workdir
-
-
-class Page(html.parser.HTMLParser):
-    """Elements by tag and their attributes, text by section."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.source, self.elements, self.texts, self._section = path.read_text(), [], {}, ""
-        self.feed(self.source)
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag == "section":
-            self._section = dict(attributes)["id"]
-
-    def handle_data(self, text):
-        self.texts[self._section] = f"{self.texts.get(self._section, '')} {text}"
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def text(self, section):
-        return " ".join(self.texts[section].split())
-
-    def data(self):
-        return json.loads(re.search(r'id="data">(.*?)</script>', self.source, re.DOTALL)[1])
 
 
 def test_page_asks_for_nothing(run):

@@ -4,33 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from test_report import Page
+from support.report_pages import Page
 
-from moco_tf import report
-from moco_tf.data.sources import ArraySource
 from moco_tf.evaluation import scores
-from moco_tf.reporting import classes, page, runs, sections
-from moco_tf.reporting.subject import Embedded, Subject
-
-
-@pytest.fixture(scope="module")
-def many_classes(tmp_path_factory):
-    """A page of 30 classes, two test images each; those of class 7 are taken for class 9, one of class 3 is, too."""
-    names, labels = tuple(f"class {n}" for n in range(30)), np.repeat(np.arange(30, dtype=np.int32), 2)
-    predicted = np.where(labels == 7, 9, labels)
-    predicted[6] = 9
-    rng = np.random.default_rng(0)
-    source = ArraySource("noise", rng.integers(0, 256, (60, 8, 8, 3), np.uint8), labels, names)
-    some = Embedded(source, np.arange(60), labels, rng.standard_normal((60, 4)).astype(np.float32))
-    nearest = np.tile(np.arange(4), (60, 1))
-    seen = Subject("step-1", some, some, names, predicted, np.ones((60, 4)), nearest, 3, "", "Not of all.")
-    run = runs.Run("r", tmp_path_factory.mktemp("many"), [{"step": 1.0, "loss": 2.0}], {}, [])
-    the_map, *_ = sections.the_map(seen, 60, 0)
-    made = report.of_files([run]) | dict.fromkeys(("views", "spread"), "None.")
-    made |= {"neighbours": sections.neighbours(seen, 0), "map": the_map, "classes": sections.class_table(run, seen)}
-    text = page.render(**made, data={"map": the_map.pop("data"), "charts": sections.readings(made)})
-    (run.folder / "report.html").write_text(text)
-    return run.folder / "report.html"
+from moco_tf.reporting import classes, runs
 
 
 def test_many_classes_are_summarised(many_classes):

@@ -4,8 +4,7 @@ import json
 import shutil
 
 import pytest
-from test_report import HOSTILE, data, in_process, run  # noqa: F401 - fixtures
-from test_report_classes import many_classes  # noqa: F401 - fixture
+from support.report_pages import HOSTILE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -69,7 +68,7 @@ class Opened:
 
 
 @pytest.fixture
-def page(browser, run):  # noqa: F811
+def page(browser, run):
     """The page on a desk; afterwards nothing may be in the console, and nothing was asked of a network."""
     yield Opened(browser, run / "report.html")
     assert browser.get_log("browser") == []
@@ -169,7 +168,7 @@ def test_a_class_alone(page):
     assert not page.all(".field g.faded")
 
 
-def test_one_of_many_classes_alone(browser, many_classes):  # noqa: F811
+def test_one_of_many_classes_alone(browser, many_classes):
     page = Opened(browser, many_classes, 390)
     selection = page.find("#class")
     selection.find_element("css selector", "option[value='7']").click()
@@ -184,7 +183,7 @@ def test_one_of_many_classes_alone(browser, many_classes):  # noqa: F811
 
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_fits_and_follows_the_scheme(width, scheme, page, run):  # noqa: F811
+def test_fits_and_follows_the_scheme(width, scheme, page, run):
     Opened(page.browser, run / "report.html", width, scheme)
     assert page.js("document.documentElement.scrollWidth") <= width
     back, ink = (page.js(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color"))

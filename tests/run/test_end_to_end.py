@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from support import end_to_end, method_cases, ranks
+from support.marks import needs_fashion_mnist
 from support.programs import call, metrics, steps_kept
-from test_ranks import needs_fashion_mnist
 
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.methods import base

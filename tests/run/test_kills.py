@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from support.checkpoints import state_at
 from support.processes import pretraining, wait, wait_for
-from support.programs import TINY, make_photos, metrics
+from support.programs import TINY, learnt, make_photos, metrics
 
 STEPS = 72
 
@@ -34,19 +34,6 @@ def steps_logged(run):
 
 def is_writing(run):
     return any((run / "checkpoints").glob(".draft-*"))
-
-
-def state_at(run, step):
-    """Every array of a checkpoint by name."""
-    reader = tf.train.load_checkpoint(str(run / f"checkpoints/step-{step:08}" / "variables"))
-    return {n: reader.get_tensor(n) for n in reader.get_variable_to_shape_map() if not n.startswith("_CHECK")}
-
-
-def learnt(run):
-    """metrics.jsonl without what the clock says."""
-    return [
-        {k: v for k, v in line.items() if k not in ("time", "images_per_second", "input_wait")} for line in metrics(run)
-    ]
 
 
 def check_equal(run, straight, step):

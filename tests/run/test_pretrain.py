@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from support.programs import TINY, arguments, call, parse
-from test_bad_input import pretrain as refused
+from support.refusals import pretrain as refused
 
 from moco_tf import pretrain
 from moco_tf.data import pipeline

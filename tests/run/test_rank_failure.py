@@ -1,19 +1,11 @@
 """A rank that dies or fails alone: every process of the job ends, with one clear cause."""
 
 import pytest
-from support.jobs import Job
+from support.jobs import Job, ended
 from support.programs import make_photos
 from support.ranks import TESTS
 
 pytestmark = pytest.mark.horovod
-
-
-def ended(job, timeout=30):
-    """What a job printed that has failed and left no process."""
-    status, out, left = job.end(timeout)
-    assert not left
-    assert status not in (0, None)
-    return out
 
 
 def test_one_of_four_ranks_killed(tmp_path):

@@ -1,13 +1,11 @@
 """The real programs on several ranks: the losses of one process with as many splits, output once, evaluation."""
 
 import json
-import os
 
 import pytest
-from support import ranks
-from support.programs import arguments, call, losses, make_photos, metrics
-
-from moco_tf.data.sets.fashion_mnist import DEBIAN_DIR
+from support.marks import needs_fashion_mnist
+from support.programs import call, losses, make_photos, metrics
+from support.ranks import launch
 
 SMALL = {
     **{"views": "moco_v2", "precision": "float32", "batch_size": 32, "queue_size": 128},
@@ -15,14 +13,6 @@ SMALL = {
     # Small: rounding moves activations across zero, and from there float32 runs part, the faster the larger the steps.
     **{"steps": 10, "learning_rate": 3e-4},
 }
-needs_fashion_mnist = pytest.mark.skipif(
-    not os.path.isdir(DEBIAN_DIR), reason=f"no Fashion-MNIST in {DEBIAN_DIR}: apt-get install dataset-fashion-mnist"
-)
-
-
-def launch(count, program, *files, timeout=300, **values):
-    """What a program on several ranks prints on standard output."""
-    return ranks.horovodrun(count, "-m", f"moco_tf.{program}", *arguments(*files, **values), timeout=timeout).stdout
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import threading
 
 import numpy as np
 import pytest
-from support.programs import TINY, call, make_photos, metrics
-from test_kills import learnt, state_at
+from support.checkpoints import state_at
+from support.programs import TINY, call, learnt, make_photos, metrics
 
 from moco_tf.run import loop
 from moco_tf.training import stop

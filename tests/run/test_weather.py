@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.programs import TINY, arguments, call, metrics, parse
-from test_checkpoint_writer import small_disk
-from test_kills import learnt, state_at
+from support.checkpoints import state_at
+from support.disks import small_disk
+from support.programs import TINY, arguments, call, learnt, metrics, parse
 
 from moco_tf.contrast.collapse import has_collapsed
 from moco_tf.errors import UserError

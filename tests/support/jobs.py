@@ -124,3 +124,11 @@ def executable(path, text):
     path.write_text(text)
     path.chmod(0o755)
     return path
+
+
+def ended(job, timeout=30):
+    """What a job printed that has failed and left no process."""
+    status, out, left = job.end(timeout)
+    assert not left
+    assert status not in (0, None)
+    return out

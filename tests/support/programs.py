@@ -64,3 +64,10 @@ def losses(run):
 
 def steps_kept(run):
     return sorted(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
+
+
+def learnt(run):
+    """metrics.jsonl without what the clock says."""
+    return [
+        {k: v for k, v in line.items() if k not in ("time", "images_per_second", "input_wait")} for line in metrics(run)
+    ]

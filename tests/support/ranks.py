@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from support.programs import arguments
+
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -31,3 +33,8 @@ def horovodrun(ranks, *command, timeout=600, check=True, env=None):
 
 def available():
     return pathlib.Path(sys.executable).with_name("horovodrun").exists() or shutil.which("horovodrun") is not None
+
+
+def launch(count, program, *files, timeout=300, **values):
+    """What a program on several ranks prints on standard output."""
+    return horovodrun(count, "-m", f"moco_tf.{program}", *arguments(*files, **values), timeout=timeout).stdout

@@ -1,8 +1,9 @@
-"""The debug recipe as it is on eight ranks; tests/test_ranks.py compares runs of one, two and four."""
+"""The debug recipe as it is on eight ranks; tests/run/test_ranks.py compares runs of one, two and four."""
 
 import pytest
+from support.marks import needs_fashion_mnist
 from support.programs import losses, metrics
-from test_ranks import launch, needs_fashion_mnist
+from support.ranks import launch
 
 
 @pytest.mark.system

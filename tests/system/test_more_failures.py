@@ -3,10 +3,9 @@
 import signal
 
 import pytest
-from support.jobs import Job
+from support.jobs import Job, ended
 from support.programs import make_photos
 from support.ranks import TESTS
-from test_rank_failure import ended
 
 pytestmark = [pytest.mark.system, pytest.mark.horovod]
 

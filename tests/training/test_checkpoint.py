@@ -7,31 +7,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.checkpoints import arrays, names, save, state
 
 from moco_tf.errors import UserError
 from moco_tf.methods.moco import MoCo
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint, optimizers
-
-
-def state(value, size=3):
-    """Groups of variables under dotted names, as a method has them."""
-    names = ("layer1.0.conv1.weight", "fc.0.bias")
-    encoder = {name: tf.Variable(tf.fill([size], float(value + i))) for i, name in enumerate(names)}
-    slots = {f"momentum/{name}": tf.Variable(tf.fill([size], -float(value))) for name in names}
-    return {"query_encoder": encoder, "optimizer": slots, "steps_done": tf.Variable(value, dtype=tf.int64)}
-
-
-def arrays(nested):
-    return [variable.numpy() for variable in tf.nest.flatten(nested)]
-
-
-def save(folder, step, keep=3, **about):
-    return checkpoint.save(folder, step, state(step), {"encoder": {"arch": "resnet10", "width": 8}, **about}, keep)
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_round_trip(tmp_path):

@@ -3,13 +3,13 @@
 import contextlib
 import pathlib
 import resource
-import subprocess
 import threading
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_checkpoint import arrays, names, save, state
+from support.checkpoints import arrays, names, save, state
+from support.disks import small_disk
 
 from moco_tf.errors import UserError
 from moco_tf.training import checkpoint
@@ -128,20 +128,6 @@ def test_what_reads_back_differently_is_not_taken_for_a_checkpoint(where, tmp_pa
     with pytest.raises(UserError, match="cannot write a checkpoint to .*step-00000002"):
         save(tmp_path, 2, keep=1)
     assert names(tmp_path) == ["step-00000001"] and checkpoint.newest_sound(tmp_path) == (kept, [])
-
-
-@contextlib.contextmanager
-def small_disk(folder, kilobytes=128):
-    """A file system of so many kB there."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True)
-    if done.returncode:
-        pytest.skip("only root may mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @contextlib.contextmanager
