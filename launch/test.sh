@@ -16,6 +16,6 @@ if [ "${1:-}" = --system ]; then
 fi
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
-# Two processes, each with whole files of tests, in the order of tests/conftest.py: half of the time of most tests is spent on
+# Two processes, each with whole files of tests, longest first (tests/conftest.py): most tests spend half of their time on
 # one core.
 exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,7 +1,9 @@
-"""Test set-up: quiet TensorFlow, no GPU surprises, helper modules of this folder importable, memory given back."""
+"""Test set-up: quiet TensorFlow, no GPU, support/ importable, long files first, memory given back."""
 
 import ctypes
 import gc
+import json
+import math
 import os
 import pathlib
 import sys
@@ -14,45 +16,46 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 TESTS = pathlib.Path(__file__).parent
-sys.path[:0] = [str(TESTS), *(str(path) for path in TESTS.iterdir() if path.is_dir())]
-
-# The longest files, longest first: two processes that take whole files in this order end together. The rest is short.
-LONGEST = (
-    "kills",
-    "moco_parity",
-    "end_to_end",
-    "ranks",
-    "programs",
-    "methods",
-    "evaluations",
-    "memory",
-    "weather",
-    "report",
-    "rank_failure",
-    "bench",
-    "report_page",
-    "tutorial",
-    "networks",
-    "collectives",
-    "formats",
-    "pack",
-    "export",
-    "reference",
-    "bn_flag",
-    "bad_input",
-    "views",
-    "augment",
-    "losses",
-    "api",
-    "stop",
-    "loss_scale",
-)
+sys.path.insert(0, str(TESTS))
+SECONDS = {}  # by file, of the tests that ran
 
 
-def pytest_collection_modifyitems(items):
-    """Sorts whole files; a new or renamed file comes after those of LONGEST."""
-    place = {name: i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem.removeprefix("test_"), len(place)))
+def pytest_configure(config):
+    """Seconds by file of the last runs. Workers get them from the process that started them: all need one order."""
+    committed = json.loads((TESTS / "durations.json").read_text())
+    cached = config.cache.get("durations", {}) if hasattr(config, "cache") else {}
+    config.durations = getattr(config, "workerinput", {}).get("durations") or {**committed, **cached}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["durations"] = node.config.durations
+
+
+def pytest_collection_modifyitems(config, items):
+    """Longest files first, new ones before them: two processes that take whole files in this order end together."""
+    items.sort(key=lambda item: -config.durations.get(_file(item.nodeid), math.inf))
+
+
+def pytest_runtest_logreport(report):
+    SECONDS[_file(report.nodeid)] = SECONDS.get(_file(report.nodeid), 0) + report.duration
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Keeps the seconds of whole files: after a full run .pytest_cache/v/durations may become durations.json."""
+    config = session.config
+    if hasattr(config, "workerinput") or not hasattr(config, "cache") or exitstatus:
+        return
+    if not config.option.keyword and not any("::" in argument for argument in config.args):
+        found = {**config.durations, **{file: round(seconds) for file, seconds in SECONDS.items()}}
+        longest_first = sorted(
+            filter(lambda file: (config.rootpath / file).exists(), found), key=found.get, reverse=True
+        )
+        config.cache.set("durations", {file: found[file] for file in longest_first})
+
+
+def _file(nodeid):
+    return nodeid.split("::")[0]
 
 
 @pytest.fixture(autouse=True, scope="module")
