@@ -18,7 +18,7 @@ def render(**sections: object) -> str:
     environment.lstrip_blocks = True
     environment.filters["svg"] = Markup  # of matplotlib, which escapes its text
     environment.filters["shown"] = curves.shown
-    own = {name: Markup((files / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    own = {name: Markup((files / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}  # noqa: S704 - files of the package
     template = environment.from_string((files / "page.html").read_text(encoding="utf-8"))
     return template.render(**own, **sections)
 

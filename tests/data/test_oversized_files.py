@@ -1,9 +1,7 @@
-"""Nothing is unpickled or executed, no shell gets a string, nothing is served; files may not claim what they lack."""
+"""Images and archives of few bytes that claim to hold very much are refused before they are unpacked."""
 
-import ast
 import gzip
 import io
-import pathlib
 import re
 import struct
 
@@ -11,98 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import moco_tf
 from moco_tf.data import image_bounds, packed, sources
 from moco_tf.data.sets import fashion_mnist
 from moco_tf.errors import UserError
 from moco_tf.weights import tensorpack
 
-PACKAGE = pathlib.Path(moco_tf.__file__).parent
-LAUNCH = PACKAGE.parent / "launch"
-
-# Calls by their last names, and by whole ones where the last says little.
-_ANYWHERE = {"Unpickler", "read_pickle", "popen", "extractall", "getoutput", "getstatusoutput", "mktemp"}
-_ANYWHERE |= {"enable_unsafe_deserialization", "py_function", "serve_forever", "run_server", "bind_all"}
-_WHOLE = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "cPickle.load", "marshal.load"}
-_WHOLE |= {"marshal.loads", "shelve.open", "dill.load", "dill.loads", "joblib.load", "cloudpickle.load", "torch.load"}
-_WHOLE |= {"cloudpickle.loads", "yaml.load", "yaml.unsafe_load", "socket.socket", "os.execl", "os.execv", "os.system"}
-_ARGUMENTS = {("allow_pickle", True), ("shell", True), ("safe_mode", False), ("weights_only", False)}
-
-
-def offences(source):
-    """(line, what) of each call that executes what it is given, or may."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
-            if name in _WHOLE or name.split(".")[-1] in _ANYWHERE:
-                yield node.lineno, name
-            for argument in node.keywords:
-                value = argument.value
-                safe = isinstance(value, ast.Constant) and (argument.arg, bool(value.value)) not in _ARGUMENTS
-                if argument.arg in dict(_ARGUMENTS) and not safe:  # a variable may be either
-                    yield node.lineno, f"{argument.arg}={ast.unparse(value)}"
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-            for name in names & {
-                "socketserver",
-                "http.server",
-                "wsgiref",
-                "xmlrpc.server",
-                "dill",
-                "shelve",
-                "marshal",
-            }:
-                yield node.lineno, f"import {name}"
-        elif isinstance(node, ast.Constant) and node.value == "0.0.0.0":
-            yield node.lineno, "0.0.0.0"
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_no_code_of_the_package_executes_or_serves(path):
-    assert list(offences(path.read_text())) == []
-
-
-@pytest.mark.parametrize(
-    "planted",
-    [
-        *(
-            "pickle.load(f)",
-            "pickle.Unpickler(f)",
-            "np.load(f, allow_pickle=True)",
-            "yaml.load(f)",
-            "eval(x)",
-            "exec(x)",
-        ),
-        *(
-            "subprocess.run(x, shell=True)",
-            "os.system(x)",
-            "os.popen(x)",
-            "subprocess.run(x, shell=y)",
-            "torch.load(f)",
-        ),
-        *("keras.models.load_model(f, safe_mode=False)", "tar.extractall()", "import http.server", "serve('0.0.0.0')"),
-    ],
-)
-def test_planted_offences_are_found(planted):
-    assert len(list(offences(f"def f():\n    {planted}\n"))) == 1
-
-
-def test_what_is_allowed_is_not_found():
-    text = "np.load(f, allow_pickle=False)\nsubprocess.run(['ls', x])\nre.compile(x)\njson.load(f)\nmethod.compile(o)"
-    assert list(offences(text)) == []
-
-
-def test_launchers_evaluate_no_string():
-    for path in LAUNCH.glob("*.sh"):
-        if path.name == "slurm_ssh.sh":  # it is an ssh: what it is given is a shell's command, quoted by horovodrun
-            continue
-        lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
-        assert not [line for line in lines if re.search(r"(^|[;&|]\s*)(eval|source /dev/stdin)\b|(ba)?sh -c", line)], (
-            path
-        )
-
-
-# Images: real bombs, whose few bytes a decoder would turn into what they say
+# Images: a decoder would turn their few bytes into as many pixels as they claim
 
 
 def lzw_of_zeros(pixels):
