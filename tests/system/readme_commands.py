@@ -1,4 +1,4 @@
-"""The commands of README.md, as they stand there."""
+"""The commands of README.md and docs/, as they stand there."""
 
 import pathlib
 import re
@@ -8,11 +8,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def of_programs(mention: str) -> list[list[str]]:
-    """The words of every `python -m moco_tf...` in README.md's code blocks that mentions something.
+    """The words of every `python -m moco_tf...` in their code blocks that mentions something.
 
     Flags in a command's comment ("or --format=all") make a second command: flags of the same name, given later, count.
     """
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.startswith("    python -m moco_tf.") and mention in line]
     commands = []
     for line in lines:
