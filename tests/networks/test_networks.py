@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 from support import parity_files, parity_weights
 
-from moco_tf.networks.conv import Conv2D, kernel_gradient
 from moco_tf.networks.encoder import Encoder
 from moco_tf.networks.norm import BatchNorm
 from moco_tf.weights.torchvision import get_weights, set_weights
@@ -25,7 +24,7 @@ def load(name):
     case = np.load(parity_files.path(f"float64/{name}.npz"))
     arch, stem, head = (str(case[key]) for key in ("arch", "stem", "head"))
     splits = int(case["bn_splits"]) if "bn_splits" in case else 1
-    encoder = Encoder(arch, stem, bn_splits=splits, head=head, feature_dim=int(case["dim"]))
+    encoder = Encoder(arch, stem=stem, bn_splits=splits, head=head, feature_dim=int(case["dim"]))
     set_weights(encoder, parity_weights.state_dict(arch, int(case["weights_seed"]), stem, head, int(case["dim"])))
     images = parity_weights.images(int(case["images_seed"]), int(case["n"]), int(case["size"]))
     return case, encoder, np.ascontiguousarray(images.transpose(0, 2, 3, 1)), 1e-5 if stem == "cifar" else 2e-4
@@ -102,39 +101,8 @@ def test_parameter_count_of_the_heads():
 
 
 def test_encoder_survives_a_config_round_trip():
-    encoder = Encoder("resnet10", "cifar", width=8, head="mlp", hidden_dim=12, feature_dim=5)
+    encoder = Encoder("resnet10", stem="cifar", width=8, head="mlp", hidden_dim=12, feature_dim=5)
     again = Encoder.from_config(encoder.get_config())
     set_weights(again, get_weights(encoder))
     x = np.random.default_rng(2).normal(size=(2, 16, 16, 3)).astype(np.float32)
     np.testing.assert_array_equal(encoder(x), again(x))
-
-
-@pytest.mark.parametrize(("side", "size", "strides"), [(4, 3, 1), (8, 3, 2), (8, 1, 2), (4, 1, 1)])
-def test_kernel_gradient_by_products_is_the_convolutions(side, size, strides):
-    random = np.random.default_rng(0)
-    x, pad = tf.constant(random.normal(size=(6, side, side, 5))), size // 2
-    layer = Conv2D(7, size, strides, dtype="float64")
-    layer(x)
-    with tf.GradientTape() as tape:
-        y = layer(x)
-        dy = tf.constant(random.normal(size=y.shape))
-        loss = tf.reduce_sum(y * dy)
-    expected = tape.gradient(loss, layer.kernel.value)
-    padded = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]]) if strides > 1 else x
-    padding = "SAME" if strides == 1 else "VALID"
-    np.testing.assert_allclose(kernel_gradient(padded, dy, size, strides, padding), expected, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_gradients_of_a_training_pass_prepared_for_a_cpu(dtype):
-    images = tf.random.stateless_normal([4, 32, 32, 3], [0, 1])
-    prepared, plain = (Encoder("resnet10", "cifar", 8, dtype=dtype) for _ in range(2))
-    prepared.prepare_for_cpu()
-    set_weights(plain, get_weights(prepared))
-    norms = []
-    for encoder in (prepared, plain):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(encoder(images, training=True) ** 2)
-        norms.append(tape.gradient(loss, [v.value for v in encoder.parameters()]))
-    for got, expected in zip(*norms, strict=True):
-        np.testing.assert_allclose(got, expected, atol=(1e-5 if dtype == "float32" else 2e-2) * np.abs(expected).max())

@@ -1,11 +1,13 @@
-"""Convolutions by Winograd's products against TensorFlow's in float64, and how far both are from it in float32."""
+"""Convolutions for CPUs against TensorFlow's in float64, and how far both are from it in float32."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf.networks import winograd
+from moco_tf.networks import cpu
 from moco_tf.networks.conv import Conv2D
+from moco_tf.networks.encoder import Encoder
+from moco_tf.weights.torchvision import get_weights, set_weights
 
 
 def direct(x, kernel):
@@ -30,7 +32,7 @@ def with_gradients(convolution, x, kernel, dy):
 def test_output_and_gradients_in_float64(shape, filters, function):
     arguments = draw(shape, filters)
     for got, expected in zip(
-        with_gradients(function(winograd.conv2d), *arguments), with_gradients(direct, *arguments), strict=True
+        with_gradients(function(cpu.winograd), *arguments), with_gradients(direct, *arguments), strict=True
     ):
         np.testing.assert_allclose(got, expected, atol=1e-13)
 
@@ -44,7 +46,7 @@ def test_errors_in_float32():
         got = with_gradients(convolution, *arguments)
         return [np.std(g.numpy() - e.numpy()) / np.std(e) for g, e in zip(got, exact, strict=True)]
 
-    own, theirs = errors(winograd.conv2d), errors(direct)
+    own, theirs = errors(cpu.winograd), errors(direct)
     assert max(own) < 6e-7, own
     assert max(own) < max(theirs), (own, theirs)
 
@@ -65,7 +67,7 @@ def test_errors_in_float32():
 def test_which_convolutions_take_it(shape, dtype, size, strides, taken):
     x = tf.keras.Input(shape[1:], shape[0], dtype=dtype)
     kernel = tf.TensorSpec([size, size, shape[-1], 256], dtype)
-    assert winograd.is_faster(x, kernel, strides) == taken
+    assert cpu.winograd_is_faster(x, kernel, strides) == taken
 
 
 def test_a_convolution_that_may_use_products_takes_it():
@@ -74,6 +76,37 @@ def test_a_convolution_that_may_use_products_takes_it():
     plain = layer(x)
     layer.may_use_products = True
     taken = layer(x)
-    np.testing.assert_array_equal(taken, winograd.conv2d(x, layer.kernel.value))
+    np.testing.assert_array_equal(taken, cpu.winograd(x, layer.kernel.value))
     assert np.any(taken != plain)
     np.testing.assert_allclose(taken, plain, atol=1e-5 * np.std(plain))
+
+
+@pytest.mark.parametrize(("side", "size", "strides"), [(4, 3, 1), (8, 3, 2), (8, 1, 2), (4, 1, 1)])
+def test_kernel_gradient_by_products_is_the_convolutions(side, size, strides):
+    random = np.random.default_rng(0)
+    x, pad = tf.constant(random.normal(size=(6, side, side, 5))), size // 2
+    layer = Conv2D(7, size, strides, dtype="float64")
+    layer(x)
+    with tf.GradientTape() as tape:
+        y = layer(x)
+        dy = tf.constant(random.normal(size=y.shape))
+        loss = tf.reduce_sum(y * dy)
+    expected = tape.gradient(loss, layer.kernel.value)
+    padded = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]]) if strides > 1 else x
+    padding = "SAME" if strides == 1 else "VALID"
+    np.testing.assert_allclose(cpu.kernel_gradient(padded, dy, size, strides, padding), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_gradients_of_a_training_pass_prepared_for_a_cpu(dtype):
+    images = tf.random.stateless_normal([4, 32, 32, 3], [0, 1])
+    prepared, plain = (Encoder("resnet10", stem="cifar", width=8, dtype=dtype) for _ in range(2))
+    prepared.prepare_for_cpu()
+    set_weights(plain, get_weights(prepared))
+    norms = []
+    for encoder in (prepared, plain):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(encoder(images, training=True) ** 2)
+        norms.append(tape.gradient(loss, [v.value for v in encoder.parameters()]))
+    for got, expected in zip(*norms, strict=True):
+        np.testing.assert_allclose(got, expected, atol=(1e-5 if dtype == "float32" else 2e-2) * np.abs(expected).max())
