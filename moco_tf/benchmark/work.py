@@ -21,10 +21,8 @@ def multiply_adds(method: Method, image_size: int, batch: int) -> int | None:
 
     None where the encoder holds operations that cannot be counted.
     """
-    try:
-        return forward_passes(method) * batch * cost(method.query_encoder, image_size).multiply_adds
-    except ValueError:
-        return None
+    counted = cost(method.query_encoder, image_size).multiply_adds
+    return None if counted is None else forward_passes(method) * batch * counted
 
 
 def achieved(operations: int | None, seconds: float, dtype: str) -> dict[str, float | None]:

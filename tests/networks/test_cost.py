@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds: published numbers, a count by hand, nested functions, what cannot be counted."""
+"""Parameters and multiply-adds: published numbers, a count by hand, nested functions, what is not counted."""
 
 import keras
 import pytest
@@ -18,7 +18,7 @@ def mega(count):
 
 @pytest.fixture(scope="module")
 def cifar_encoder():
-    return Encoder("resnet50", "cifar", head="mlp_bn", hidden_dim=512)
+    return Encoder("resnet50", stem="cifar", head="mlp_bn", hidden_dim=512)
 
 
 def test_pre_training_of_leftthomas(cifar_encoder):
@@ -51,7 +51,7 @@ def test_torchvision(arch, parameters, multiply_adds):
 
 
 def small(**kwargs):
-    return Encoder("resnet10", "cifar", width=2, head="linear", feature_dim=3, **kwargs)
+    return Encoder("resnet10", stem="cifar", width=2, head="linear", feature_dim=3, **kwargs)
 
 
 def by_hand(side):
@@ -103,13 +103,40 @@ def some_pixels(images):
     return tf.boolean_mask(images, images[..., 0] > 0)
 
 
-def test_what_cannot_be_counted_is_refused():
-    with pytest.raises(ValueError, match="Einsum"):
-        cost(lambda images: tf.einsum("bhwc,bhwd->bcd", images, images), 4)
-    with pytest.raises(ValueError, match="expected a static one"):
-        cost(lambda images: tf.matmul(x := some_pixels(images), x, transpose_b=True), 4)
-    with pytest.raises(ValueError, match="expected a static one"):
-        cost(lambda images: tf.matmul(x := some_pixels(images), x, transpose_a=True), 4)
+def test_convolutions_by_depth_and_products_of_batches():
+    kernel, table = tf.Variable(tf.ones([3, 5, 3, 2])), tf.Variable(tf.ones([2, 7, 4]))
+
+    def forward(images):
+        x = tf.nn.depthwise_conv2d(images, kernel, [1, 2, 2, 1], "SAME")  # 1x4x4x6
+        x = tf.reshape(x, [-1, 2, 8, 6])
+        scores = tf.matmul(x, x, transpose_b=True)  # 1x2x8x8
+        mixed = tf.matmul(scores, x, transpose_a=True)  # 1x2x8x6
+        return tf.einsum("bhqc,hkd->bqkcd", mixed, table)
+
+    by_hand = (4 * 4 * 6) * (3 * 5) + (2 * 8 * 8) * 6 + (2 * 8 * 6) * 8 + (2 * 8 * 6 * 7 * 4)
+    assert cost(forward, 8) == Cost(90 + 56, by_hand, 0, 8)
+
+
+@pytest.mark.parametrize(
+    ("forward", "what"),
+    [
+        (lambda x: tf.einsum("bhwc->b", x), "Einsum bhwc->b"),
+        (lambda x: tf.einsum("bhwc,bhwd->bd", x, x), "Einsum bhwc,bhwd->bd"),  # sums over c first
+        (lambda x: tf.einsum("...c,...d->...cd", x, x), "Einsum ...c,...d->...cd"),
+        (lambda x: tf.while_loop(lambda y: tf.reduce_sum(y) < 9.0, lambda y: y + 1.0, [x]), "StatelessWhile"),
+        (lambda x: tf.matmul(y := some_pixels(x), y, transpose_b=True), "GatherV2 of shape (None, 3)"),
+        (lambda x: tf.matmul(y := some_pixels(x), y, transpose_a=True), "GatherV2 of shape (None, 3)"),
+    ],
+)
+def test_what_cannot_be_counted_is_said(forward, what):
+    weight = tf.Variable(tf.ones([2]))
+    counted = cost(lambda images: (forward(images), weight + 1.0), 4)
+    assert (counted.parameters, counted.multiply_adds, counted.normalised, counted.thop) == (2, None, None, None)
+    assert counted.not_counted.startswith(what)
+    assert str(counted).startswith(f"2 parameters, multiply-adds not counted: {what}")
+
+
+def test_a_size_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="image_size is 0"):
         cost(lambda images: images, 0)
 
