@@ -1,5 +1,7 @@
 """The key encoder follows the query encoder as a moving average."""
 
+from itertools import zip_longest
+
 import tensorflow as tf
 
 from moco_tf.networks.encoder import Encoder
@@ -35,11 +37,17 @@ def _move_in_place(k: tf.Variable, q: tf.Variable, momentum: tf.Tensor) -> None:
 
 
 def start_as_copy(key_encoder: Encoder, query_encoder: Encoder) -> Encoder:
-    """The key encoder, frozen, with all variables of the query encoder's; both must have the same structure."""
+    """The key encoder, frozen, with the values of all variables of the query encoder; both have the same structure.
+
+    Raises:
+        ValueError: they differ; variables are paired in order and compared by shape.
+    """
     sources, targets = query_encoder.named_variables(), key_encoder.named_variables()
-    if sources.keys() != targets.keys():
-        raise ValueError(f"encoders differ in {sorted(sources.keys() ^ targets.keys())[:4]}; build both alike")
-    for name, variable in targets.items():
-        variable.assign(sources[name].value)
+    pairs = zip_longest(sources.items(), targets.items(), fillvalue=("nothing", None))
+    for (source, value), (target, variable) in pairs:
+        if value is None or variable is None or value.shape != variable.shape:
+            raise ValueError(f"the key encoder has {target} where the query encoder has {source}; build both alike")
+    for source, target in zip(sources.values(), targets.values(), strict=True):
+        target.assign(source.value)
     key_encoder.trainable = False
     return key_encoder

@@ -48,7 +48,7 @@ class FineTuning:
     ) -> None:
         self.classifiers, self._encoder, self._optimizer = classifiers, encoder, optimizer
         self._rate_ratio, self._prepare, self._collectives, self._seed = rate_ratio, prepare, collectives, seed
-        self._backbone = {n: v for n, v in encoder.named_parameters().items() if n.split(".")[0] != "fc"}
+        self._backbone = encoder.backbone.named_parameters()
         optimizer.build(list(self._backbone.values()))
         if jit_compile:
             encoder.prepare_for_xla()

@@ -1,5 +1,7 @@
 """Batch normalisation on TensorFlow's fused kernel, over the whole batch or strided splits of it; or over all ranks."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -27,13 +29,13 @@ class BatchNorm(keras.layers.Layer):
     Shapes: BxHxWxC or BxC in, the same out. Scale, offset and statistics are float32 under mixed precision.
     """
 
-    def __init__(self, momentum: float = 0.1, epsilon: float = 1e-5, splits: int = 1, **kwargs: object) -> None:
+    def __init__(self, momentum: float = 0.1, epsilon: float = 1e-5, splits: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if splits < 1:
             raise ValueError(f"splits is {splits}; expected 1 or more")
         self.momentum, self.epsilon, self.splits = momentum, epsilon, splits
         # XLA replaces the kernel by E[x^2] - E[x]^2, which loses digits where the mean is larger than the deviation (10
-        # times the error, as measured). Taking the first image's mean off first costs nothing there: XLA fuses it.
+        # times the error, as measured). Subtracting the first image's mean first mends this and is free: XLA fuses it.
         self.for_xla = False
         self.moves = True  # whether a training pass moves the running statistics
         self.over_ranks: Collectives | None = None  # set: SyncBN, training batches have the statistics of all ranks
@@ -70,7 +72,7 @@ class BatchNorm(keras.layers.Layer):
     def _normalise_batch(self, x: tf.Tensor) -> tf.Tensor:
         n = self.splits
         if self.over_ranks and self.over_ranks.size > 1:  # one rank has the whole batch
-            return self._normalise_over_ranks(x)
+            return self._normalise_over_ranks(x, self.over_ranks)
         split = self._to_channels(x) if n > 1 else x  # B/n x H x W x nC: one kernel call for all splits
         if x.dtype == tf.float64:
             y = self._normalise_double(split)
@@ -91,9 +93,9 @@ class BatchNorm(keras.layers.Layer):
         self._move(self.running_variance, out.batch_variance)  # the kernel's output is the unbiased estimate
         return self._from_channels(out.y, tf.shape(x)) if n > 1 else out.y
 
-    def _normalise_over_ranks(self, x: tf.Tensor) -> tf.Tensor:
+    def _normalise_over_ranks(self, x: tf.Tensor, collectives: Collectives) -> tf.Tensor:
         gamma, beta, shift = (tf.convert_to_tensor(v.value) for v in (self.gamma, self.beta, self.running_mean))
-        y, mean, variance = normalise_over_ranks(x, gamma, beta, shift, self.epsilon, self.over_ranks)
+        y, mean, variance = normalise_over_ranks(x, gamma, beta, shift, self.epsilon, collectives)
         self._move(self.running_mean, mean)
         self._move(self.running_variance, variance)
         return y

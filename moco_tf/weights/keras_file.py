@@ -52,7 +52,7 @@ def build(encoder: Encoder, mean: tuple[float, ...], std: tuple[float, ...]) -> 
     x = keras.layers.ReLU()(_norm("bn1")(_convolved(x, backbone.conv1, "conv1")))
     if backbone.stem == "imagenet":
         x = keras.layers.MaxPooling2D(3, 2)(keras.layers.ZeroPadding2D(1)(x))  # zeros: no maximum after a ReLU changes
-    for stage, blocks in enumerate(backbone.stages, start=1):
+    for stage, blocks in enumerate(backbone.stages(), start=1):
         for index, block in enumerate(blocks):
             x = _block(x, block, f"layer{stage}.{index}")
     outputs = {"features": keras.layers.GlobalAveragePooling2D(name="features")(x)}
@@ -82,7 +82,7 @@ def _block(x: keras.KerasTensor, block: Block, name: str) -> keras.KerasTensor:
     shortcut = x
     if block.downsample:
         shortcut = _norm(f"{name}.downsample.1")(_convolved(x, block.downsample[0], f"{name}.downsample.0"))
-    for n, conv in enumerate(block.convs, start=1):
+    for n, (conv, _) in enumerate(block.convs(), start=1):
         x = _convolved(x if n == 1 else keras.layers.ReLU()(x), conv, f"{name}.conv{n}")
         x = _norm(f"{name}.bn{n}")(x)
     return keras.layers.ReLU()(keras.layers.Add()([x, shortcut]))
@@ -90,7 +90,7 @@ def _block(x: keras.KerasTensor, block: Block, name: str) -> keras.KerasTensor:
 
 def _head(x: keras.KerasTensor, encoder: Encoder) -> keras.KerasTensor:
     names = {id(layer): name for name, layer in encoder.named_layers()}
-    for layer in encoder.head:
+    for layer in getattr(encoder.head, "layers", [encoder.head]):
         if isinstance(layer, BatchNorm):
             x = _norm(names[id(layer)])(x)
         elif isinstance(layer, keras.layers.Dense):

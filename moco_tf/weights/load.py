@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
+from moco_tf.networks import backbone
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint
 from moco_tf.weights import foreign
@@ -133,7 +134,7 @@ def described(path: pathlib.Path, values: dict[str, np.ndarray]) -> dict:
 
 
 def _check_encoder(config: dict, found: Architecture) -> None:
-    unknown = set(config) - set(inspect.signature(Encoder).parameters)
+    unknown = set(config) - set(inspect.signature(Encoder).parameters) - set(backbone.options(config["arch"]))
     if unknown or not (type(config["bn_splits"]) is int and config["bn_splits"] > 0):
         raise ValueError(f"{', '.join(sorted(unknown)) or 'bn_splits'} cannot be used")
     wanted = {name: getattr(found, name) for name in ("arch", "width", "stem", "head")}
@@ -162,8 +163,8 @@ def _from_foreign(path: pathlib.Path, dtype: str, untrained: bool) -> Loaded:
         found = describe(state.encoder)
         encoder = Encoder(
             found.arch,
-            found.stem,
-            found.width,
+            stem=found.stem,
+            width=found.width,
             head=found.head,
             feature_dim=found.feature_dim,
             hidden_dim=found.hidden_dim,

@@ -139,9 +139,9 @@ def test_fine_tuning_is_supervised_training():
         return images
 
     keras.utils.set_random_seed(0)
-    supervised = Supervised(Encoder("resnet10", "cifar", width=4, feature_dim=5))
+    supervised = Supervised(Encoder("resnet10", stem="cifar", width=4, feature_dim=5))
     supervised.compile(optimizers.SGD(0.1, weight_decay=1e-2, nesterov=True))
-    encoder = Encoder("resnet10", "cifar", width=4, head="mlp", feature_dim=7)
+    encoder = Encoder("resnet10", stem="cifar", width=4, head="mlp", feature_dim=7)
     theirs, ours = supervised.query_encoder.named_variables(), encoder.named_variables()
     for name in theirs.keys() - {"fc.weight", "fc.bias"}:
         ours[name].assign(theirs[name])
@@ -165,7 +165,7 @@ def test_fine_tuning_is_supervised_training():
 
 def test_backbone_learning_rate():
     """With a ratio of 0 only the classifier and the running statistics move."""
-    encoder = Encoder("resnet10", "cifar", width=4, head="none")
+    encoder = Encoder("resnet10", stem="cifar", width=4, head="none")
     classifiers = probe.Classifiers(32, 3, [optimizers.SGD(0.1)])
     tuning = FineTuning(classifiers, encoder, optimizers.SGD(0.1), 0.0, lambda x, *_: x, SingleProcess())
     before = {name: v.numpy() for name, v in encoder.named_variables().items()}

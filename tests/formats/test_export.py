@@ -55,7 +55,7 @@ print("tuned", not any(name.startswith("moco_tf.") for name in sys.modules))
 
 def small_encoder(head="mlp", **values):
     """An encoder that has seen some images: its running statistics are not the initial ones."""
-    encoder = Encoder("resnet10", "cifar", width=4, head=head, feature_dim=6, **values)
+    encoder = Encoder("resnet10", stem="cifar", width=4, head=head, feature_dim=6, **values)
     encoder(np.random.default_rng(1).normal(size=(8, 16, 16, 3)).astype(np.float32), training=True)
     return encoder
 

@@ -44,7 +44,9 @@ def test_untrained_keeps_the_architecture_and_not_the_weights(official):
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "mlp_bn"])
 def test_written_torch_file_is_read_back(tmp_path, head):
-    encoder = Encoder("resnet10", "cifar", width=8, head=head, feature_dim=6, hidden_dim=10 if "mlp" in head else 0)
+    encoder = Encoder(
+        "resnet10", stem="cifar", width=8, head=head, feature_dim=6, hidden_dim=10 if "mlp" in head else 0
+    )
     save_torch_file(encoder, str(tmp_path / "encoder.pth"))
     again = load(str(tmp_path / "encoder.pth")).encoder
     x = images(0, 2, 16)
@@ -52,7 +54,7 @@ def test_written_torch_file_is_read_back(tmp_path, head):
 
 
 def test_run_folder_and_checkpoint(tmp_path):
-    encoder = Encoder("resnet10", "cifar", width=8, head="mlp", feature_dim=6)
+    encoder = Encoder("resnet10", stem="cifar", width=8, head="mlp", feature_dim=6)
     state = {"query_encoder": {name: v.value for name, v in encoder.named_variables().items()}}
     about = {"encoder": dict(encoder.config), "image_size": 20, "mean": [0.1] * 3, "std": [0.2] * 3}
     path = checkpoint.save(tmp_path / "checkpoints", 7, state, about, keep=1)

@@ -16,7 +16,7 @@ IMAGES = np.random.default_rng(0).random((2, 8, 16, 16, 3))
 
 def encoder(splits=1, dtype="float64", **save):
     tf.keras.utils.set_random_seed(0)
-    built = Encoder("resnet10", "cifar", 8, splits, "mlp_bn", 16, dtype=dtype)
+    built = Encoder("resnet10", stem="cifar", width=8, bn_splits=splits, head="mlp_bn", feature_dim=16, dtype=dtype)
     built.save_memory(**save)
     return built
 

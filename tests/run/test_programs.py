@@ -154,7 +154,7 @@ def test_finished_run_with_fewer_steps_stops_at_once(run, debug, tmp_path, capsy
 
 def test_model_fit_with_callbacks():
     """A method is a Keras model: compile, fit, callbacks."""
-    encoders = [Encoder("resnet10", "cifar", width=4, feature_dim=8) for _ in range(2)]
+    encoders = [Encoder("resnet10", stem="cifar", width=4, feature_dim=8) for _ in range(2)]
     method = MoCo(*encoders, queue_size=32)
     method.compile(optimizers.SGD(0.01))
     images = np.random.default_rng(0).random((24, 16, 16, 3), np.float32)

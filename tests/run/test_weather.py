@@ -176,7 +176,7 @@ def test_loss_that_is_not_finite_stops_the_run(photos, tmp_path):
 
 
 def small_moco(every_gradient=False):
-    encoders = [Encoder("resnet10", "cifar", width=2, feature_dim=4) for _ in range(2)]
+    encoders = [Encoder("resnet10", stem="cifar", width=2, feature_dim=4) for _ in range(2)]
     method = MoCo(*encoders, queue_size=16)
     method.compile(optimizers.SGD(0.1))
     method.guard.every_gradient = every_gradient

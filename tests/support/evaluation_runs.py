@@ -14,7 +14,7 @@ def make_run(folder, seeds=(0,)):
     """Checkpoints of as many freshly initialised encoders; returns the folder."""
     for step, seed in enumerate(seeds, 1):
         keras.utils.set_random_seed(seed)
-        encoder = Encoder("resnet10", "cifar", width=4, feature_dim=8)
+        encoder = Encoder("resnet10", stem="cifar", width=4, feature_dim=8)
         about = {"encoder": encoder.config, "image_size": 16, "mean": (0.5,) * 3, "std": (0.25,) * 3}
         state = {"query_encoder": {name: v.value for name, v in encoder.named_variables().items()}}
         checkpoint.save(folder / "checkpoints", step, state, about, keep=9)

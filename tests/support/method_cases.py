@@ -28,7 +28,7 @@ def build(name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32
 
     def encoder():
         head, dim = ("linear", CLASSES) if kind.classifies else ("mlp", 8)
-        return Encoder("resnet10", "cifar", width=4, bn_splits=splits, head=head, feature_dim=dim, dtype=dtype)
+        return Encoder("resnet10", stem="cifar", width=4, bn_splits=splits, head=head, feature_dim=dim, dtype=dtype)
 
     own = {"queue_size": 56, "num_examples": IMAGES, "negatives": 7, "temperature": 0.2, "key_momentum": 0.9}
     own = {name: own[name] for name in base.parameters(kind) if name in own} | kwargs

@@ -22,7 +22,8 @@ def method(case, collectives=None, mode="graph"):
     dtype = "float64" if mode == "float64" else "float32"
     splits = int(case.get("bn_splits", 1))
     encoders = [
-        Encoder(arch, stem, bn_splits=splits, head=head, feature_dim=int(case["dim"]), dtype=dtype) for _ in range(2)
+        Encoder(arch, stem=stem, bn_splits=splits, head=head, feature_dim=int(case["dim"]), dtype=dtype)
+        for _ in range(2)
     ]
     moco = MoCo(
         *encoders,
