@@ -1,32 +1,30 @@
-"""Prints what a file or folder holds: architecture, head, queue, step and more, found in its arrays.
+"""Prints what a file or folder holds: architecture, head, queue, step and more.
 
 python -m moco_tf.show --load=runs/v2
 python -m moco_tf.show --load=moco_v2_800ep_pretrain.pth.tar --json
 """
 
 import json
-import types
 from typing import Any
 
-from moco_tf.config import define
 from moco_tf.config.options import Show
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
+from moco_tf.formats.contents import contents
+from moco_tf.formats.load import SOURCES
 from moco_tf.run import program
 from moco_tf.training import collectives
-from moco_tf.weights import held
-from moco_tf.weights.load import SOURCES
 
 
 def main(options: Show) -> None:
     """Prints what --load holds."""
-    o = types.SimpleNamespace(**define.values_of(options))
     if not collectives.is_first_rank():
         return
-    if not o.load:
+    path = options.encoder.load
+    if not path:
         raise UserError(f"--load is missing; give {SOURCES}")
-    found = held.held(o.load)
-    print(json.dumps(found, indent=1) if o.json else table(found), flush=True)
+    found = contents(path)
+    print(json.dumps(found, indent=1) if options.show.json else table(found), flush=True)
 
 
 def table(found: dict[str, Any]) -> str:

@@ -21,13 +21,13 @@ from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
+from moco_tf.formats.base import Loaded
+from moco_tf.formats.load import load as load_encoder
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run import results
 from moco_tf.run.probing import name_of
 from moco_tf.training import checkpoint, collectives, device
 from moco_tf.training.runlog import make_folder
-from moco_tf.weights.load import Loaded
-from moco_tf.weights.load import load as load_encoder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,11 @@ from moco_tf.data.normalisation import normalisation
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
+from moco_tf.formats.load import SOURCES
+from moco_tf.formats.load import load as load_encoder
 from moco_tf.networks.cost import cost
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint, device
-from moco_tf.weights.load import SOURCES
-from moco_tf.weights.load import load as load_encoder
 
 _FILES = (".tar", ".pth", ".npz")  # of other programs, as --load takes them
 

@@ -1,11 +1,11 @@
-"""Formats of an export, found by name: each file here but base*.py is one. A format has
+"""Formats of an export, found by name: each file here is one, except the shared ones. A format has
 
 SUFFIX: what its file's name ends in; "" for a folder.
-ANY_SIZE: whether it resizes images of any size itself, or takes them at the network's.
-check(): raises UserError where what it needs is not installed.
-write(subject, path): writes the encoder of a weights.load.Loaded, in float32.
-outputs(path, subject, images): what the written one gives once loaded back, {what gave it: {"features": BxD and "head"
-    or "projection": BxC}}; images are a list of HxWx3 uint8, all SxS for a format that does not resize.
+ANY_SIZE: whether it resizes images of any size itself, or takes them at the network's size.
+check(): raises UserError if a package that it needs is not installed.
+write(subject, path): writes the encoder of a `base.Loaded` in float32. Raises base.UnfitEncoder if it cannot hold it.
+outputs(path, subject, images): loads what was written and returns what it gives: {where from: {"features": BxD, and
+    "head" or "projection": BxC}}; images are a list of HxWx3 uint8, all SxS for a format that does not resize.
 use(subject, name): Markdown that says how to use it.
 """
 
@@ -13,9 +13,21 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-NAMES = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("base"))
+from moco_tf.config.find import listed
+from moco_tf.errors import UserError
+
+# What the formats share, and tensorpack, which is only read.
+_SHARED = {"architecture", "base", "card", "comparison", "contents", "export", "foreign", "load", "tensorpack"}
+_SHARED |= {"torch_pickle", "torchvision"}
+NAMES = sorted({module.name for module in pkgutil.iter_modules(__path__)} - _SHARED)
 
 
 def find(name: str) -> ModuleType:
-    """The format of a name. It may need packages that are not always there: only now is it imported."""
+    """The format of a name. It may need packages that are not installed, so it is imported only here.
+
+    Raises:
+        UserError: there is no such format; says what there is and what is close.
+    """
+    if name not in NAMES:
+        raise UserError(f"--format={name} came, expected {listed(name, [*NAMES, 'all'])}")
     return importlib.import_module(f"{__name__}.{name}")

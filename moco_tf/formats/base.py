@@ -1,6 +1,11 @@
-"""What formats share."""
+"""What formats share: a loaded encoder, its outputs, and the function that runtimes other than TensorFlow run.
 
+Legend: B images of a batch, S side of the network's images, D pooled features, C output of the head.
+"""
+
+import dataclasses
 import importlib
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -8,18 +13,45 @@ import tensorflow as tf
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
+from moco_tf.formats.torchvision import set_weights
 from moco_tf.networks.encoder import Encoder
-from moco_tf.weights.load import Loaded
 
 HOW_TO_RESIZE = """\
 
-Images of other sizes are brought to {size} x {size} first: the short side to {resize}, bilinear and antialiased (as PIL
-does), then the centre cut out.
+Resize images of other sizes to {size} x {size} first: bring the short side to {resize}, bilinear and antialiased (as
+PIL does), and cut out the centre.
 """
+_OF_THE_HEAD = ("head", "feature_dim", "hidden_dim", "head_init")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """An encoder and what is known about it.
+
+    Attributes:
+        encoder: the network.
+        path: the checkpoint or file that it comes from.
+        source: what that is, in words.
+        step: steps that it was trained for; None if unknown.
+        image_size: side of its images in pixels; 0 if unknown.
+        mean, std: what its images in [0, 1] were normalised with, three numbers each.
+    """
+
+    encoder: Encoder
+    path: str
+    source: str
+    step: int | None
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class UnfitEncoder(UserError):
+    """A format cannot hold this encoder."""
 
 
 def need(name: str, packages: tuple[str, ...], extra: str) -> None:
-    """Raises UserError where packages of an extra cannot be imported."""
+    """Raises UserError if packages of an extra cannot be imported."""
     for package in packages:
         try:
             importlib.import_module(package)
@@ -34,8 +66,15 @@ def unconvertible(name: str, converter: str, error: Exception) -> UserError:
     """The error of a converter that fails."""
     return UserError(
         f"--format={name}: {converter} cannot convert this encoder with TensorFlow {tf.__version__} "
-        f"({one_line(error)}); give --format=savedmodel, and convert that where versions fit"
+        f"({one_line(error)}); give --format=savedmodel, and convert that with versions that fit"
     )
+
+
+def check_resnet(name: str, encoder: Encoder) -> None:
+    """Raises UnfitEncoder for a backbone that is no ResNet."""
+    arch = encoder.config["arch"]
+    if not str(arch).startswith("resnet"):
+        raise UnfitEncoder(f"--format={name} holds ResNets only, and this encoder is {arch}; give --format=savedmodel")
 
 
 def one_line(error: Exception) -> str:
@@ -44,7 +83,7 @@ def one_line(error: Exception) -> str:
 
 
 def evaluate(encoder: Encoder, subject: Loaded, images: list[tf.Tensor]) -> dict[str, np.ndarray]:
-    """Features and head outputs of prepared images, each 1xSxSx3 in [0, 1], by the evaluation's own path."""
+    """Features and head outputs of prepared images, each 1xSxSx3 in [0, 1], computed as the evaluations do."""
     outputs = {}
     for name, feature in (("features", "backbone"), ("head", "head")):
         embed = features.embedder(encoder, feature, subject.mean, subject.std)
@@ -52,9 +91,13 @@ def evaluate(encoder: Encoder, subject: Loaded, images: list[tf.Tensor]) -> dict
     return outputs
 
 
-def in_unit_range(images: list[np.ndarray]) -> list[tf.Tensor]:
-    """SxSx3 uint8 each to 1xSxSx3 in [0, 1]."""
-    return [tf.constant(image[None], tf.float32) / 255.0 for image in images]
+def evaluate_weights(
+    weights: Mapping[str, np.ndarray], subject: Loaded, images: list[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The same of weights by torchvision's names, in an encoder made anew; images are SxSx3 uint8."""
+    again = Encoder(**subject.encoder.config)
+    set_weights(again, weights)
+    return evaluate(again, subject, [tf.constant(image[None], tf.float32) / 255.0 for image in images])
 
 
 def normalisation_name(subject: Loaded) -> str | None:
@@ -67,3 +110,37 @@ def sizes(subject: Loaded) -> dict[str, int]:
     size, encoder = subject.image_size, subject.encoder
     numbers = {"size": size, "resize": round(size * 256 / 224)}
     return numbers | {"D": encoder.backbone.features, "C": encoder.config["feature_dim"]}
+
+
+def backbone_options(encoder: Encoder) -> dict[str, object]:
+    """The part of an encoder's configuration that is the backbone's own: arch, stem, width ..."""
+    return {name: value for name, value in encoder.config.items() if name not in _OF_THE_HEAD}
+
+
+class Portable(tf.Module):
+    """embed(images): uint8 BxSxSx3 -> {"features": BxD, "projection": BxC of length one if there is a head}."""
+
+    def __init__(self, subject: Loaded) -> None:
+        super().__init__(name="encoder")
+        network, size = subject.encoder, subject.image_size
+        self.weights = [variable.value for variable in network.variables]  # what is saved
+        # NumPy's arrays become constants of the graph.
+        mean, std = (np.array(values, np.float32) for values in (subject.mean, subject.std))
+
+        def embed(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            pooled = network.features((tf.cast(images, tf.float32) / 255.0 - mean) / std)
+            if not network.head:
+                return {"features": pooled}
+            head = network.project(pooled)
+            return {"features": pooled, "projection": tf.math.l2_normalize(head, axis=1, epsilon=1e-24)}
+
+        self.embed = tf.function(embed, input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8, "images")])
+
+
+def portable_table(subject: Loaded) -> str:
+    """Inputs and outputs of `Portable` as Markdown."""
+    numbers, head = sizes(subject), subject.encoder.head
+    rows = "\n| | name | shape |\n|---|---|---|\n| in | images | uint8 Bx{size}x{size}x3, RGB |\n"
+    rows += "| out | features | Bx{D} |\n"
+    rows += "| out | projection | Bx{C}, of length one, as the contrastive loss compares |\n" if head else ""
+    return (rows + HOW_TO_RESIZE).format(**numbers)

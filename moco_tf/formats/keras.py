@@ -1,16 +1,25 @@
-"""A .keras file of Keras' own layers: opened and fine-tuned without this package."""
+"""A .keras file of Keras' own layers: opened and fine-tuned without this package.
+
+    encoder = keras.models.load_model("encoder.keras")
+    outputs = encoder(images)  # RGB from 0 to 255, BxSxSx3 -> {"features": BxD, "projection": BxC of length one}
+
+Layers have torchvision's names. In inference outputs equal the encoder's; in training Keras' batch norm takes the whole
+batch (no splits) and moves its running variance with the biased estimate.
+"""
 
 import pathlib
 
+import keras
 import numpy as np
 import tensorflow as tf
 from keras.models import load_model
 
 from moco_tf.formats import base
-from moco_tf.weights import keras_file
-from moco_tf.weights.load import Loaded, load
+from moco_tf.formats.base import Loaded
+from moco_tf.networks.encoder import Encoder
 
 SUFFIX, ANY_SIZE = ".keras", False
+Layers = dict[str, list[np.ndarray]]  # values by layer, in an order that Keras takes, too
 
 _USE = """\
     encoder = keras.models.load_model("{name}")  # needs Keras only: layers have torchvision's names
@@ -28,17 +37,15 @@ def check() -> None:
 
 
 def write(subject: Loaded, path: pathlib.Path) -> None:
-    """Writes the file."""
-    about = {"image_size": subject.image_size, "step": subject.step, "source": subject.source}
-    keras_file.save(keras_file.build(subject.encoder, subject.mean, subject.std), path, about)
+    """Writes the file. Raises UnfitEncoder unless the encoder is a ResNet."""
+    base.check_resnet("keras", subject.encoder)
+    _build(subject.encoder, subject.mean, subject.std).save(path)
 
 
 def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Of the model that Keras opens, and of an encoder with the file's weights."""
-    model = load_model(path)
-    given = model(tf.constant(np.stack(images)), training=False)
-    again = base.evaluate(load(str(path)).encoder, subject, base.in_unit_range(images))
-    return {"the model": {name: values.numpy() for name, values in given.items()}, "the file": again}
+    """Of the model that Keras opens."""
+    given = load_model(path)(tf.constant(np.stack(images)), training=False)
+    return {"the model": {name: values.numpy() for name, values in given.items()}}
 
 
 def use(subject: Loaded, name: str) -> str:
@@ -49,3 +56,65 @@ def use(subject: Loaded, name: str) -> str:
     )
     template = _USE + (_SPLITS if config["bn_splits"] > 1 else "") + base.HOW_TO_RESIZE
     return template.format(name=name, outputs=shapes, bn_splits=config["bn_splits"], **numbers)
+
+
+def _build(encoder: Encoder, mean: tuple[float, ...], std: tuple[float, ...]) -> keras.Model:
+    """The encoder of Keras' own layers, float32: images BxHxWx3 from 0 to 255 -> features BxD, projection BxC."""
+    layers: Layers = {}
+    for name, variable in encoder.named_variables().items():
+        layers.setdefault(name.rpartition(".")[0], []).append(np.asarray(variable.value))
+    images = keras.Input((None, None, 3), name="images")
+    moments = {"mean": [255 * m for m in mean], "variance": [(255 * s) ** 2 for s in std]}
+    x = keras.layers.Normalization(**moments, name="normalise")(images)
+    imagenet = encoder.config["stem"] == "imagenet"
+    x = keras.layers.ReLU()(_norm(_convolution(x, layers, "conv1", 2 if imagenet else 1), "bn1"))
+    if imagenet:
+        x = keras.layers.MaxPooling2D(3, 2)(keras.layers.ZeroPadding2D(1)(x))  # zeros: no maximum after a ReLU changes
+    for block in dict.fromkeys(name.rpartition(".conv")[0] for name in layers if ".conv" in name):
+        x = _block(x, layers, block)
+    made = {"features": keras.layers.GlobalAveragePooling2D(name="features")(x)}
+    head = {name: values for name, values in layers.items() if name.partition(".")[0] == "fc"}
+    if head:
+        made["projection"] = keras.layers.UnitNormalization(name="projection")(_head(made["features"], head))
+    model = keras.Model(images, made, name="encoder")
+    for name, values in layers.items():
+        model.get_layer(name).set_weights(values)
+    return model
+
+
+def _convolution(x: keras.KerasTensor, layers: Layers, name: str, strides: int) -> keras.KerasTensor:
+    """A convolution with padding k // 2 on every side; with stride 2 Keras' "same" would pad one side only."""
+    side, _, _, filters = layers[name][0].shape
+    x = keras.layers.ZeroPadding2D(side // 2)(x) if strides > 1 and side > 1 else x
+    padding = "valid" if strides > 1 else "same"
+    return keras.layers.Conv2D(filters, side, strides, padding, use_bias=False, name=name)(x)
+
+
+def _norm(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
+
+
+def _block(x: keras.KerasTensor, layers: Layers, name: str) -> keras.KerasTensor:
+    """A residual block; the first one of the later stages has stride 2, in its 3x3 convolution (the first of two)."""
+    strides = 2 if name.endswith(".0") and not name.startswith("layer1.") else 1
+    strided = 2 if f"{name}.conv3" in layers else 1
+    shortcut = x
+    if f"{name}.downsample.0" in layers:
+        shortcut = _norm(_convolution(x, layers, f"{name}.downsample.0", strides), f"{name}.downsample.1")
+    for n in range(1, strided + 2):
+        x = keras.layers.ReLU()(x) if n > 1 else x
+        x = _convolution(x, layers, f"{name}.conv{n}", strides if n == strided else 1)
+        x = _norm(x, f"{name}.bn{n}")
+    return keras.layers.ReLU()(keras.layers.Add()([x, shortcut]))
+
+
+def _head(x: keras.KerasTensor, layers: Layers) -> keras.KerasTensor:
+    """Linear layers, a batch norm where a layer has four variables, and a ReLU before the last of several layers."""
+    for name, values in layers.items():
+        if len(layers) > 1 and name == list(layers)[-1]:
+            x = keras.layers.ReLU()(x)
+        if len(values) == 4:
+            x = _norm(x, name)
+        else:
+            x = keras.layers.Dense(values[0].shape[1], use_bias=len(values) == 2, name=name)(x)
+    return x

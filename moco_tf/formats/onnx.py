@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from moco_tf.formats import base, base_portable
-from moco_tf.weights.load import Loaded
+from moco_tf.formats import base
+from moco_tf.formats.base import Loaded
 
 SUFFIX, ANY_SIZE = ".onnx", False
 OPSET = 17  # of 2022: runtimes of today read it
@@ -28,7 +28,7 @@ def write(subject: Loaded, path: pathlib.Path) -> None:
     import onnx
     import tf2onnx
 
-    embed = base_portable.Portable(subject).embed
+    embed = base.Portable(subject).embed
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)  # it tells every step
     try:
         proto, _ = tf2onnx.convert.from_function(embed, input_signature=embed.input_signature, opset=OPSET)
@@ -51,4 +51,4 @@ def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> di
 
 def use(subject: Loaded, name: str) -> str:
     """How to run it."""
-    return _USE.format(name=name) + base_portable.table(subject)
+    return _USE.format(name=name) + base.portable_table(subject)

@@ -1,16 +1,31 @@
-"""TensorFlow's SavedModel: serves images of any size and JPEG or PNG files, and can be fine-tuned."""
+"""TensorFlow's SavedModel: serves images of any size and JPEG or PNG files, and can be fine-tuned without this package.
+
+    encoder = tf.saved_model.load(folder)
+    encoder.embed(images)                                     # uint8 BxHxWx3 -> BxD, inference
+    encoder.features(encoder.prepare(images), training=True)  # BxD, to fine-tune encoder.trainable_variables
+
+Legend: B batch, H and W any image size, S the network's, D pooled features, C the head's output.
+"""
 
 import pathlib
+import shutil
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.sources import decode_rgb
+from moco_tf.data.views.geometry import center_crop_matrix
+from moco_tf.errors import UserError
 from moco_tf.formats import base
-from moco_tf.weights import savedmodel
-from moco_tf.weights.load import Loaded
+from moco_tf.formats.base import Loaded
+from moco_tf.networks.encoder import Encoder
 
 SUFFIX, ANY_SIZE = "", True
+CONTENTS = frozenset({"README.md", "saved_model.pb", "fingerprint.pb", "variables", "assets"})
 
+_IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, "images")
+_FILES = tf.TensorSpec([None], tf.string, "image_bytes")
 _USE = """\
     encoder = tf.saved_model.load("{name}")  # needs TensorFlow only
     features = encoder.embed(images)  # uint8 BxHxWx3 of any size -> Bx{D} float32
@@ -30,7 +45,7 @@ def check() -> None:
 
 def write(subject: Loaded, path: pathlib.Path) -> None:
     """Writes the folder."""
-    savedmodel.save(subject.encoder, path, subject.image_size, subject.mean, subject.std)
+    save(subject.encoder, path, subject.image_size, subject.mean, subject.std)
 
 
 def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -48,3 +63,133 @@ def use(subject: Loaded, name: str) -> str:
     """How to serve and tune it."""
     template = _USE + (_PROJECT if subject.encoder.head else "")
     return template.format(name=name, **base.sizes(subject))
+
+
+class Exported(tf.Module):
+    """What is saved; the same attributes are there after tf.saved_model.load.
+
+    prepare(images): uint8 BxHxWx3 -> BxSxSx3 float32, resized as in tests and normalised: what `features` takes.
+    features(images, training=False): prepared images -> BxD. With training=True batch norms use the batch and move
+        their running statistics, as in pre-training; B must then be a multiple of the encoder's bn_splits.
+    head(features, training=False): BxD -> BxC, not normalised. Absent when the encoder has no head, as is `project`.
+    embed(images): uint8 BxHxWx3 -> BxD, inference.
+    embed_files(image_bytes): a vector of B JPEG or PNG files -> BxD, inference.
+    project(images): uint8 BxHxWx3 -> BxC of length one, what the contrastive loss compares, inference.
+    trainable_variables: what `features` learns; head_variables: what `head` learns.
+    variables: all of them; named_variables: the same by torchvision's names (values in Keras layout).
+
+    All is float32. B is at least 1.
+    """
+
+    # A loaded object has attributes only; tf.Module's properties of these names would be lost.
+    variables: Sequence[tf.Variable] = ()
+    trainable_variables: Sequence[tf.Variable] = ()
+
+    def __init__(self, encoder: Encoder, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__(name="encoder")
+        network = _copy_in_float32(encoder)  # tracked are its variables, not the Keras objects around them
+        self._define_variables(network)
+        self._define_functions(network, image_size, tf.constant(mean), tf.constant(std))
+
+    def _define_variables(self, network: Encoder) -> None:
+        self.named_variables = {name: v.value for name, v in network.named_variables().items()}
+        self.variables = list(self.named_variables.values())
+        parameters = {id(v) for v in network.parameters()}
+        learnt = {name: v.value for name, v in network.named_variables().items() if id(v) in parameters}
+        self.trainable_variables = [v for name, v in learnt.items() if not name.startswith("fc.")]
+        self.head_variables = [v for name, v in learnt.items() if name.startswith("fc.")]
+
+    def _define_functions(self, network: Encoder, size: int, mean: tf.Tensor, std: tf.Tensor) -> None:
+        def prepare(images: tf.Tensor) -> tf.Tensor:
+            return (resize_as_in_tests(images, size) - mean) / std
+
+        def embed(images: tf.Tensor) -> tf.Tensor:
+            return network.features(prepare(images))
+
+        def project(images: tf.Tensor) -> tf.Tensor:
+            return tf.math.l2_normalize(network.project(embed(images)), axis=1, epsilon=1e-24)  # length >= 1e-12
+
+        def embed_files(image_bytes: tf.Tensor) -> tf.Tensor:
+            one = tf.TensorSpec([size, size, 3], tf.float32)
+            images = tf.map_fn(lambda data: prepare(decode_rgb(data)[None])[0], image_bytes, fn_output_signature=one)
+            return network.features(images)
+
+        self.prepare, self.embed = (tf.function(f, input_signature=[_IMAGES]) for f in (prepare, embed))
+        self.features = _traced(network.features, tf.TensorSpec([None, None, None, 3], tf.float32, "images"))
+        self.embed_files = tf.function(embed_files, input_signature=[_FILES])
+        if network.head:
+            self.project = tf.function(project, input_signature=[_IMAGES])
+            self.head = _traced(network.project, tf.TensorSpec([None, network.backbone.features], name="features"))
+
+    def signatures(self) -> dict[str, tf.types.experimental.PolymorphicFunction]:
+        """What serving calls by name: outputs have names there."""
+        made = {
+            "serving_default": tf.function(lambda image_bytes: {"features": self.embed_files(image_bytes)}, [_FILES])
+        }
+        made["embed"] = tf.function(lambda images: {"features": self.embed(images)}, [_IMAGES])
+        if hasattr(self, "project"):
+            made["project"] = tf.function(lambda images: {"projection": self.project(images)}, [_IMAGES])
+        return made
+
+
+def save(
+    encoder: Encoder, folder: str | pathlib.Path, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Writes an encoder as a SavedModel: `Exported`, with the signatures serving_default, embed and project.
+
+    serving_default: image_bytes, a vector of B JPEG or PNG files -> {"features": BxD}; embed: images, uint8 BxHxWx3 ->
+    {"features": BxD}; project: images -> {"projection": BxC}.
+
+    Args:
+        encoder: of any precision; it is copied, and saved in float32.
+        folder: is created; must not hold anything.
+        image_size: S, the side that images are cropped to.
+        mean, std: what images in [0, 1] are normalised with, three numbers each.
+
+    Raises:
+        UserError: the folder holds something, or cannot be written; nothing is left then.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; expected a new folder; give another or move it away")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # where this fails tracing would be in vain
+        exported = Exported(encoder, image_size, mean, std)
+        tf.saved_model.save(exported, str(folder), signatures=exported.signatures())
+    except (OSError, tf.errors.OpError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{folder} cannot be written ({reason}); give another folder or mend the disk") from None
+
+
+def resize_as_in_tests(images: tf.Tensor, size: int) -> tf.Tensor:
+    """uint8 BxHxWx3, H and W known only when it runs -> BxSxSx3 float32 in [0, 1], as `evaluation.features` does.
+
+    Images of S x S stay as they are; of others the short side becomes 256/224 S, antialiased, then the centre is cut
+    out. Where the evaluation reads image files it also rounds the resized image to whole grey levels; this does not.
+    """
+    height, width = tf.shape(images)[1], tf.shape(images)[2]
+    pixels = tf.cast(images, tf.float32) / 255.0
+
+    def resized() -> tf.Tensor:
+        short, resize = tf.minimum(height, width), round(size * 256 / 224)
+        rows, columns = (center_crop_matrix(side, resize * side // short, size)[0] for side in (height, width))
+        return tf.einsum("bhsc,th->btsc", tf.einsum("bhwc,sw->bhsc", pixels, columns), rows)
+
+    as_it_is = tf.logical_and(tf.equal(height, size), tf.equal(width, size))
+    return tf.ensure_shape(tf.cond(as_it_is, lambda: pixels, resized), [None, size, size, 3])
+
+
+def _copy_in_float32(encoder: Encoder) -> Encoder:
+    copy, values = Encoder(**encoder.config, dtype="float32"), encoder.named_variables()
+    for name, variable in copy.named_variables().items():
+        variable.assign(values[name].value)
+    return copy
+
+
+def _traced(function: Callable[..., tf.Tensor], spec: tf.TensorSpec) -> tf.types.experimental.PolymorphicFunction:
+    """A function (x, training=False), traced for both values: what is not traced is not saved."""
+    traced = tf.function(function)
+    for training in (False, True):
+        traced.get_concrete_function(spec, training=training)
+    return traced

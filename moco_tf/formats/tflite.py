@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.errors import UserError
-from moco_tf.formats import base, base_portable
-from moco_tf.weights.load import Loaded
+from moco_tf.formats import base
+from moco_tf.formats.base import Loaded
 
 SUFFIX, ANY_SIZE = ".tflite", False
 
@@ -31,7 +31,7 @@ def check() -> None:
 def write(subject: Loaded, path: pathlib.Path) -> None:
     """Writes the file. Raises UserError when the converter fails."""
     check()
-    module = base_portable.Portable(subject)
+    module = base.Portable(subject)
     with tempfile.TemporaryDirectory() as folder:  # from a SavedModel, the only way by which outputs keep their names
         tf.saved_model.save(module, folder, signatures={"serving_default": module.embed})
         try:
@@ -52,4 +52,4 @@ def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> di
 
 def use(subject: Loaded, name: str) -> str:
     """How to run it."""
-    return _USE.format(name=name) + base_portable.table(subject)
+    return _USE.format(name=name) + base.portable_table(subject)

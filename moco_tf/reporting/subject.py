@@ -19,6 +19,7 @@ from moco_tf.data.views.recipes import View
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features as evaluation
 from moco_tf.evaluation import neighbours, uniformity
+from moco_tf.formats.load import load
 from moco_tf.methods import base
 from moco_tf.reporting.runs import Run
 from moco_tf.reporting.settings import settings
@@ -26,7 +27,6 @@ from moco_tf.run import prepare
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import device
 from moco_tf.training.collectives import SingleProcess
-from moco_tf.weights.load import load
 
 _BATCH = 128
 

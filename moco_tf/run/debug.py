@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.contrast.losses import info_nce
+from moco_tf.formats.torchvision import get_weights, set_weights
 from moco_tf.methods.moco import MoCo
-from moco_tf.weights.torchvision import get_weights, set_weights
 
 
 def set_state(

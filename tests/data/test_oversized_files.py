@@ -12,7 +12,7 @@ import tensorflow as tf
 from moco_tf.data import image_bounds, packed, sources
 from moco_tf.data.sets import fashion_mnist
 from moco_tf.errors import UserError
-from moco_tf.weights import tensorpack
+from moco_tf.formats import tensorpack
 
 # Images: a decoder would turn their few bytes into as many pixels as they claim
 

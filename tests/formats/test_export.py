@@ -4,24 +4,23 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from support.programs import call, start, write_photos
 
-from moco_tf import export, formats
+from moco_tf import formats
 from moco_tf.data import few
 from moco_tf.data.sources import ArraySource, decode_rgb
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
-from moco_tf.formats import pth as pth_format
+from moco_tf.formats import card, export, savedmodel
+from moco_tf.formats import pth as torch_file
+from moco_tf.formats.load import load
+from moco_tf.formats.torchvision import get_weights, set_weights
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint, device
-from moco_tf.weights import card, savedmodel, torch_file
-from moco_tf.weights.load import load
-from moco_tf.weights.torchvision import get_weights, set_weights
 
 SIZE, MEAN, STD = 24, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 SHAPES = [(1, 24, 24), (5, 24, 24), (2, 50, 31), (3, 20, 20), (1, 13, 90), (2, 24, 30), (2, 28, 28)]
@@ -313,7 +312,7 @@ def test_what_a_file_does_not_say_is_called_assumed(made, capsys):
     both, size = {"image_size": 0, "normalise": "auto"}, {"image_size": 24, "normalise": "auto"}
     neither = {"image_size": 24, "normalise": "cifar10"}
     for given, assumed in [(both, "image size and normalisation"), (size, "normalisation"), (neither, "")]:
-        subject = export.load(types.SimpleNamespace(load=str(made["pth"]), **given))
+        subject = export.prepared(load(str(made["pth"])), **given)
         for text in (card.text(subject, "encoder.pth", ""), capsys.readouterr().out):
             assert ("assumed" in text) == bool(assumed) and (f"not say {assumed}: assumed" in text) == bool(assumed)
 
@@ -341,7 +340,7 @@ def test_what_does_not_give_back_the_encoder_is_removed(format, values, made, tm
         other.named_variables()["layer1.0.conv1.weight"].assign_add([[[[1e-3]]]])
         return original(other, *rest)
 
-    where, name = (savedmodel, "save") if format == "savedmodel" else (pth_format, "save_torch_file")
+    where, name = (savedmodel, "save") if format == "savedmodel" else (torch_file, "get_weights")
     original = getattr(where, name)
     monkeypatch.setattr(where, name, changed)
     with pytest.raises(UserError, match="does not give back the encoder: features of .* differ by"):
@@ -353,7 +352,7 @@ def test_what_does_not_give_back_the_encoder_is_removed(format, values, made, tm
 def test_broken_weights_are_refused(values, tmp_path):
     broken = small_encoder()
     broken.named_variables()["conv1.weight"].assign_add([[[[np.nan]]]])
-    torch_file.write(tmp_path / "broken.pth", get_weights(broken))
+    torch_file.write_tensors(tmp_path / "broken.pth", get_weights(broken))
     with pytest.raises(UserError, match="not finite"):
         call("export", **{**values, "load": tmp_path / "broken.pth"}, image_size=SIZE)
     assert below(tmp_path) == {"broken.pth"}

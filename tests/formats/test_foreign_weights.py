@@ -9,7 +9,8 @@ from support import parity_files, parity_weights
 from support.foreign_networks import DEPTHS, network
 
 from moco_tf.errors import UserError
-from moco_tf.weights import architecture, foreign, tensorpack, torch_file
+from moco_tf.formats import architecture, foreign, tensorpack
+from moco_tf.formats import pth as torch_file
 
 
 def prefixed(prefix, state):
@@ -24,7 +25,7 @@ def same(left, right):
 
 
 def read(tmp_path, state):
-    torch_file.write(tmp_path / "weights.pth", state)
+    torch_file.write_tensors(tmp_path / "weights.pth", state)
     return foreign.read_state(tmp_path / "weights.pth")
 
 
@@ -134,8 +135,8 @@ def test_describe(arch, head, kernel):
 
 
 def test_describe_agrees_with_our_encoder():
+    from moco_tf.formats.torchvision import get_weights
     from moco_tf.networks.encoder import Encoder
-    from moco_tf.weights.torchvision import get_weights
 
     settings = {"arch": "resnet10", "width": 8, "stem": "cifar", "head": "mlp_bn", "feature_dim": 6, "hidden_dim": 5}
     encoder = Encoder(**settings)

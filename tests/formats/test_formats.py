@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import pickletools
 import subprocess
 import sys
 import zipfile
@@ -14,11 +15,10 @@ from support.encoders import CASES, MEAN, SIZE, STD, assert_same, expected, rand
 
 from moco_tf import formats
 from moco_tf.errors import UserError
+from moco_tf.formats import detectron2
 from moco_tf.formats import onnx as onnx_format
-from moco_tf.weights import detectron2
-from moco_tf.weights.held import held
-from moco_tf.weights.load import load
-from moco_tf.weights.torchvision import get_weights
+from moco_tf.formats.load import load
+from moco_tf.formats.torchvision import get_weights
 
 TORCH_PYTHON = os.environ.get("TORCH_PYTHON", sys.executable)  # another Python may be the one with PyTorch
 FILES = [name for name in formats.NAMES if formats.find(name).SUFFIX]
@@ -138,7 +138,7 @@ def test_use_says_how():
 
 
 def test_keras_without_the_package(tmp_path):
-    """Loaded, fine-tuned with a classifier on top and saved by Keras alone; --load takes the result's encoder."""
+    """Loaded, fine-tuned with a classifier on top and saved by Keras alone."""
     subject, images = encoders.subject(**CASES["mlp"]), random_images(4)
     path = written("keras", subject, tmp_path)
     np.savez(tmp_path / "given.npz", images=np.stack(images), **expected(subject, images))
@@ -146,12 +146,6 @@ def test_keras_without_the_package(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["tuned", "True"]
-    tuned = load(str(tmp_path / "t.keras"))
-    assert tuned.encoder.config["head"] == "none"  # the classifier is no head
-    np.testing.assert_allclose([tuned.mean, tuned.std], [MEAN, STD], rtol=1e-6)
-    assert held(str(tmp_path / "t.keras"))["optimizer"] and not held(str(path))["optimizer"]
-    difference = get_weights(tuned.encoder)["conv1.weight"] - get_weights(subject.encoder)["conv1.weight"]
-    assert 0 < np.abs(difference).max() < 0.1
 
 
 def test_keras_file_names_keras_layers_only(tmp_path):
@@ -173,31 +167,21 @@ def test_keras_takes_other_sizes_and_floats(tmp_path):
         assert_same(model(given)["features"].numpy(), expected(subject, images)["features"])
 
 
-@pytest.mark.parametrize("name", ["keras", "pth", "detectron2"])
-def test_load_gives_back_what_was_written(name, tmp_path):
+def test_load_gives_back_what_was_written(tmp_path):
     subject = encoders.subject(**CASES["mlp_bn"])
-    again = load(str(written(name, subject, tmp_path)))
+    again = load(str(written("pth", subject, tmp_path)))
     weights = get_weights(again.encoder)
     assert weights.keys() == get_weights(subject.encoder).keys()
     for key, values in get_weights(subject.encoder).items():
         np.testing.assert_array_equal(weights[key], values)
-    if name == "keras":
-        assert (again.step, again.image_size, again.source) == (7, SIZE, ".keras")
-        np.testing.assert_allclose([again.mean, again.std], [MEAN, STD], rtol=1e-6)
 
 
-def test_keras_files_of_other_models_are_refused(tmp_path):
-    encoders.subject(**CASES["mlp"]).encoder.save(tmp_path / "encoder.keras")
-    with pytest.raises(UserError, match="its model is a Encoder, no model of layers; expected what moco_tf.export"):
-        load(str(tmp_path / "encoder.keras"))
-    import keras
-
-    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(tmp_path / "dense.keras")
-    model = keras.Input((3,))
-    keras.Model(model, keras.layers.Dense(2)(model)).save(tmp_path / "functional.keras")
-    for name, words in (("dense", "its model is a Sequential"), ("functional", "no encoder .conv1. among no names")):
-        with pytest.raises(UserError, match=words):
-            load(str(tmp_path / f"{name}.keras"))
+@pytest.mark.parametrize("name", ["keras", "detectron2"])
+def test_what_is_only_written_is_refused_with_what_to_load(name, tmp_path):
+    path = written(name, encoders.subject(**CASES["mlp"]), tmp_path)
+    with pytest.raises(UserError, match="written here.* not read.*; give the run folder or the .pth") as caught:
+        load(str(path))
+    assert "\n" not in str(caught.value) and path.name in str(caught.value)
 
 
 # PyTorch and Detectron2
@@ -237,7 +221,6 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_detectron2_names(name):
     assert detectron2.to_detectron2(name) == NAMES[name]
-    assert detectron2.from_detectron2(NAMES[name]) == name
 
 
 @pytest.mark.filterwarnings("error")
@@ -254,48 +237,10 @@ def test_detectron2_file_is_a_pickle_of_arrays(tmp_path):
         np.testing.assert_array_equal(data["model"][name], value)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_detectron2_files_of_others_are_read(protocol, tmp_path):
-    """As pickle writes them, with NumPy's own names; column-major and other floats, too."""
-    weights = get_weights(encoders.subject(**CASES["mlp"]).encoder)
-    model = {detectron2.to_detectron2(name): value for name, value in weights.items()}
-    model["stem.conv1.weight"] = np.asfortranarray(model["stem.conv1.weight"].astype(">f8"))
-    data = {"model": model, "__author__": "somebody", "matching_heuristics": True}
-    (tmp_path / "other.pkl").write_bytes(pickle.dumps(data, protocol))
-    again = get_weights(load(str(tmp_path / "other.pkl")).encoder)
-    assert again.keys() == weights.keys() and all(np.array_equal(again[name], weights[name]) for name in weights)
-
-
-class Planted:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_nothing_in_a_pickle_is_executed(tmp_path):
-    array = np.zeros((2, 2), np.float32)
-    plants = [
-        {"model": {"x": Planted(tmp_path / "made")}, "__author__": "x"},
-        {"model": {"x": array}, "__author__": Planted(tmp_path / "made")},
-        {"model": {"x": np.array([Planted(tmp_path / "made")], object)}, "__author__": "x"},
-        {"model": {"x": np.zeros(2, [("a", "f4")])}, "__author__": "x"},
-        {"model": {"x": [array]}, "__author__": "x"},
-        {"model": {"x": array}},
-        {"model": [array], "__author__": "x"},
-        [array],
-        np.float32(3),
-    ]
-    for number, plant in enumerate(plants):
-        path = tmp_path / f"{number}.pkl"
-        path.write_bytes(pickle.dumps(plant, 4))
-        with pytest.raises(UserError) as caught:
-            detectron2.read(path)
-        assert "\n" not in str(caught.value) and path.name in str(caught.value)
-    assert not (tmp_path / "made").exists()
+def test_detectron2_file_names_what_numpy_1_knows(tmp_path):
+    content = written("detectron2", encoders.subject(**CASES["none"]), tmp_path).read_bytes()
+    names = {arg for opcode, arg, _ in pickletools.genops(content) if opcode.name in ("GLOBAL", "STACK_GLOBAL")}
+    assert names == {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}
 
 
 # Converters that are missing or fail

@@ -7,10 +7,11 @@ import pytest
 from support import parity_files, parity_weights
 
 from moco_tf.errors import UserError
+from moco_tf.formats import pth
+from moco_tf.formats.load import load
+from moco_tf.formats.torchvision import get_weights
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint
-from moco_tf.weights.load import load
-from moco_tf.weights.torchvision import get_weights, save_torch_file
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_written_torch_file_is_read_back(tmp_path, head):
     encoder = Encoder(
         "resnet10", stem="cifar", width=8, head=head, feature_dim=6, hidden_dim=10 if "mlp" in head else 0
     )
-    save_torch_file(encoder, str(tmp_path / "encoder.pth"))
+    pth.write_tensors(tmp_path / "encoder.pth", get_weights(encoder))
     again = load(str(tmp_path / "encoder.pth")).encoder
     x = images(0, 2, 16)
     np.testing.assert_array_equal(encoder(x), again(x))

@@ -10,8 +10,8 @@ from support.programs import call
 from support.sources_of_encoders import KINDS, POINTER, QUEUE, make
 
 from moco_tf.errors import UserError
-from moco_tf.weights.held import held
-from moco_tf.weights.load import load
+from moco_tf.formats.contents import contents
+from moco_tf.formats.load import load
 
 SAME = {"arch": "resnet10", "stem": "cifar", "width": 4, "pooled_dim": 32, "head": "mlp", "hidden_dim": 32}
 SAME |= {"feature_dim": 6}
@@ -27,8 +27,6 @@ HOLDS = {
     "encoder.pth": {**ALONE, "source": "torchvision .pth"},
     "legacy.pth": {**ALONE, "source": "torchvision .pth"},
     "moco.npz": {**ALONE, **QUEUED, "source": "moco.tensorflow .npz"},
-    "encoder.keras": {**ALONE, "source": ".keras", "step": 7, "image_size": 24},
-    "encoder.pkl": {**ALONE, "source": "Detectron2 .pkl"},
 }
 
 
@@ -36,7 +34,7 @@ HOLDS = {
 def test_what_each_source_holds(kind, tmp_path, capsys):
     """show's facts, and --load's encoder, which gives what the original gives."""
     path = make(kind, tmp_path)
-    found = held(str(path))
+    found = contents(str(path))
     assert found | SAME | HOLDS[kind] == found
     subject, loaded, images = (
         encoders.subject(**{key: SAME[key] for key in ("arch", "stem", "head")}),
@@ -50,7 +48,7 @@ def test_what_each_source_holds(kind, tmp_path, capsys):
         (loaded.encoder(x), subject.encoder(x)),
     ):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
-    if kind in ("run", "checkpoint", "encoder.keras"):
+    if kind in ("run", "checkpoint"):
         np.testing.assert_allclose(
             [found["normalisation"][key] for key in ("mean", "std")], [encoders.MEAN, encoders.STD]
         )
@@ -70,7 +68,7 @@ def test_queues_are_those_of_the_source():
 def test_an_official_checkpoint(tmp_path):
     packed = parity_files.path("official_resnet18_v2.pth.tar.xz")
     (tmp_path / "moco.pth.tar").write_bytes(lzma.decompress(packed.read_bytes()))
-    found = held(str(tmp_path / "moco.pth.tar"))
+    found = contents(str(tmp_path / "moco.pth.tar"))
     expected = {"arch": "resnet18", "stem": "imagenet", "width": 64, "head": "mlp", "feature_dim": 128, "epoch": 200}
     expected |= {"pooled_dim": 512, "hidden_dim": 512, "key_encoder": True}
     assert found | expected == found
@@ -81,7 +79,7 @@ def test_an_official_checkpoint(tmp_path):
 def test_a_broken_newest_checkpoint_is_passed_over(tmp_path):
     run = make("run", tmp_path)
     (run / "checkpoints/step-00000020/variables.index").write_bytes(b"")
-    found = held(str(run))
+    found = contents(str(run))
     assert (found["step"], found["broken"]) == (10, ["step-00000020"])
 
 
@@ -94,7 +92,7 @@ def test_bank_of_npid(tmp_path):
     state = {"query_encoder": {name: v.value for name, v in subject.encoder.named_variables().items()}}
     state["bank"] = tf.Variable(np.zeros((50, 6), np.float32))
     about = {"encoder": dict(subject.encoder.config), "image_size": 24, "mean": [0.5] * 3, "std": [0.5] * 3}
-    found = held(str(checkpoint.save(tmp_path / "checkpoints", 3, state, about, keep=1)))
+    found = contents(str(checkpoint.save(tmp_path / "checkpoints", 3, state, about, keep=1)))
     assert found["bank"] == {"size": 50, "dim": 6, "pointer": None} and found["queue"] is None
     assert not found["optimizer"] and found["flags"] is None and found["epoch"] is None
 

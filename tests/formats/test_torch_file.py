@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from moco_tf.errors import UserError
-from moco_tf.weights import torch_file, torch_pickle
+from moco_tf.formats import pth as torch_file
+from moco_tf.formats import torch_pickle
 
 DATA = pathlib.Path(__file__).parents[1] / "data" / "torch"
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -141,7 +142,7 @@ ATTACKS = {
     "getattr": b"\x80\x02cbuiltins\ngetattr\n.",
     "namespace": b"\x80\x02cargparse\nNamespace\n)R.",
     "dotted": stack_global("collections", "OrderedDict.__init__.__globals__") + b".",
-    "dotted module": stack_global("moco_tf.weights.torch_file", "os.system") + b".",
+    "dotted module": stack_global("moco_tf.formats.pth", "os.system") + b".",
     "newline in a name": stack_global("posix\nsystem", "x") + b".",
     "name of numbers": b"\x80\x04K\x01K\x02\x93.",
     "inst": b"(U\x02idios\nsystem\n.",
@@ -361,7 +362,7 @@ def state():
 
 
 def test_write_then_read(tmp_path):
-    torch_file.write(tmp_path / "new.pth", state())
+    torch_file.write_tensors(tmp_path / "new.pth", state())
     back = torch_file.read(tmp_path / "new.pth")
     assert list(back) == list(state())
     for name, value in state().items():
@@ -374,29 +375,29 @@ def test_write_refuses_what_pytorch_lacks_and_leaves_nothing(tmp_path):
     path = tmp_path / "new.pth"
     for bad in ({"a": np.zeros(2, np.complex64)}, {"a": np.array(["x"])}, {1: np.zeros(2)}, {"a": np.array([None])}):
         with pytest.raises(UserError):
-            torch_file.write(path, bad)
+            torch_file.write_tensors(path, bad)
     with pytest.raises(UserError, match="folder"):
-        torch_file.write(tmp_path / "none" / "new.pth", state())
+        torch_file.write_tensors(tmp_path / "none" / "new.pth", state())
     assert not list(tmp_path.iterdir())
 
 
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "old.pth"
-    torch_file.write(path, {"a": np.ones(2, "f4")})
+    torch_file.write_tensors(path, {"a": np.ones(2, "f4")})
 
     def fail(*args):
         raise OSError("disk full")
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", fail)
     with pytest.raises(UserError, match="disk full"):
-        torch_file.write(path, {"a": np.zeros(2, "f4")})
+        torch_file.write_tensors(path, {"a": np.zeros(2, "f4")})
     np.testing.assert_array_equal(torch_file.read(path)["a"], np.ones(2))
     assert [p.name for p in tmp_path.iterdir()] == ["old.pth"]
 
 
 def test_pytorch_reads_what_is_written(tmp_path):
     torch = pytest.importorskip("torch")
-    torch_file.write(tmp_path / "new.pth", state())
+    torch_file.write_tensors(tmp_path / "new.pth", state())
     for options in ({}, {"mmap": True}):
         back = torch.load(tmp_path / "new.pth", weights_only=True, **options)
         assert list(back) == list(state()) and all(tensor.is_contiguous() for tensor in back.values())

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from moco_tf.formats.torchvision import get_weights, set_weights
 from moco_tf.networks import cpu
 from moco_tf.networks.conv import Conv2D
 from moco_tf.networks.encoder import Encoder
-from moco_tf.weights.torchvision import get_weights, set_weights
 
 
 def direct(x, kernel):

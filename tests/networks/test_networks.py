@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 from support import parity_files, parity_weights
 
+from moco_tf.formats.torchvision import get_weights, set_weights
 from moco_tf.networks.encoder import Encoder
 from moco_tf.networks.norm import BatchNorm
-from moco_tf.weights.torchvision import get_weights, set_weights
 
 FORWARD = [
     "forward_resnet18_cifar_split1",

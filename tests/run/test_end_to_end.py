@@ -10,10 +10,10 @@ from support.marks import needs_fashion_mnist
 from support.programs import call, metrics, steps_kept
 
 from moco_tf.data.normalisation import NORMALISATIONS
+from moco_tf.formats import pth as torch_file
+from moco_tf.formats.load import load
+from moco_tf.formats.torchvision import get_weights
 from moco_tf.methods import base
-from moco_tf.weights import torch_file
-from moco_tf.weights.load import load
-from moco_tf.weights.torchvision import get_weights
 
 each_method = pytest.mark.parametrize("name", method_cases.METHODS)
 

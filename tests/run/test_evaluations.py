@@ -15,9 +15,9 @@ from support.evaluation_runs import PROBE, SMALL
 from support.programs import call, losses, metrics, parse
 
 from moco_tf.errors import UserError
+from moco_tf.formats.load import load
 from moco_tf.run import evaluate, probing
 from moco_tf.training import checkpoint
-from moco_tf.weights.load import load
 
 
 @pytest.fixture(scope="module")

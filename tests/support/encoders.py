@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from moco_tf.formats.base import Loaded
 from moco_tf.networks.encoder import Encoder
-from moco_tf.weights.load import Loaded
 
 SIZE, MEAN, STD = 24, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 CASES = {

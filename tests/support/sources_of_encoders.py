@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf import formats
+from moco_tf.formats import pth as torch_file
+from moco_tf.formats.torchvision import get_weights
 from moco_tf.training import checkpoint
-from moco_tf.weights import torch_file
-from moco_tf.weights.torchvision import get_weights
 from support import encoders
 
 RNG = np.random.default_rng(3)
@@ -23,8 +23,6 @@ KINDS = (
     "encoder.pth",
     "legacy.pth",
     "moco.npz",
-    "encoder.keras",
-    "encoder.pkl",
 )
 QUEUE, POINTER = RNG.normal(size=(16, 6)).astype(np.float32), 8  # KxC
 
@@ -45,7 +43,7 @@ def make(kind, folder):
     elif kind == "moco.npz":
         np.savez(path, **tensorpack_names(weights), queue=QUEUE, queue_ptr=np.array(POINTER))
     else:
-        formats.find({"pth": "pth", "keras": "keras", "pkl": "detectron2"}[kind.split(".")[1]]).write(subject, path)
+        formats.find("pth").write(subject, path)
     return path
 
 
@@ -71,12 +69,12 @@ def write_official(path, weights):
     """A checkpoint of facebookresearch/moco: query and key encoder, queue CxK and pointer."""
     state = {f"module.encoder_{which}.{name}": value for which in "qk" for name, value in weights.items()}
     state |= {"module.queue": np.ascontiguousarray(QUEUE.T), "module.queue_ptr": np.array([POINTER])}
-    torch_file.write(path, state)
+    torch_file.write_tensors(path, state)
 
 
 def write_legacy(path, weights):
     """The format of PyTorch before 1.6: pickles, then the storages one after the other."""
-    torch_file.write(path, weights)
+    torch_file.write_tensors(path, weights)
     head = b"".join(pickle.dumps(part, 2) for part in (torch_file.MAGIC, torch_file.PROTOCOL, {"little_endian": True}))
     with zipfile.ZipFile(path) as archive:
         data = archive.read("archive/data.pkl")

@@ -12,8 +12,8 @@ from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.formats import base
+from moco_tf.formats.base import Loaded
 from moco_tf.training import checkpoint
-from moco_tf.weights.load import Loaded
 
 TOLERANCE = 1e-5  # of the largest value: float32 sums in another order
 COMPARED = 4  # images of the data set; two of noise besides
@@ -22,8 +22,8 @@ COMPARED = 4  # images of the data set; two of noise besides
 def images(dataset: str | None, data_dir: str | None, subject: Loaded) -> tuple[list[np.ndarray], str]:
     """Images to compare on, uint8 HxWx3, and in words where they are from.
 
-    They are of the data set, or of the one that the encoder was trained on, or of Fashion-MNIST if one of these is
-    here; and there is noise of the network's size.
+    Some are of the data set, or of the one that the encoder was trained on, or of Fashion-MNIST if one of these is
+    here; others are noise of the network's size.
 
     Raises:
         UserError: the data set that was given cannot be read.

@@ -1,23 +1,20 @@
-"""What a run folder, a checkpoint or a file holds, found in its arrays without building a network."""
+"""What a run folder, a checkpoint or a file of another program holds, for `python -m moco_tf.show`."""
 
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.errors import UserError
+from moco_tf.formats import foreign
+from moco_tf.formats.base import Loaded, backbone_options
+from moco_tf.formats.load import find, from_checkpoint, from_foreign
 from moco_tf.training import checkpoint
-from moco_tf.weights import foreign
-from moco_tf.weights.architecture import describe
-from moco_tf.weights.load import described, find, query_encoder
-from moco_tf.weights.torchvision import to_torch_layout
 
 
-def held(path: str) -> dict[str, Any]:
-    """What --load=path holds, of plain types and in the order in which it is to be shown; None for what is not known.
+def contents(path: str) -> dict[str, Any]:
+    """What --load=path holds, of plain types and in the order in which it is to be shown; None if it is not known.
 
     parameters counts what is learnt in one encoder, head included; pooled_dim is D, feature_dim C of its head;
     optimizer says whether an optimizer's state is there; broken lists checkpoints that were passed over.
@@ -36,62 +33,48 @@ def held(path: str) -> dict[str, Any]:
 
 def _of_file(path: pathlib.Path) -> dict[str, Any]:
     state = foreign.read_state(path)
-    mean, std = state.about.get("mean"), state.about.get("std")
-    try:
-        about = {"source": state.source} | _encoder(state.encoder)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return about | {
+    loaded = from_foreign(path, state)
+    return _of_encoder(loaded) | {
+        "bn_splits": None,
         "key_encoder": state.key_encoder is not None,
         "queue": None if state.queue is None else _rows(state.queue.shape, state.queue_pointer),
         "bank": None,
         "optimizer": state.optimizer,
-        "step": state.about.get("step"),
+        "step": None,
         "epoch": state.epoch,
-        "image_size": state.about.get("image_size"),
-        "normalisation": {"mean": mean, "std": std} if mean else None,
-        **dict.fromkeys(("method", "dataset", "batch_size", "ranks", "flags")),
+        **dict.fromkeys(("image_size", "normalisation", "method", "dataset", "batch_size", "ranks", "flags")),
     }
 
 
 def _of_checkpoint(path: pathlib.Path) -> dict[str, Any]:
-    values = query_encoder(path)
-    about = described(path, values)
+    loaded, about = from_checkpoint(path), checkpoint.describe(path)
     shapes = {name.split("/.")[0]: tuple(shape) for name, shape in tf.train.list_variables(str(path / "variables"))}
     groups = {name.partition("/")[0] for name in shapes}
-    weights = {name: to_torch_layout(value) for name, value in values.items()}
-    return (
-        {"source": "moco_tf checkpoint"}
-        | _encoder(weights, about["encoder"]["bn_splits"])
-        | {
-            "key_encoder": "key_encoder" in groups,
-            "queue": _rows(shapes["queue"], _scalar(path, "queue_pointer")) if "queue" in shapes else None,
-            "bank": _rows(shapes["bank"]) if "bank" in shapes else None,
-            "optimizer": "optimizer" in groups,
-            "step": about["step"],
-            "epoch": _epoch(path.parent.parent / "metrics.jsonl", about["step"]),
-            "image_size": about.get("image_size"),
-            "normalisation": {part: tuple(about[part]) for part in ("mean", "std")},
-            **{name: about.get(name) for name in ("method", "dataset", "batch_size", "ranks")},
-            "flags": _flags(path.parent.parent / "flags.cfg"),
-        }
-    )
+    return _of_encoder(loaded) | {
+        "key_encoder": "key_encoder" in groups,
+        "queue": _rows(shapes["queue"], _scalar(path, "queue_pointer")) if "queue" in shapes else None,
+        "bank": _rows(shapes["bank"]) if "bank" in shapes else None,
+        "optimizer": "optimizer" in groups,
+        "step": loaded.step,
+        "epoch": _epoch(path.parent.parent / "metrics.jsonl", about["step"]),
+        "image_size": loaded.image_size,
+        "normalisation": {"mean": loaded.mean, "std": loaded.std},
+        **{name: about.get(name) for name in ("method", "dataset", "batch_size", "ranks")},
+        "flags": _flags(path.parent.parent / "flags.cfg"),
+    }
 
 
-def _encoder(weights: Mapping[str, np.ndarray], bn_splits: int | None = None) -> dict[str, Any]:
-    found = describe(weights)
-    learnt = [value for name, value in weights.items() if ".running_" not in name]
-    last = "conv3" if "layer4.0.conv3.weight" in weights else "conv2"
+def _of_encoder(loaded: Loaded) -> dict[str, Any]:
+    encoder, config, pooled = loaded.encoder, loaded.encoder.config, loaded.encoder.backbone.features
+    hidden = None if config["head"] in ("none", "linear") else config["hidden_dim"] or pooled
     return {
-        "arch": found.arch,
-        "stem": found.stem,
-        "width": found.width,
-        "bn_splits": bn_splits,
-        "pooled_dim": len(weights[f"layer4.0.{last}.weight"]),
-        "head": found.head,
-        "hidden_dim": found.hidden_dim or None,
-        "feature_dim": found.feature_dim,
-        "parameters": sum(value.size for value in learnt),
+        "source": loaded.source,
+        **backbone_options(encoder),
+        "pooled_dim": pooled,
+        "head": config["head"],
+        "hidden_dim": hidden,
+        "feature_dim": pooled if config["head"] == "none" else config["feature_dim"],
+        "parameters": sum(int(np.prod(variable.shape)) for variable in encoder.parameters()),
     }
 
 

@@ -1,23 +1,24 @@
-"""What architecture weights are of, by their names and shapes under torchvision's names and in PyTorch's layout."""
+"""Which of our ResNets the weights of a file of another program are of, by names and shapes.
+
+Names are torchvision's, arrays have PyTorch's layout. Our own checkpoints say what they are of.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from moco_tf.errors import UserError
-from moco_tf.weights.torch_objects import show
 
-_BLOCKS = {
+_BLOCKS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (1, 1, 1, 1)): "resnet10",
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
     ("bottleneck", (3, 4, 6, 3)): "resnet50",
 }
 _STEMS = {3: "cifar", 7: "imagenet"}
-NAME = re.compile(
+_NAME = re.compile(
     r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01])|fc(\.\d)?)\.(weight|bias|running_(mean|var))"
 )
 
@@ -35,12 +36,12 @@ class Architecture:
 
 
 def describe(state: Mapping[str, np.ndarray]) -> Architecture:
-    """The architecture of an encoder by its names and shapes (see `check_against` for all shapes).
+    """The architecture of an encoder by the names and shapes that tell it apart; see `check_against` for the others.
 
     Raises:
         UserError: not one of the ResNets that networks.encoder builds; says what was found.
     """
-    known = all(NAME.fullmatch(name) for name in state)
+    known = all(_NAME.fullmatch(name) for name in state)
     stages = [{name.split(".")[1] for name in state if name.startswith(f"layer{i}.")} for i in (1, 2, 3, 4)]
     block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
     arch = _BLOCKS.get((block, tuple(len(blocks) for blocks in stages)))
@@ -53,23 +54,7 @@ def describe(state: Mapping[str, np.ndarray]) -> Architecture:
             "known architecture; expected torchvision's names of resnet10, 18, 34 or 50 and a 3x3 or 7x7 conv1.weight"
         )
     pooled = conv1[0] * 8 * (4 if block == "bottleneck" else 1)
-    found = Architecture(arch, conv1[0], stem, *_head(state, pooled))
-    _check_sizes(state, conv1[0], pooled)
-    return found
-
-
-def _check_sizes(state: Mapping[str, np.ndarray], width: int, pooled: int) -> None:
-    """Refuses weights of which a network would be built that is much larger than they are."""
-    heads = sorted(name for name in state if name.startswith("fc.") and np.ndim(state[name]) == 2)
-    taken = [pooled, *(len(state[name]) for name in heads)]
-    expected = {"layer4.0.conv2.weight": (8 * width, 8 * width, 3, 3)}
-    expected |= {name: (len(state[name]), given) for name, given in zip(heads, taken)}
-    for name, shape in expected.items():
-        if np.shape(state.get(name, ())) != shape:
-            raise UserError(
-                f"{name} has the shape {np.shape(state.get(name, ()))}, expected {shape} by the layers before it; give "
-                "an undamaged file"
-            )
+    return Architecture(arch, conv1[0], stem, *_head(state, pooled))
 
 
 def _head(state: Mapping[str, np.ndarray], pooled: int) -> tuple[str, int, int]:
@@ -107,7 +92,13 @@ def check_against(state: Mapping[str, np.ndarray], expected_shapes: Mapping[str,
         raise UserError(f"a wrong architecture: {'; '.join(found)}; give the one that the weights were made for")
 
 
-def listed(names: Any) -> str:
+def listed(names: Collection[str]) -> str:
     """The first few of some names, on one line."""
-    shown = [show(name, 100) for name in sorted(names)[:4]]
+    shown = [printable(name, 100) for name in sorted(names)[:4]]
     return ", ".join(shown) + (f", ... ({len(names)} in all)" if len(names) > 4 else "") if shown else "no names"
+
+
+def printable(text: object, limit: int = 60) -> str:
+    """A string from a file (or another value's type) on one line of printable characters, cut at the limit."""
+    line = ascii(text if isinstance(text, str) else type(text).__name__)[1:-1]
+    return line if len(line) <= limit else line[: limit - 3] + "..."

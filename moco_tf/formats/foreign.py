@@ -1,22 +1,20 @@
 """Weights that other implementations of MoCo wrote, by content: encoders, queue and what architecture they are.
 
-Read are checkpoints of facebookresearch/moco and of its CIFAR-10 notebook, torchvision's ResNets (.pth),
-moco.tensorflow's .npz files, and the .keras and Detectron2 .pkl files that this package exports. Names follow
-torchvision, arrays PyTorch's layout: kernels OIHW, matrices (out, in).
+Read are checkpoints of facebookresearch/moco and of its CIFAR-10 notebook, torchvision's ResNets (.pth), and
+moco.tensorflow's .npz files. Names follow torchvision, arrays PyTorch's layout: kernels OIHW, matrices (out, in).
 """
 
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from moco_tf.errors import UserError
-from moco_tf.weights import detectron2, tensorpack, torch_file
-from moco_tf.weights.architecture import NAME, check_against, listed
-from moco_tf.weights.torch_objects import show
+from moco_tf.formats import pth, tensorpack
+from moco_tf.formats.architecture import check_against, listed, printable
 
 MAX_BYTES = 16 * 2**30  # ResNet-50 four times as wide, with its key encoder and optimizer, has 5 GB
 # The CIFAR-10 notebook's encoder is nn.Sequential: conv1, bn1, ReLU, four layers, pooling, flatten, fc.
@@ -33,9 +31,8 @@ class Foreign:
         queue: KxC float32, None if the file has none.
         queue_pointer: the row that is replaced next, None if the file has none.
         epoch, arch: as the file says.
-        source: "moco .pth.tar", "torchvision .pth", "moco.tensorflow .npz", ".keras" or "Detectron2 .pkl".
+        source: "moco .pth.tar", "torchvision .pth" or "moco.tensorflow .npz".
         optimizer: whether the file has an optimizer's state, too.
-        about: image_size, mean, std and step, where the file says them.
     """
 
     encoder: dict[str, np.ndarray]
@@ -46,7 +43,6 @@ class Foreign:
     arch: str | None
     source: str
     optimizer: bool = False
-    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuses two encoders of different shapes and a pointer outside of the queue."""
@@ -67,10 +63,11 @@ def read_state(path: str | os.PathLike) -> Foreign:
     if any(name.endswith(".npy") for name in entries):
         return _from_tensorpack(path)
     if "model.weights.h5" in entries:
-        return _from_keras(path)
-    if _is_pickle_of_others(path):
-        return _plain(detectron2.read(path), "Detectron2 .pkl", path)
-    data = torch_file.read(path)
+        raise UserError(
+            f"{path}: a .keras file, which is written here but not read; give the run folder or the .pth of the same "
+            "encoder"
+        )
+    data = pth.read(path)
     try:
         return _from_torch(data)
     except UserError as e:
@@ -94,37 +91,6 @@ def _zip_entries(path: str | os.PathLike) -> list[str]:
         return []  # the reader of PyTorch's files says what it is
 
 
-def _is_pickle_of_others(path: str | os.PathLike) -> bool:
-    """Whether a file is a pickle and does not begin with the magic number of PyTorch's legacy format."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except OSError:
-        return False  # the reader of PyTorch's files says why
-    return head[:1] == b"\x80" and torch_file.MAGIC.to_bytes(10, "little") not in head
-
-
-def _from_keras(path: str | os.PathLike) -> Foreign:
-    from moco_tf.weights import keras_file  # HDF5 only where it is needed
-
-    arrays, about = keras_file.read(path)
-    known = {name: value for name, value in arrays.items() if NAME.fullmatch(name)}  # no classifier put on top
-    return _plain(known, ".keras", path, about)
-
-
-def _plain(
-    arrays: Mapping[str, np.ndarray], source: str, path: str | os.PathLike, about: Mapping[str, Any] | None = None
-) -> Foreign:
-    """An encoder and nothing else."""
-    if "conv1.weight" not in arrays:
-        raise UserError(
-            f"{path}: no encoder (conv1) among {listed(arrays)}; expected a ResNet's; give an export of one"
-        )
-    about = dict(about or {})
-    optimizer = bool(about.pop("optimizer", False))
-    return Foreign(_encoder(arrays, ""), None, None, None, None, None, source, optimizer, about)
-
-
 def _from_tensorpack(path: str | os.PathLike) -> Foreign:
     arrays = tensorpack.read(path)
     try:
@@ -146,7 +112,7 @@ def _from_tensorpack(path: str | os.PathLike) -> Foreign:
 def _from_torch(data: Any) -> Foreign:
     expected = "expected a state_dict or a checkpoint with one, as torch.save(model.state_dict(), path) writes"
     if not isinstance(data, dict):
-        raise UserError(f"the file holds a {show(data)}; {expected}")
+        raise UserError(f"the file holds a {printable(data)}; {expected}")
     state = data.get("state_dict", data)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise UserError(f"its state_dict is no dict of names; {expected}")
@@ -204,7 +170,7 @@ def _queue(value: Any) -> np.ndarray | None:
     if value is None:
         return None
     if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind != "f":
-        shape = getattr(value, "shape", show(value))
+        shape = getattr(value, "shape", printable(value))
         raise UserError(f"the queue is {shape}; expected a floating-point matrix; use a file of MoCo with one queue")
     return np.ascontiguousarray(value, dtype=np.float32)
 
@@ -213,6 +179,6 @@ def _pointer(value: Any) -> int | None:
     if value is None:
         return None
     if not isinstance(value, np.ndarray) or value.size != 1 or value.dtype.kind not in "iu":
-        shape = getattr(value, "shape", show(value))
+        shape = getattr(value, "shape", printable(value))
         raise UserError(f"queue_ptr is {shape}; expected one integer; use a file of MoCo with one queue")
     return int(value.reshape(-1)[0])

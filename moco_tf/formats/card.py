@@ -1,5 +1,6 @@
 """The card beside an export, in Markdown: what the encoder is, how it was trained and measured, how to use it."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -9,25 +10,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import __version__
 from moco_tf.config import define
+from moco_tf.formats.base import Loaded, backbone_options
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint
-from moco_tf.weights.load import Loaded
 
 _MARK = "<!-- written by moco_tf.export -->"  # the first line of a card
 _TITLES = {"kNN": "kNN", "lincls": "linear"}
-_PLACES = ("--workdir=", "--data_dir=")  # of no use elsewhere
+_PLACES = ("--workdir=", "--data_dir=")  # of no use on another machine
 _SETTINGS = ("k", "temperature", "weighting", "feature", "epochs")
 
 
 def place(export: pathlib.Path, suffix: str) -> pathlib.Path:
-    """Where the card of an export stands: inside of a folder (a format without a suffix), beside a file."""
+    """Path of an export's card: in its folder (a format without a suffix), or beside its file."""
     return export.with_name(f"{export.name}.md") if suffix else export / "README.md"
 
 
 def is_card(path: pathlib.Path) -> bool:
-    """Whether a file is a card of an export: what it describes may be replaced. Raises OSError."""
+    """Whether a file is a card of an export, so that what it describes may be replaced. Raises OSError."""
     if not path.is_file():
         return False
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -46,33 +46,44 @@ def text(subject: Loaded, name: str, use: str) -> str:
     rows = {"source": f"{_origin(subject)} ({subject.source}{f', step {subject.step}' if subject.step else ''})"}
     rows |= _training(subject) | _architecture(subject.encoder)
     rows["input"] = (
-        f"RGB, {size} x {size}; of images of other sizes the centre, after the short side became "
-        f"{round(size * 256 / 224)} (antialiased)"
+        f"RGB, {size} x {size}; larger and smaller images are resized until the short side is "
+        f"{round(size * 256 / 224)} (antialiased), then the centre is cut out"
     )
     rows["normalisation"] = f"of RGB in [0, 1]: mean {_numbers(subject.mean)}, deviation {_numbers(subject.std)}"
     rows["written by"] = (
-        f"moco_tf {__version__}, TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}"
+        f"moco_tf {_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}, NumPy {np.__version__}"
     )
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     parts = [f"{_MARK}\n# {name}: an image encoder\n\n| | |\n|---|---|\n{table}", f"## Use\n\n{use}"]
     return "\n".join([*parts, *_accuracy(subject), *_recipe(subject)])
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("moco_tf")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def _architecture(encoder: Encoder) -> dict[str, str]:
     config, pooled = encoder.config, encoder.backbone.features
-    rows = {"architecture": f"{config['arch']}, {config['stem']} stem, width {config['width']}"}
+    words = {name: f"{name.replace('_', ' ')} {value}" for name, value in backbone_options(encoder).items()}
+    words |= {"arch": config["arch"], "bn_splits": ""} | (
+        {"stem": f"{config['stem']} stem"} if "stem" in config else {}
+    )
+    rows = {"architecture": ", ".join(filter(None, words.values()))}
     rows["parameters"] = f"{sum(int(np.prod(v.shape)) for v in encoder.parameters()):,}, float32"
     rows["pooled features"] = f"D = {pooled}"
     if config["head"] != "none":
         hidden = "" if config["head"] == "linear" else f", hidden width {config['hidden_dim'] or pooled}"
         rows["head"] = f"{config['head']}{hidden}, C = {config['feature_dim']}"
-    if config["bn_splits"] > 1:
-        rows["batch norm"] = f"in {config['bn_splits']} splits: a training batch must be a multiple of it"
+    if config.get("bn_splits", 1) > 1:
+        rows["batch norm"] = f"in {config['bn_splits']} splits, of which a training batch must be a multiple"
     return rows
 
 
 def _origin(subject: Loaded) -> str:
-    """The run folder's name and the checkpoint's, or the file's name: where they lay is of no use elsewhere."""
+    """The run folder's name and the checkpoint's, or the file's name: their place is of no use on another machine."""
     path = pathlib.Path(os.path.realpath(subject.path))
     return "/".join(path.parts[-3:]) if _checkpoint(subject) else path.name
 
@@ -93,8 +104,8 @@ def _training(subject: Loaded) -> dict[str, str]:
 def _accuracy(subject: Loaded) -> Iterator[str]:
     """The evaluations in the run folder that were made of this very checkpoint."""
     path = _checkpoint(subject)
-    found = sorted((path.parent.parent if path else pathlib.Path()).glob("*/result.json")) if path else []
-    rows = [row for row in (_row(file, path) for file in found) if row]
+    rows = [_row(file, path) for file in sorted(path.parent.parent.glob("*/result.json"))] if path else []
+    rows = [row for row in rows if row]
     if rows:
         yield "## Accuracy\n\n| evaluation | data set | top-1 | top-5 | settings |\n|---|---|---|---|---|\n" + "".join(
             rows
@@ -121,7 +132,7 @@ def _told(result: dict) -> list[tuple[str, object]]:
 
 
 def _flagged(file: pathlib.Path) -> list[tuple[str, str]]:
-    """How the images were cut, where the evaluation was told: without that its accuracy cannot be had again."""
+    """How the images were cut, if a flag said it: nobody can repeat the evaluation without that."""
     flags = file.with_name("flags.cfg")
     found = define.texts_of(flags)
     return [(name, found[name]) for name in ("image_size", "test_resize") if found.get(name, "0") != "0"]

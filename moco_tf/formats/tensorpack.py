@@ -31,7 +31,7 @@ _LAYER = re.compile(r"(?P<block>group(?P<group>\d)/block(?P<index>\d+)/)?(?P<con
 _DENSE = re.compile(r"(?:linear|fc)(\d*)(?:_\w+)?")
 
 
-def read(path: str) -> dict[str, np.ndarray]:
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name, without TensorFlow's ":0"; pickled objects are refused."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -46,7 +46,7 @@ def read(path: str) -> dict[str, np.ndarray]:
         raise _unreadable(path, e) from e
 
 
-def _unreadable(path: str, error: Exception) -> UserError:
+def _unreadable(path: str | os.PathLike, error: Exception) -> UserError:
     reason = ascii(str(error))[1:-1][:80]
     return UserError(f"{path}: not a readable .npz file ({reason}); expected arrays saved by np.savez; copy it again")
 
@@ -110,8 +110,8 @@ def _to_torch(value: np.ndarray, reverse_input: bool) -> np.ndarray:
 
 
 def _dense_index(name: str) -> int:
-    index = _DENSE.match(name).group(1)
-    return int(index) if index else 0
+    match = _DENSE.match(name)
+    return int(match[1]) if match and match[1] else 0
 
 
 def _rename(name: str, dense: list[str]) -> tuple[str | None, int]:

@@ -1,1 +1,0 @@
-"""Encoders from files and into files."""
