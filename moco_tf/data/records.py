@@ -9,6 +9,7 @@ import tensorflow as tf
 from moco_tf.data.sources import RecordSource, Source, decode_rgb
 from moco_tf.errors import RankError
 from moco_tf.training import device
+from moco_tf.training.files import one_line
 
 _AHEAD = 2  # batches prepared in advance
 
@@ -147,7 +148,7 @@ class RecordReader:
             with tf.device("/CPU:0"):
                 return self._load_one(*(tf.convert_to_tensor(value) for value in row))
         except (tf.errors.OpError, UnicodeDecodeError) as error:  # the latter when a message quotes the image's bytes
-            self._unreadable.add(index, _reason(error))
+            self._unreadable.add(index, one_line(error) if isinstance(error, tf.errors.OpError) else "not an image")
             return None
 
 
@@ -167,10 +168,3 @@ def _take(chunks: Iterator, rest: list | None, stop: int) -> tuple[list | None, 
     cut = np.searchsorted(columns[0], stop)
     below, above = ([column[part] for column in columns] for part in (slice(cut), slice(cut, None)))
     return below if cut else None, above if cut < len(columns[0]) else None
-
-
-def _reason(error: Exception) -> str:
-    """The line of TensorFlow's message that says what is wrong, without tracebacks and node names."""
-    message = error.message if isinstance(error, tf.errors.OpError) else "not an image"
-    line = message.split("\n\t [[")[0].strip().split("\n")[-1]
-    return line.split("}} ")[-1].split(" [Op:")[0].replace("\t", " ")[:200]

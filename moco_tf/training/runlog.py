@@ -6,12 +6,11 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
 
 import tensorflow as tf
 import tqdm
 
-from moco_tf.errors import UserError
+from moco_tf.training.files import write_whole, writing
 
 
 class RunLog:
@@ -92,27 +91,6 @@ def close_all() -> None:
         log.close()
 
 
-@contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-    """Turns what the system says of a file into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error}); free or mend the disk") from None
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file that has the old text or the new one, whatever happens. Raises UserError."""
-    draft = path.with_name(f".{path.name}.draft")
-    with writing(path):
-        try:
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, path)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
-
-
 def _drop_after(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
@@ -124,14 +102,3 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue  # a line that a crash cut off
     write_whole(path, "".join(f"{line}\n" for line in kept))
-
-
-def make_folder(path: pathlib.Path) -> None:
-    """Creates the run folder. Raises UserError when it cannot be written to."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another rank may have been quicker
-    except OSError as error:
-        raise UserError(f"--workdir={path} cannot be written ({error.strerror}); give another folder") from None

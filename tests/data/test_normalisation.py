@@ -170,7 +170,7 @@ def test_broken_files(tmp_path, text, expected):
 
 def test_a_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write"):
         kept(tmp_path / "file" / "normalisation.json", sources.ArraySource("noise", colours(3, 4, 4)))
 
 

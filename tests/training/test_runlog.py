@@ -5,9 +5,8 @@ import json
 import pytest
 import tensorflow as tf
 
-from moco_tf.errors import UserError
 from moco_tf.training import runlog
-from moco_tf.training.runlog import RunLog, make_folder
+from moco_tf.training.runlog import RunLog
 
 
 def lines(folder):
@@ -86,13 +85,3 @@ def test_messages_stand_above_the_bar(tmp_path, capfd):
     log.say("epoch 1: kNN top-1 50%")
     log.close()
     assert "epoch 1: kNN top-1 50%\n" in capfd.readouterr().out
-
-
-def test_run_folder(tmp_path):
-    make_folder(tmp_path / "a" / "b")
-    make_folder(tmp_path / "a" / "b")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(UserError, match=f"--workdir={path} cannot be written .*; give another folder"):
-            make_folder(path)
