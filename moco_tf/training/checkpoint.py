@@ -1,29 +1,33 @@
-"""Complete checkpoints: written whole or not at all, read back before older ones go, checked when read.
+"""Complete checkpoints: written as a whole, read back before older ones are removed, checked when read.
 
     checkpoints/step-00001200/variables.index, variables.data-..., checkpoint.json
 
-Each is a tf.train.Checkpoint over nested dicts of variables under torchvision's names; checkpoint.json says what made
-it (encoder, normalisation, step, flags) and holds the files' sizes and SHA-256.
+Each is a tf.train.Checkpoint over nested dicts of variables under torchvision's names. checkpoint.json says what made
+it (encoder, normalisation, step, flags) and the sizes of the files. TensorFlow writes a checksum (CRC32C) of every
+variable and compares it whenever it reads one.
 """
 
 import errno
-import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from moco_tf.errors import UserError
+from moco_tf.training.files import one_line
 
 DESCRIPTION = "checkpoint.json"
 # Running statistics of each rank, one row a rank; the encoders' own groups hold their means. See rank_statistics.py.
 RANK_STATISTICS = "rank_statistics"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # TensorFlow's own entry: which object has which variable
+_UNREADABLE = (ValueError, LookupError, RuntimeError, tf.errors.OpError)  # what TensorFlow raises for damaged files
 
 
 def save(
@@ -36,13 +40,13 @@ def save(
     """
     target, draft = folder / f"step-{step:08d}", folder / f".draft-{step:08d}"
     try:
-        for left in folder.glob(".draft-*"):  # of processes that were killed
-            shutil.rmtree(left, ignore_errors=True)
+        for old in folder.glob(".draft-*"):  # of processes that were killed
+            shutil.rmtree(old, ignore_errors=True)
         draft.mkdir(parents=True)
         tf.train.Checkpoint(**state).write(str(draft / "variables"))
         for path in draft.iterdir():
             _to_disk(path)
-        files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in draft.iterdir()}
+        files = {path.name: {"size": path.stat().st_size} for path in draft.iterdir()}
         _compare(draft, state)
         about = {**description, "step": step, "permanent": permanent, "files": files}
         (draft / DESCRIPTION).write_text(json.dumps(about, indent=1))
@@ -56,14 +60,14 @@ def save(
         found = existing(folder)
         rest = f"; the last one is {found[-1]}" if found else ""
         raise UserError(
-            f"cannot write a checkpoint to {target} ({_first_line(error)}); free or mend the disk{rest}"
+            f"cannot write a checkpoint to {target} ({one_line(error)}); free or mend the disk{rest}"
         ) from None
     _prune(folder, target, keep)
     return target
 
 
 def _to_disk(path: pathlib.Path) -> None:
-    """Waits until a file (or the names in a folder) is on the disk, and forgets it: what is read next is read there."""
+    """Waits until a file (or a folder's names) is on the disk; drops it from the cache, so that the disk is read."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -74,9 +78,9 @@ def _to_disk(path: pathlib.Path) -> None:
 
 
 def _compare(path: pathlib.Path, state: Mapping) -> None:
-    """Raises OSError when what can be read is not what was to be written."""
-    reader = tf.train.load_checkpoint(str(path / "variables"))
-    reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")  # has a checksum of its own
+    """Reads the checkpoint back. Raises OSError when a variable differs from the state."""
+    reader = _reader(path)
+    reader.get_tensor(_GRAPH)
     for key, variable in _leaves(state).items():
         if reader.get_tensor(key + _SUFFIX).tobytes() != variable.numpy().tobytes():
             raise OSError(errno.EIO, f"{_unescaped(key)} reads back differently")
@@ -87,7 +91,7 @@ def _prune(folder: pathlib.Path, newest: pathlib.Path, keep: int) -> None:
     found = existing(folder)
     until = found[: found.index(newest) + 1]
     for old in found:
-        # Later ones are broken, or the run would have gone on from them: they must not take a place among the kept.
+        # Later ones are broken, or the run would have gone on from them: they must not count among the newest.
         if old not in until or (old not in until[-keep:] and not _is_permanent(old)):
             shutil.rmtree(old, ignore_errors=True)
 
@@ -106,8 +110,8 @@ def existing(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def newest_sound(folder: pathlib.Path) -> tuple[pathlib.Path | None, list[str]]:
-    """The newest checkpoint whose files are whole, and a line about each newer one that is not."""
-    complaints = []
+    """The newest checkpoint that is not damaged, and a line about each newer one that is."""
+    complaints: list[str] = []
     for path in reversed(existing(folder)):
         try:
             check(path)
@@ -121,24 +125,32 @@ def describe(path: pathlib.Path) -> dict:
     """What checkpoint.json says. Raises UserError when it cannot be read."""
     try:
         description = json.loads((path / DESCRIPTION).read_text())
-        int(description["step"]), [(file["size"], file["sha256"]) for file in description["files"].values()]
+        int(description["step"]), [file["size"] for file in description["files"].values()]
         return description
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint {path}: {DESCRIPTION} is missing or broken ({_first_line(error)})") from None
+        raise UserError(f"checkpoint {path}: {DESCRIPTION} is missing or broken ({one_line(error)})") from None
 
 
 def check(path: pathlib.Path) -> None:
-    """Compares sizes and checksums. Raises UserError at the first file that differs."""
+    """Compares the files' sizes and reads every variable. Raises UserError at the first one that is damaged."""
     for name, expected in describe(path)["files"].items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
-        if size != expected["size"] or _sha256(file) != expected["sha256"]:
-            came = "is missing" if size is None else f"has {size} bytes or other contents"
+        if size != expected["size"]:
+            came = "is missing" if size is None else f"has {size} bytes"
             raise UserError(f"checkpoint {path} is broken: {name} {came}, expected {expected['size']} bytes")
+    place = "variables.index"
+    try:
+        reader = _reader(path)
+        for place in reader.get_variable_to_shape_map():
+            reader.get_tensor(place)  # compares the checksum
+    except _UNREADABLE as error:
+        place = _unescaped(place.removesuffix(_SUFFIX))
+        raise UserError(f"checkpoint {path} is broken: {place} cannot be read ({one_line(error)})") from None
 
 
 def restore(path: pathlib.Path, state: Mapping) -> None:
-    """Sets every variable of a state from a checkpoint of the same structure; RANK_STATISTICS are passed over.
+    """Sets every variable of a state from a checkpoint of the same structure, without RANK_STATISTICS.
 
     Raises:
         UserError: the checkpoint holds other variables.
@@ -154,12 +166,12 @@ def restore(path: pathlib.Path, state: Mapping) -> None:
         )
     status = tf.train.Checkpoint(**state).read(str(path / "variables"))
     status.assert_existing_objects_matched()
-    status.expect_partial()  # no word about RANK_STATISTICS
+    status.expect_partial()  # no warning about RANK_STATISTICS
 
 
 def read_group(path: pathlib.Path, group: str) -> dict[str, np.ndarray]:
     """One group of a checkpoint's variables as arrays, in Keras layout: {torchvision name: array}."""
-    reader = tf.train.load_checkpoint(str(path / "variables"))
+    reader = _reader(path)
     keys = [key for key in _shapes(path) if key.startswith(f"{group}/")]
     return {_unescaped(key[len(group) + 1 :]): reader.get_tensor(key + _SUFFIX) for key in keys}
 
@@ -168,21 +180,25 @@ def read_rank_statistics(path: pathlib.Path) -> np.ndarray | None:
     """RANK_STATISTICS of a checkpoint, one row a rank; None in those of other programs."""
     if RANK_STATISTICS not in _shapes(path):
         return None
-    return tf.train.load_checkpoint(str(path / "variables")).get_tensor(RANK_STATISTICS + _SUFFIX)
+    return _reader(path).get_tensor(RANK_STATISTICS + _SUFFIX)
 
 
 def _shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
     """Shapes by tf.train.Checkpoint's keys of the variables in a checkpoint."""
     try:
-        shapes = tf.train.load_checkpoint(str(path / "variables")).get_variable_to_shape_map()
-    except (ValueError, tf.errors.OpError) as error:
-        raise UserError(f"checkpoint {path} cannot be read ({_first_line(error)}); give an undamaged one") from None
+        shapes = _reader(path).get_variable_to_shape_map()
+    except _UNREADABLE as error:
+        raise UserError(f"checkpoint {path} cannot be read ({one_line(error)}); give an undamaged one") from None
     return {key.removesuffix(_SUFFIX): tuple(shape) for key, shape in shapes.items() if key.endswith(_SUFFIX)}
+
+
+def _reader(path: pathlib.Path) -> Any:  # TensorFlow gives its class no public name
+    return tf.train.load_checkpoint(str(path / "variables"))
 
 
 def _leaves(state: Mapping, prefix: str = "") -> dict[str, tf.Variable]:
     """Variables of a state by tf.train.Checkpoint's keys."""
-    leaves = {}
+    leaves: dict[str, tf.Variable] = {}
     for name, value in state.items():
         key = prefix + _escaped(name)
         leaves |= _leaves(value, f"{key}/") if isinstance(value, Mapping) else {key: value}
@@ -205,21 +221,3 @@ def _escaped(name: str) -> str:
 
 def _unescaped(key: str) -> str:
     return key.replace("..", "\0").replace(".S", "/").replace("\0", ".")
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: object) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    # TensorFlow's words for a file: "{{function_node ...}} path; No space left on device [Op:SaveV2]"
-    return lines[0].split("}} ")[-1].split(" [Op:")[0].split("; ")[-1][:200]

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training: the state is copied at its step, a thread does the rest."""
+"""Writes checkpoints while training goes on: the state is copied at its step, a thread writes the copy."""
 
 import pathlib
 import sys
@@ -12,11 +12,11 @@ from moco_tf.training import checkpoint
 
 
 class Writer:
-    """Saves checkpoints in a thread while training goes on; a context that ends when the last one is written.
+    """Saves checkpoints in a thread. A context, which ends when the last one is written.
 
     Args:
         folder: of the checkpoints.
-        keep: the newest ones that stay, see `checkpoint.save`.
+        keep: number of newest ones that stay, see `checkpoint.save`.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int) -> None:
@@ -25,10 +25,10 @@ class Writer:
         self._last: Future | None = None
 
     def save(self, step: int, state: Mapping, description: Mapping, permanent: bool = False) -> None:
-        """Copies the state to host memory and returns; waits before, when the last checkpoint is still being written.
+        """Copies the state to host memory and returns. First waits until the checkpoint before is written.
 
         Raises:
-            UserError: the last one could not be written.
+            UserError: the one before could not be written.
         """
         self.wait()
         self._last = self._thread.submit(
@@ -55,13 +55,13 @@ class Writer:
         except UserError as late:
             if error is None:
                 raise
-            print(late, file=sys.stderr, flush=True)  # what stops the program is the other error
+            print(late, file=sys.stderr, flush=True)  # the program stops with the other error
         finally:
             self._thread.shutdown()
 
 
 def _host_copy(state: Mapping) -> dict:
-    """Variables of the same values in host memory, which training does not change."""
+    """Copies of the variables in host memory, which training does not change."""
     with tf.device("/CPU:0"):
         return {
             name: _host_copy(value) if isinstance(value, Mapping) else tf.Variable(tf.identity(value), trainable=False)
