@@ -21,7 +21,7 @@ from moco_tf.run import build, evaluate, loop, resume
 from moco_tf.training import guard, stop
 from moco_tf.training.checkpoint_writer import Writer
 from moco_tf.training.collectives import SingleProcess
-from moco_tf.training.watchdog import Watchdog
+from moco_tf.training.hang import HangTimer
 
 
 def options(program="pretrain", **values):
@@ -128,7 +128,7 @@ def test_a_run_watches_for_a_collapse(tmp_path, monkeypatch):
     batches = pipeline.TrainBatches(ArraySource("black", np.zeros([32, 2, 2, 3], np.uint8)), 4, 0)
     monkeypatch.setattr(loop, "save", lambda *_: None)
     run = SimpleNamespace(o=tiny(batch_size=4), batches=batches, method=method, monitor=None, total=8)
-    loop.fit(run, resume.Found(), said, Writer(tmp_path, 1), stop.Signals(), Watchdog(0, 0, 1, ""))
+    loop.fit(run, resume.Found(), said, Writer(tmp_path, 1), stop.Signals(), HangTimer(0, 0, 1, ""))
     assert len(said) == 1 and "at step 4: feature_std is 0.001" in said[0]
 
 

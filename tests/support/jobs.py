@@ -69,7 +69,7 @@ class Job:
         for process in self.alive():
             try:
                 place = process.environ()
-                is_program = process.cmdline()[:1] == [sys.executable] and "watchdog.py" not in str(process.cmdline())
+                is_program = process.cmdline()[:1] == [sys.executable]
                 if is_program and "HOROVOD_RANK" in place:
                     found[place["HOROVOD_HOSTNAME"], int(place["HOROVOD_LOCAL_RANK"])] = process
             except psutil.Error:

@@ -52,7 +52,7 @@ def test_worker_dies_and_another_joins(photos, tmp_path):
 @pytest.mark.horovod
 @pytest.mark.system
 def test_worker_that_hangs(photos, tmp_path):
-    """Its watchdog ends it, and the other finishes the run alone."""
+    """Its hang timer ends it, and the other finishes the run alone."""
     cluster = Cluster(tmp_path, f"{HERE}:1", f"{THERE}:1")
     options = ["-np", 2, "--min-np", 1, "--max-np", 2, *cluster.options]
     with Job(tmp_path, *options, worker="hanging", data_dir=photos, steps=20, step_timeout=5) as job:

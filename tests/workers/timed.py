@@ -1,10 +1,10 @@
-"""Four steps of a rank under its watchdog, the third of which is special. usage: watched.py RANK LIMIT WHAT"""
+"""Four steps of a rank under its hang timer, the third of which is special. usage: timed.py RANK LIMIT WHAT"""
 
 import ctypes
 import sys
 import time
 
-from moco_tf.training.watchdog import Watchdog
+from moco_tf.training.hang import HangTimer
 
 
 def hold_the_gil(seconds):
@@ -29,19 +29,19 @@ def batches(what, too_long):
 
 def main(rank, limit, what):
     too_long = 1.25 * limit
-    with Watchdog(limit, rank, 2, "test") as watchdog:
+    with HangTimer(limit, rank, 2, "test") as timer:
         third = {
             "step": lambda: time.sleep(60),
             "gil_step": lambda: hold_the_gil(60),
             "gil_metrics": lambda: hold_the_gil(60),
-            "saving": lambda: (watchdog.saving(3), time.sleep(too_long)),
-            "evaluation": lambda: (watchdog.off(), time.sleep(too_long)),
+            "saving": lambda: (timer.saving(3), time.sleep(too_long)),
+            "evaluation": lambda: (timer.stop(), time.sleep(too_long)),
         }
-        for step, _ in watchdog.steps(batches(what, too_long)):
+        for step, _ in timer.steps(batches(what, too_long)):
             time.sleep(limit / 8)
             if step == 3:
                 if what not in ("step", "gil_step"):
-                    watchdog.alone("writing metrics")
+                    timer.restart("writing metrics")
                 print("the third step", flush=True)
                 third.get(what, lambda: rest(limit / 4))()
     print("done", flush=True)
