@@ -8,8 +8,8 @@ import tensorflow as tf
 from moco_tf.benchmark import allgather_shuffle, timing
 from moco_tf.contrast import shuffle_bn
 from moco_tf.methods.base import SHUFFLE, Method
-from moco_tf.training.collectives import compressed_mean
 from moco_tf.training.counting import Counting
+from moco_tf.training.update import compressed_mean
 
 
 def exchanges(method: Method, images: tf.Tensor) -> dict[str, tuple[Callable, object]]:

@@ -21,6 +21,7 @@ from moco_tf.training.exchange import averaged
 from moco_tf.training.guard import Guard
 from moco_tf.training.loss_scale import LossScale
 from moco_tf.training.stop import StopRequest
+from moco_tf.training.update import Guard, LossScale, compressed_mean
 
 # The uses of randomness in a step, see Method.seed_of.
 FIRST_VIEW, SECOND_VIEW, SHUFFLE, OTHER_SHUFFLE, NOISE = range(5)
@@ -71,7 +72,7 @@ class Method(keras.Model):
             images are shuffled across ranks and splits before (methods with a key encoder: ShuffleBN, section 3.3 of
             MoCo); "sync", the batch of all ranks (SyncBN). With "split" statistics that a query shares with its key
             may give the positives away; with "sync" they still share them, but those of more images say less of one.
-        compression: "float16" or "bfloat16" sends gradients to other ranks in half the bytes; "none" as they are.
+        compression: "float16" sends gradients to other ranks in half the bytes; "none" as they are.
     """
 
     num_views, uses_labels, classifies = 2, False, False

@@ -1,13 +1,16 @@
 """What crosses ranks: Horovod, or the identity in a single process. The only file that imports Horovod."""
 
-import math
+import json
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import TypeVar
 
+import numpy as np
 import tensorflow as tf
 
-from moco_tf.errors import UserError
+from moco_tf.errors import FirstRankError, UserError
 
 
 class SingleProcess:
@@ -28,7 +31,7 @@ class SingleProcess:
         return tensors
 
     def broadcast(self, variables: list[tf.Variable]) -> None:
-        """Gives the variables of rank 0 to all ranks."""
+        """Sets the variables of all ranks to rank 0's."""
 
     def barrier(self) -> None:
         """Waits for all ranks."""
@@ -53,26 +56,7 @@ class Horovod:
         return self._hvd.allgather(rows)
 
     def mean(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        if tensors[0].dtype == tf.bfloat16:
-            return self._mean_by_parts(tensors)
         return self._hvd.grouped_allreduce(tensors, op=self._hvd.Average)
-
-    def _mean_by_parts(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """The mean of bfloat16 tensors, which Horovod 0.28.1 can carry as bits but not add.
-
-        Rank r adds the r-th parts of all ranks, in float32, and passes the mean on: an allreduce's bytes. Between hosts
-        it is slower than Horovod's own, whose ring leaves each host once.
-        """
-        sizes = [math.prod(tensor.shape) for tensor in tensors]
-        part = -(-sum(sizes) // self.size)
-        flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
-        flat = tf.pad(flat, [[0, part * self.size - sum(sizes)]])
-        parts = self.alltoall(tf.bitcast(flat, tf.uint16), tf.fill([self.size], part))
-        parts = tf.cast(tf.bitcast(tf.reshape(parts, [self.size, part]), tf.bfloat16), tf.float32)
-        mean = tf.cast(tf.reduce_mean(parts, axis=0), tf.bfloat16)
-        means = tf.bitcast(self.allgather(tf.bitcast(mean, tf.uint16)), tf.bfloat16)
-        means = tf.split(means[: sum(sizes)], sizes)
-        return [tf.reshape(mean, tensor.shape) for mean, tensor in zip(means, tensors)]
 
     def broadcast(self, variables: list[tf.Variable]) -> None:
         self._hvd.broadcast_variables(variables, root_rank=0)
@@ -84,28 +68,44 @@ class Horovod:
 Collectives = SingleProcess | Horovod
 
 
-def compressed_mean(collectives: Collectives, tensors: list[tf.Tensor], dtype: str) -> list[tf.Tensor]:
-    """The mean over ranks of each tensor, in its own dtype, but sent as dtype: "float16" or "bfloat16".
+Result = TypeVar("Result")
 
-    float16 keeps 11 bits; below 6e-8 they vanish, and a sum above 65,504 overflows, because Horovod adds in float16.
-    bfloat16 keeps 8 bits and float32's range. A single process rounds, too.
+
+def broadcast_result(ranks: Collectives, function: Callable[[], Result]) -> Result:
+    """Calls the function on rank 0 and returns its result, which must fit into JSON, on every rank.
+
+    Raises:
+        UserError: the function's, on rank 0; a FirstRankError with its text on the others.
     """
-    means = collectives.mean([tf.cast(tensor, dtype) for tensor in tensors])
-    return [tf.cast(mean, tensor.dtype) for mean, tensor in zip(means, tensors, strict=True)]
+    text = ""
+    if ranks.rank == 0:
+        try:
+            text = json.dumps({"result": function()})
+        except UserError as error:
+            text = json.dumps({"error": str(error)})
+    answer = json.loads(_broadcast_bytes(ranks, text.encode()))
+    if "error" in answer:
+        raise (UserError if ranks.rank == 0 else FirstRankError)(answer["error"])
+    return answer["result"]
+
+
+def _broadcast_bytes(ranks: Collectives, data: bytes) -> bytes:
+    """Rank 0's bytes on every rank."""
+    with tf.device("/CPU:0"):
+        length = tf.Variable(len(data), dtype=tf.int64)
+        ranks.broadcast([length])
+        text = tf.Variable(np.frombuffer(data, np.uint8) if ranks.rank == 0 else np.zeros(int(length), np.uint8))
+        ranks.broadcast([text])
+    return text.numpy().tobytes()
+
+
+def _launched(*names: str, default: int) -> int:
+    """What a launcher says of this process in the first of these environment variables that it has set."""
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
 
 def _launched_rank() -> int:
-    for name in ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
-
-
-def _launched_size() -> int:
-    for name in ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return 1
+    return _launched("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", default=0)
 
 
 def connect() -> Collectives:
@@ -114,13 +114,18 @@ def connect() -> Collectives:
 
 
 def gpu_of_rank(local_rank: int, local_size: int, gpus: int) -> int:
-    """Which of the GPUs that this process sees is its own.
+    """The index of this rank's GPU among those that this process sees.
 
-    A launcher may show each rank all GPUs of the machine (horovodrun), or its own one alone (Slurm's
-    --gpus-per-task=1, CUDA_VISIBLE_DEVICES).
+    A launcher may show each rank all GPUs of the machine (horovodrun), or only its own (Slurm's --gpus-per-task=1,
+    CUDA_VISIBLE_DEVICES).
+
+    Args:
+        local_rank: this rank's number on this machine.
+        local_size: ranks on this machine.
+        gpus: GPUs that this process sees.
 
     Raises:
-        UserError: there are several, but fewer than ranks.
+        UserError: there are several GPUs, but fewer than ranks.
     """
     if 1 < gpus < local_size:
         raise UserError(
@@ -131,7 +136,7 @@ def gpu_of_rank(local_rank: int, local_size: int, gpus: int) -> int:
 
 
 def is_first_rank() -> bool:
-    """Whether this process may print, before or without connecting."""
+    """Whether this process is rank 0, also before it connects."""
     return _launched_rank() == 0
 
 
@@ -143,13 +148,8 @@ def say(message: str) -> None:
 
 def of_several_ranks() -> bool:
     """Whether a launcher started this process as one of several."""
-    return _launched_size() > 1 or "HOROVOD_RANK" in os.environ
-
-
-# Seconds until Horovod should name the ranks that the others wait for, and until it should end the job; without the
-# second it waits for ever. Its Gloo build was not seen to do either (docs/clusters.md): watchdog.py finds a rank that
-# hangs. A process that stands still, or whose machine is lost, is found by HOROVOD_GLOO_TIMEOUT_SECONDS (30).
-STALL_LIMITS = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "60", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "600"}
+    size = _launched("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", default=1)
+    return size > 1 or "HOROVOD_RANK" in os.environ
 
 
 def horovod() -> ModuleType:
@@ -158,8 +158,6 @@ def horovod() -> ModuleType:
     Raises:
         UserError: it is not installed.
     """
-    for name, seconds in STALL_LIMITS.items():
-        os.environ.setdefault(name, seconds)
     try:
         import horovod.tensorflow as hvd
     except ImportError as error:
@@ -169,14 +167,14 @@ def horovod() -> ModuleType:
         ) from None
     if not hvd.is_initialized():
         hvd.init()
-    # An elastic job numbers its ranks anew while they run, where Python's view of the environment does not follow.
+    # In an elastic job ranks get new numbers while they run, which os.environ does not show.
     os.environ["HOROVOD_RANK"], os.environ["HOROVOD_SIZE"] = str(hvd.rank()), str(hvd.size())
     return hvd
 
 
 def is_rank_failure(error: Exception) -> bool:
-    """Whether a collective ended with this error because another rank is gone, hangs or has stopped."""
-    # Horovod's collectives raise UnknownError; its Python helpers turn some of these into an error of their own.
+    """Whether a collective ended with this error because another rank has ended, hangs or has stopped."""
+    # Horovod's collectives raise UnknownError; its Python helpers make an error of their own of some.
     failed = isinstance(error, (tf.errors.UnknownError, tf.errors.AbortedError)) and "orovod" in str(error)
     return failed or type(error).__name__ == "HorovodInternalError"
 

@@ -60,7 +60,7 @@ def test_bench_counts_what_compression_and_bn_send(tmp_path):
     figures = {}
     values = {"fake": "true", "dataset": "cifar10", "views": "none", "batch_size": 8, "queue_size": 64, "epochs": 1}
     values |= {"bench_steps": 1, "repeats": 1, "warmup_steps": 1, "precision": "float32", "jit_compile": "false"}
-    for name, more in {"plain": {}, "small": {"compression": "bfloat16", "bn": "sync", "scale_to": "1,8,1024"}}.items():
+    for name, more in {"plain": {}, "small": {"compression": "float16", "bn": "sync", "scale_to": "1,8,1024"}}.items():
         call("bench", "debug/pretrain.cfg", json=tmp_path / name, **values, **more)
         figures[name] = json.loads((tmp_path / name).read_text())
     plain, small = (figures[name]["collectives"] for name in ("plain", "small"))

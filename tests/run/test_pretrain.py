@@ -18,7 +18,7 @@ from moco_tf.data.views import geometry as augment_geometry
 from moco_tf.errors import UserError
 from moco_tf.methods import base
 from moco_tf.run import build, evaluate, loop, resume
-from moco_tf.training import guard, stop
+from moco_tf.training import stop, update
 from moco_tf.training.checkpoint_writer import Writer
 from moco_tf.training.collectives import SingleProcess
 from moco_tf.training.hang import HangTimer
@@ -117,7 +117,7 @@ def test_a_run_watches_for_a_collapse(tmp_path, monkeypatch):
     """Features of 16 dimensions that collapse at the third step, looked at every second one."""
     method, said = SimpleNamespace(query_encoder=of_dimension(16), steps=tf.Variable(0)), Said()
     method.optimizer = SimpleNamespace(learning_rate=tf.Variable(0.0))
-    method.guard, method.stop = guard.Guard(1), stop.StopRequest()
+    method.guard, method.stop = update.Guard(1), stop.StopRequest()
     method.state = dict
 
     def train_step(batch):

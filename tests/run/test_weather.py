@@ -18,7 +18,7 @@ from moco_tf.errors import UserError
 from moco_tf.methods.moco import MoCo
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run import loop, program, resume
-from moco_tf.training import checkpoint, guard, optimizers, runlog
+from moco_tf.training import checkpoint, optimizers, runlog, update
 from moco_tf.training.collectives import SingleProcess
 from moco_tf.training.lock import RunLock
 from moco_tf.training.meter import Meter
@@ -203,7 +203,7 @@ def test_gradient_that_is_not_finite(policy, taken):
         assert any(np.any(before[name] != value) for name, value in values_of(method).items())
     else:
         with pytest.raises(UserError, match=r"^after step 1 \S+, \S+ hold numbers that are not finite; no checkpoint"):
-            guard.check_state(method.state(), 1, lambda: "there is no checkpoint yet")
+            update.check_state(method.state(), 1, lambda: "there is no checkpoint yet")
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
@@ -217,7 +217,7 @@ def test_weights_do_not_take_part_in_a_step_of_such_a_loss(loss):
 
 def test_largest_norms():
     norms, weights = tf.constant([2.0, np.nan, np.inf, 7.0]), [tf.constant([3.0, 4.0]), *(tf.zeros([1]),) * 3]
-    said = guard.explanation(9, ["a", "b", "c", "d"], weights, norms, "kept")
+    said = update.explanation(9, ["a", "b", "c", "d"], weights, norms, "kept")
     assert "of step 9 " in said and "parameters: a 5, b 0, c 0; of gradients: b nan, c inf, d 7; kept;" in said
 
 

@@ -1,11 +1,11 @@
-"""Dynamic loss scaling: the scale's rule, steps that are left out, float16 training equal to float32's."""
+"""Loss scaling (the scale's rule, steps left out, float16 training equal to float32's), means in float16."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from support import method_cases
 
-from moco_tf.training.loss_scale import LossScale
+from moco_tf.training.update import LossScale
 
 
 def test_scale_is_halved_on_overflow_and_doubled_after_the_interval():
