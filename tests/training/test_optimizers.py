@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from support import oracles
 
+from moco_tf.errors import UserError
 from moco_tf.training import optimizers
 
 MODES = ("eager", "graph", "compiled")
@@ -176,3 +177,40 @@ def test_config_makes_the_same_optimizer(kind):
     weights, gradients = problem(3)
     for one, other in zip(trajectories(original, weights, gradients), trajectories(again, weights, gradients)):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("sgd", {"momentum": 0.8, "weight_decay": 0.1, "nesterov": True}),
+        ("lars", {"momentum": 0.8, "weight_decay": 0.1}),
+        ("adam", {"weight_decay": 0.1}),
+    ],
+)
+def test_found_by_name(name, expected):
+    built = optimizers.build(name, 0.25, momentum=0.8, weight_decay=0.1, nesterov=True)
+    config = built.get_config()
+    assert float(built.learning_rate) == 0.25 and {key: config[key] for key in expected} == expected
+
+
+def test_a_module_of_the_user(tmp_path, monkeypatch):
+    (tmp_path / "plain.py").write_text(
+        "from moco_tf.training.optimizers import Optimizer\n\n\n"
+        "class Plain(Optimizer):\n"
+        "    def __init__(self, learning_rate, **kwargs):\n"
+        "        super().__init__(learning_rate, 0.0, (), **kwargs)\n\n"
+        "    def update_step(self, gradient, variable, learning_rate):\n"
+        "        variable.assign_sub(learning_rate * gradient)\n"
+    )
+    package = tmp_path.rename(tmp_path.with_name("users_optimizers"))
+    monkeypatch.syspath_prepend(package.parent)
+    built = optimizers.build("users_optimizers.plain", 0.5)
+    variable = keras.Variable(np.float32([1.0]))
+    built.build([variable])
+    built.apply([tf.constant([1.0])], [variable])
+    assert variable.value.numpy().tolist() == [0.5]
+
+
+def test_a_wrong_name_says_what_there_is():
+    with pytest.raises(UserError, match=r"--optimizer=lasr came, expected one of adam, lars, sgd \(did you mean lars"):
+        optimizers.build("lasr", 0.1)
