@@ -19,7 +19,6 @@ from moco_tf.training.meter import Meter
 from moco_tf.training.runlog import RunLog, make_folder, write_whole
 from moco_tf.training.stop import INTERRUPTED, Signals, Stopped
 from moco_tf.training.update import check_state, explanation
-from moco_tf.training.waiting import InputWait
 
 
 def train(training: Training, name: str, received: Signals, introduce: Callable[[int], None]) -> None:

@@ -1,41 +1,47 @@
-"""Means of a step's metrics between two lines of metrics, and images per second."""
+"""Measures a training loop: means of its metrics, images per second, the share of time spent waiting for input."""
 
 import collections
 import math
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import tensorflow as tf
 
+Batch = TypeVar("Batch")
+
 
 class Meter:
-    """Means of a step's metrics and images per second since they were last read.
+    """Means of the steps' metrics and images per second since the last reading.
 
     Args:
         batch_size: images a step.
-        pending: metrics of steps before, which `pending` returned when the run was left.
+        pending: metrics of the steps before, as `pending` returned them when a checkpoint was written.
     """
 
     def __init__(self, batch_size: int, pending: dict[str, list[float]] | None = None) -> None:
         self._batch_size = batch_size
-        self._values: dict[str, list] = collections.defaultdict(list, {n: list(v) for n, v in (pending or {}).items()})
+        self._values: dict[str, list[tf.Tensor | float]] = collections.defaultdict(list)
+        for name, values in (pending or {}).items():
+            self._values[name] += values
         self.restart()
 
     def restart(self) -> None:
-        """Leaves the time until now out of the images per second."""
+        """Starts the time for the images per second again."""
         self._since, self._steps = time.monotonic(), 0
 
     def add(self, metrics: dict[str, tf.Tensor]) -> None:
-        """Counts a step. Values stay on the device until they are read."""
+        """Counts a step. Its metrics stay on the device until they are read."""
         self._steps += 1
         for name, value in metrics.items():
             self._values[name].append(value)
 
     def pending(self) -> dict[str, list[float]]:
-        """What the next reading will be the mean of, so that a resumed run reads the same."""
+        """The metrics since the last reading, for a checkpoint: a resumed run then reads the same means."""
         return {name: [float(value) for value in column] for name, column in self._values.items()}
 
     def read(self) -> dict[str, float]:
-        """The means since the last reading, over the steps where they are finite; without those that never were."""
+        """Means over the steps where a metric is finite; without metrics that never were."""
         values = {}
         for name, column in self.pending().items():
             finite = [value for value in column if math.isfinite(value)]
@@ -46,3 +52,32 @@ class Meter:
         self._values.clear()
         self.restart()
         return values
+
+
+class InputWait:
+    """The time that the loop waits for the next batch, a mean over the batches since it was last read.
+
+    On a GPU a step returns before it is done, so that part of the wait may overlap with the step before.
+    """
+
+    def __init__(self) -> None:
+        self._seconds, self._batches = 0.0, 0
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; measures the wait for each."""
+        asked = time.perf_counter()
+        for batch in batches:
+            self._seconds += time.perf_counter() - asked
+            self._batches += 1
+            yield batch
+            asked = time.perf_counter()
+
+    def share(self, batches_per_second: float) -> float:
+        """The share of a step's time that was spent waiting, 0 to 1, since the last call.
+
+        Args:
+            batches_per_second: of the loop, over the same batches.
+        """
+        seconds = self._seconds / max(self._batches, 1)
+        self._seconds, self._batches = 0.0, 0
+        return min(1.0, seconds * batches_per_second)
