@@ -15,12 +15,12 @@ from moco_tf.errors import UserError
 from moco_tf.formats import export
 from moco_tf.formats.load import SOURCES, load
 from moco_tf.run import program
-from moco_tf.training import collectives, device
+from moco_tf.training import device, launcher
 
 
 def main(options: Export) -> None:
     """Exports with the given options."""
-    if not collectives.is_first_rank():
+    if not launcher.is_first_rank():
         return  # one process does it all
     path, name, output, data = options.encoder.load, options.export.format, options.export.output, options.data
     if not path:

@@ -32,7 +32,7 @@ from moco_tf.data.records import UnreadableImages
 from moco_tf.data.sources import SPLITS, RecordSource
 from moco_tf.errors import UserError
 from moco_tf.run import program
-from moco_tf.training import collectives, device
+from moco_tf.training import device, launcher
 
 _PAUSE = 0.5 if sys.stderr.isatty() else 10.0  # seconds between two redraws of the progress bar
 _CARD = """# {name}: packed images
@@ -57,7 +57,7 @@ holds sizes and SHA-256 sums.
 def main(options: Pack) -> None:
     """Packs, or verifies a pack, with the given options."""
     o = types.SimpleNamespace(**define.values_of(options))
-    if not collectives.is_first_rank():
+    if not launcher.is_first_rank():
         return  # one process does it all
     check(o)
     folder = pathlib.Path(o.output)

@@ -13,12 +13,12 @@ from moco_tf.errors import UserError
 from moco_tf.formats.contents import contents
 from moco_tf.formats.load import SOURCES
 from moco_tf.run import program
-from moco_tf.training import collectives
+from moco_tf.training import launcher
 
 
 def main(options: Show) -> None:
     """Prints what --load holds."""
-    if not collectives.is_first_rank():
+    if not launcher.is_first_rank():
         return
     path = options.encoder.load
     if not path:

@@ -26,8 +26,8 @@ from moco_tf.formats.load import load as load_encoder
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run import results
 from moco_tf.run.probing import name_of
-from moco_tf.training import checkpoint, collectives, device
-from moco_tf.training.runlog import make_folder
+from moco_tf.training import checkpoint, collectives, device, launcher
+from moco_tf.training.files import make_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Pretrained(Loaded):
         self._check_file()
         recipe = recipes.recipe(flagfile, program=program, load=self.path, **{**self._flags, **flags})
         recipes.run(recipe)
-        if not collectives.is_first_rank():
+        if not launcher.is_first_rank():
             return {}
         name = name_of(recipe.options) if program == "lincls" else program
         return results.folder_of(recipe.options.run, recipe.options.encoder, name).read_result()

@@ -13,9 +13,8 @@ from moco_tf.contrast import shuffle_bn
 from moco_tf.evaluation.probe import Classifiers, optimizer_state
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training.collectives import Collectives
-from moco_tf.training.exchange import averaged
-from moco_tf.training.guard import Guard
 from moco_tf.training.stop import StopRequest
+from moco_tf.training.update import Guard, averaged
 
 
 class FineTuning:

@@ -15,9 +15,8 @@ from moco_tf.data.pipeline import epoch_order
 from moco_tf.errors import UserError
 from moco_tf.evaluation.scores import label_places
 from moco_tf.training.collectives import Collectives
-from moco_tf.training.exchange import averaged
-from moco_tf.training.guard import Guard
 from moco_tf.training.stop import StopRequest
+from moco_tf.training.update import Guard, averaged
 
 HELD_OUT = 0.1  # share of the training images on which settings are compared
 _ROWS = 8192  # features that are tested at a time

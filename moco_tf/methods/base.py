@@ -17,11 +17,8 @@ from moco_tf.contrast import shuffle_bn
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import device
 from moco_tf.training.collectives import Collectives, SingleProcess
-from moco_tf.training.exchange import averaged
-from moco_tf.training.guard import Guard
-from moco_tf.training.loss_scale import LossScale
 from moco_tf.training.stop import StopRequest
-from moco_tf.training.update import Guard, LossScale, compressed_mean
+from moco_tf.training.update import Guard, LossScale, averaged
 
 # The uses of randomness in a step, see Method.seed_of.
 FIRST_VIEW, SECOND_VIEW, SHUFFLE, OTHER_SHUFFLE, NOISE = range(5)

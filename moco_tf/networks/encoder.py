@@ -47,7 +47,7 @@ class Encoder(keras.Model):
         super().__init__(name=name, dtype=dtype)
         if head not in HEADS:
             raise ValueError(f"head is {head!r}; expected one of {list(HEADS)}")
-        self.config: dict[str, Value] = {"arch": arch, **backbone.options(arch), **options, "bn_splits": bn_splits}
+        self.config: dict[str, Any] = {"arch": arch, **backbone.options(arch), **options, "bn_splits": bn_splits}
         self.config |= {"head": head, "feature_dim": feature_dim, "hidden_dim": hidden_dim, "head_init": head_init}
         self.micro_batches = 1  # a training pass takes one after the other, see `save_memory`
         self.backbone = backbone.build(arch, bn_splits, self.dtype_policy, options)

@@ -14,7 +14,7 @@ from moco_tf.evaluation.subject import Subject
 from moco_tf.run import prepare, results
 from moco_tf.run.results import Result
 from moco_tf.training.collectives import Collectives
-from moco_tf.training.runlog import make_folder
+from moco_tf.training.files import make_folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import tensorflow as tf
 from moco_tf.config.options import CheckpointOptions
 from moco_tf.run.folder import RunFolder
 from moco_tf.training.collectives import Collectives
-from moco_tf.training.guard import Guard
 from moco_tf.training.stop import StopRequest
+from moco_tf.training.update import Guard
 
 
 class Learner(Protocol):

@@ -11,12 +11,13 @@ from moco_tf.run import statistics
 from moco_tf.run.learner import Batches, Training
 from moco_tf.run.resume import Start, resume
 from moco_tf.training import checkpoint, device, elastic
-from moco_tf.training.agree import on_first_rank
 from moco_tf.training.checkpoint_writer import Writer
-from moco_tf.training.guard import check_state, explanation
+from moco_tf.training.collectives import broadcast_result
+from moco_tf.training.files import make_folder, write_whole
+from moco_tf.training.hang import HangTimer
 from moco_tf.training.lock import RunLock
-from moco_tf.training.meter import Meter
-from moco_tf.training.runlog import RunLog, make_folder, write_whole
+from moco_tf.training.meter import InputWait, Meter
+from moco_tf.training.runlog import RunLog
 from moco_tf.training.stop import INTERRUPTED, Signals, Stopped
 from moco_tf.training.update import check_state, explanation
 
@@ -37,13 +38,13 @@ def train(training: Training, name: str, received: Signals, introduce: Callable[
     folder, ranks, limits = training.folder, training.collectives, training.checkpoints
     make_folder(folder.path)
     with RunLock(folder.path) as lock:
-        on_first_rank(ranks, lock.acquire)
+        broadcast_result(ranks, lock.acquire)
         start = resume(training)
         if ranks.rank == 0:
             write_whole(folder.flags, define.flagfile(training.options))
             introduce(start.step)
         log = RunLog(folder.path, ranks.rank == 0, training.total, start.step)
-        hang = Watchdog(limits.step_timeout, ranks.rank, ranks.size, name, elastic.is_elastic())
+        hang = HangTimer(limits.step_timeout, ranks.rank, ranks.size, name, elastic.is_elastic())
         with received.deferred(), Writer(folder.checkpoints, limits.keep) as writer, hang:
             Loop(training, start, log, writer, received, hang).run()
         log.close()
@@ -63,7 +64,7 @@ class Loop:
     """
 
     def __init__(
-        self, training: Training, start: Start, log: RunLog, writer: Writer, received: Signals, hang: Watchdog
+        self, training: Training, start: Start, log: RunLog, writer: Writer, received: Signals, hang: HangTimer
     ) -> None:
         self.training, self.learner, self.start, self.log = training, training.learner, start, log
         self.writer, self.received, self.hang = writer, received, hang
@@ -101,7 +102,7 @@ class Loop:
             return
         self._check_finite(step)
         stop = 0 if last else self.learner.stop.status()
-        self.hang.alone(f"writing the metrics of step {step}")
+        self.hang.restart(f"writing the metrics of step {step}")
         if logs:
             self._write(step, epoch, learning_rate)
         if evaluates:
@@ -125,7 +126,7 @@ class Loop:
 
     def _evaluate(self, step: int, epoch: float) -> None:
         assert self.training.evaluation is not None
-        self.hang.off()
+        self.hang.stop()
         with statistics.averaged(self.learner, self.training.collectives):
             values = self.training.evaluation.measure(step, epoch)
         self.log.write(step, **{"epoch": epoch, **values})

@@ -225,11 +225,8 @@ def method(o: Pretrain, ranks: Collectives, view: View, train: Source) -> Method
 
 def optimizer(options: OptimizerOptions) -> keras.optimizers.Optimizer:
     """The optimizer, before its first step."""
-    if options.optimizer == "sgd":
-        return optimizers.SGD(options.learning_rate, options.momentum, options.weight_decay, options.nesterov)
-    if options.optimizer == "lars":
-        return optimizers.LARS(options.learning_rate, options.momentum, options.weight_decay)
-    return optimizers.Adam(options.learning_rate, weight_decay=options.weight_decay)
+    o = options
+    return optimizers.build(o.optimizer, o.learning_rate, o.momentum, o.weight_decay, o.nesterov)
 
 
 def pieces_to_compile(o: Pretrain, ranks: Collectives) -> str:

@@ -26,7 +26,7 @@ from moco_tf.run.learner import Batches, Evaluation, Training
 from moco_tf.run.results import Result
 from moco_tf.training import device, schedules
 from moco_tf.training.collectives import Collectives
-from moco_tf.training.runlog import make_folder
+from moco_tf.training.files import make_folder
 from moco_tf.training.stop import Signals, signals
 
 

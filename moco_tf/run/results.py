@@ -14,7 +14,7 @@ from moco_tf.errors import UserError
 from moco_tf.evaluation import scores
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint
-from moco_tf.training.runlog import make_folder, write_whole
+from moco_tf.training.files import make_folder, write_whole
 
 
 @dataclasses.dataclass(frozen=True)

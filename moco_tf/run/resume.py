@@ -11,7 +11,7 @@ from moco_tf.errors import UserError
 from moco_tf.run import statistics
 from moco_tf.run.learner import Training
 from moco_tf.training import checkpoint, elastic
-from moco_tf.training.agree import on_first_rank
+from moco_tf.training.collectives import broadcast_result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def resume(training: Training) -> Start:
         return Start()
     if elastic.restore(learner.state()):
         return Start(int(learner.steps_done.numpy()))
-    about: Any = on_first_rank(ranks, lambda: _restore(training))
+    about: Any = broadcast_result(ranks, lambda: _restore(training))
     learner.synchronise()
     if about is None:
         return Start()

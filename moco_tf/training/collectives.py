@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.errors import FirstRankError, UserError
+from moco_tf.training import launcher
 
 
 class SingleProcess:
@@ -99,18 +100,9 @@ def _broadcast_bytes(ranks: Collectives, data: bytes) -> bytes:
     return text.numpy().tobytes()
 
 
-def _launched(*names: str, default: int) -> int:
-    """What a launcher says of this process in the first of these environment variables that it has set."""
-    return next((int(os.environ[name]) for name in names if name in os.environ), default)
-
-
-def _launched_rank() -> int:
-    return _launched("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", default=0)
-
-
 def connect() -> Collectives:
     """Horovod's collectives when a launcher started this process as one of several, else those of one process."""
-    return Horovod() if of_several_ranks() else SingleProcess()
+    return Horovod() if launcher.of_several_ranks() else SingleProcess()
 
 
 def gpu_of_rank(local_rank: int, local_size: int, gpus: int) -> int:
@@ -135,21 +127,10 @@ def gpu_of_rank(local_rank: int, local_size: int, gpus: int) -> int:
     return local_rank if gpus > 1 else 0
 
 
-def is_first_rank() -> bool:
-    """Whether this process is rank 0, also before it connects."""
-    return _launched_rank() == 0
-
-
 def say(message: str) -> None:
     """Prints a line for the user on rank 0 only."""
-    if is_first_rank():
+    if launcher.is_first_rank():
         print(message, file=sys.stderr, flush=True)
-
-
-def of_several_ranks() -> bool:
-    """Whether a launcher started this process as one of several."""
-    size = _launched("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", default=1)
-    return size > 1 or "HOROVOD_RANK" in os.environ
 
 
 def horovod() -> ModuleType:
@@ -162,7 +143,7 @@ def horovod() -> ModuleType:
         import horovod.tensorflow as hvd
     except ImportError as error:
         raise UserError(
-            f"this is rank {_launched_rank()} of a job of several ranks, but Horovod cannot be imported ({error}); "
+            f"this is rank {launcher.rank()} of a job of several ranks, but Horovod cannot be imported ({error}); "
             "run launch/horovod.sh, or start one process without horovodrun"
         ) from None
     if not hvd.is_initialized():

@@ -7,26 +7,37 @@ import tensorflow as tf
 
 from moco_tf.errors import UserError
 from moco_tf.training.collectives import Collectives
+from moco_tf.training.stop import StopRequest
 
 _SHOWN = 3  # layers named in a message
 
 
-def average(
-    collectives: Collectives, gradients: list[tf.Tensor], values: tf.Tensor, compression: str = "none"
-) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Means over ranks of the gradients and of a step's other numbers.
+def averaged(
+    collectives: Collectives,
+    stop: StopRequest,
+    gradients: list[tf.Tensor],
+    metrics: dict[str, tf.Tensor],
+    compression: str = "none",
+) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+    """Means over ranks of gradients and of scalar metrics; every rank learns whether one was asked to stop.
 
     Args:
         collectives: what crosses ranks.
+        stop: this rank's request goes along; what all agreed on is set.
         gradients: of this rank.
-        values: other numbers of this rank, as a vector of the gradients' dtype; sent as they are.
+        metrics: of this rank.
         compression: "none": one exchange; "float16": gradients are sent in float16, in an exchange of their own.
     """
+    numbers = [*metrics.values(), *tf.unstack(stop.asked)]
+    values = tf.stack([tf.cast(x, gradients[0].dtype) for x in numbers])
     if compression == "none":
         *gradients, values = collectives.mean([*gradients, values])
-        return gradients, values
-    gradients = compressed_mean(collectives, gradients, compression)
-    return gradients, collectives.mean([values])[0]
+    else:
+        gradients = compressed_mean(collectives, gradients, compression)
+        (values,) = collectives.mean([values])  # few bytes, as they are
+    *values, requeue, interrupt = tf.unstack(values)
+    stop.agreed.assign(tf.cast([requeue, interrupt], tf.float32))
+    return gradients, dict(zip(metrics, values, strict=True))
 
 
 def compressed_mean(collectives: Collectives, tensors: list[tf.Tensor], dtype: str) -> list[tf.Tensor]:

@@ -16,7 +16,7 @@ from tensorboard.plugins import projector
 
 from moco_tf.errors import UserError
 from moco_tf.reporting import curves, embedding_map, pictures, runs, settings, svg
-from moco_tf.training.waiting import InputWait
+from moco_tf.training.meter import InputWait
 
 
 def test_page_asks_for_nothing(run):
