@@ -29,7 +29,8 @@ from moco_tf.data import packed
 from moco_tf.data.packed import Index, Shard
 from moco_tf.data.packing import QUALITY, ShardWriter, encoded, encoder, example, fingerprint, original
 from moco_tf.data.records import UnreadableImages
-from moco_tf.data.sources import SPLITS, RecordSource
+from moco_tf.data.sets.find import SPLITS
+from moco_tf.data.sources import RecordSource
 from moco_tf.errors import UserError
 from moco_tf.run import program
 from moco_tf.training import device, launcher

@@ -28,6 +28,7 @@ class Photos:
     num_examples: int = 1_281_167
     num_classes: int = 1000
     image_shape: tuple[int, int] | None = None
+    fixed_size: bool = False
 
 
 def stand_in(dataset: str) -> ArraySource | Photos:
@@ -46,8 +47,8 @@ def as_stored(method: Method, source: Source | Photos, image_size: int, batch: i
     Images are whole where the step crops them (an ArraySource), or one crop, or two, of image_size.
     """
     rng = np.random.default_rng(0)
-    side = source.image_shape if isinstance(source, ArraySource) else (image_size, image_size)
-    number = 1 if isinstance(source, ArraySource) else method.num_views
+    side = source.image_shape if source.fixed_size else (image_size, image_size)
+    number = 1 if source.fixed_size else method.num_views
     images = [tf.constant(rng.integers(0, 256, (batch, *side, 3), np.uint8)) for _ in range(number)]
     return (tuple(images) if number > 1 else images[0], *_labels_and_indices(rng, source, batch))
 

@@ -9,26 +9,18 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.pipeline import eval_batches
-from moco_tf.data.sources import ArraySource, Source
+from moco_tf.data.sets import fashion_mnist, find, tfds
+from moco_tf.data.sets.tfds import Normalisation
+from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.training.files import one_line, write_whole, writing
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation, of R, G and B
-
 NORMALISATIONS: dict[str, Normalisation] = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    # What all ImageNet models use; the deviation of all pixels would be about 0.28.
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    # Of its 50,000 training images; the deviations are means over the images, as contrastive recipes have them.
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),  # of its 50,000 training images
-    "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),  # of its 5,000 labelled training images
-    "svhn_cropped": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),  # of its 73,257 training images
-    "mnist": ((0.1307,) * 3, (0.3081,) * 3),  # of its 60,000 training images
-    "fashion_mnist": ((0.2860,) * 3, (0.3530,) * 3),  # of its 60,000 training images
+    "imagenet": tfds.IMAGENET,
+    **tfds.NORMALISATIONS,
+    "fashion_mnist": fashion_mnist.NORMALISATION,
 }
-# Other sets of ImageNet's own images.
-_LIKE_IMAGENET = re.compile(r"imagenet2012\w*|imagenet100|imagenette|imagewang|imagenet_v2")
 MIN_STD = 0.01  # 2.5 grey levels: images of one colour would be divided by 0
 
 
@@ -36,8 +28,8 @@ def known(name: str, dataset: str) -> Normalisation | None:
     """(mean, deviation) of the named normalisation; None when it is "auto" and the data set's own must be measured."""
     if name != "auto":
         return NORMALISATIONS[name]
-    base = re.split("[/:]", dataset)[0]  # without TFDS's configuration and version
-    return NORMALISATIONS.get("imagenet" if _LIKE_IMAGENET.fullmatch(base) else base)
+    own = find.module(re.split("[/:]", dataset)[0])  # without TFDS's configuration and version
+    return getattr(own, "NORMALISATION", None) if own else tfds.normalisation(dataset)
 
 
 def normalisation(name: str, dataset: str) -> Normalisation:
@@ -85,7 +77,7 @@ def measure(source: Source, count: int = 2000, seed: int = 0) -> Normalisation:
         chosen = np.random.default_rng(seed).choice(source.num_examples, count, replace=False)
         source = source.subset(np.sort(chosen))  # sorted: files are read in their order
     with tf.device("/CPU:0"):
-        if isinstance(source, ArraySource):
+        if source.fixed_size:
             parts = [_moments(images).numpy() for images, *_ in eval_batches(source, 64)]
         else:
             batches = eval_batches(source, 64, prepare_one=_moments, max_bad_images=source.num_examples)

@@ -22,7 +22,8 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from moco_tf.data.order import span_reader
-from moco_tf.data.sources import SPLITS, RecordSource
+from moco_tf.data.sets.find import SPLITS
+from moco_tf.data.sources import RecordSource
 from moco_tf.errors import UserError
 
 INDEX, CARD, UNREADABLE = "index.json", "README.md", "unreadable.txt"
@@ -200,6 +201,11 @@ def places(folder: pathlib.Path, shard: Shard) -> np.ndarray:
     if not whole or (found[:, :2] < 0).any() or (found[:, 0] > shard.bytes - found[:, 1]).any():
         raise UserError(f"{path} is damaged, expected the places of {shard.records} records by {INDEX}; {_AGAIN}")
     return found
+
+
+def is_here(data_dir: str | None) -> bool:
+    """Whether the folder is there."""
+    return bool(data_dir) and os.path.isdir(data_dir or "")
 
 
 def load(split: str, data_dir: str | None) -> RecordSource:

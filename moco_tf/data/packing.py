@@ -12,7 +12,8 @@ from moco_tf.data import packed
 from moco_tf.data.packed import Shard
 from moco_tf.data.records import UnreadableImages
 from moco_tf.data.sets import tfds as tfds_source
-from moco_tf.data.sources import RecordSource, decode_rgb, load
+from moco_tf.data.sets.find import load
+from moco_tf.data.sources import RecordSource, decode_rgb
 from moco_tf.data.views.geometry import resize_one
 
 QUALITY = 90  # of JPEGs that are made smaller, where --quality does not say

@@ -1,7 +1,8 @@
 """Data sets: an ArraySource holds fixed-size images in memory, a RecordSource reads encoded images by index.
 
-Both have: name, num_examples, class_names, num_classes (0 without labels), image_shape ((H, W), None when sizes vary),
-labels (int32 N, -1 where there is none; None when they are known only once read) and image(index).
+Both have: name, num_examples, class_names, num_classes (0 without labels), fixed_size (whether all images have one
+size), image_shape ((H, W), None when sizes vary), labels (int32 N, -1 where there is none; None when they are known
+only once read), read_span, subset(indices) and image(index). data/sets/find.py loads them by name.
 """
 
 from collections.abc import Callable
@@ -10,9 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.image_bounds import within_bounds
-from moco_tf.errors import UserError
-
-SPLITS = ("train", "test")
 
 
 class ArraySource:
@@ -21,6 +19,9 @@ class ArraySource:
     NxHxWx1 is accepted and shown as RGB without taking more memory. Without labels all of them are -1.
     """
 
+    fixed_size = True
+    read_span: Callable[[np.ndarray], None] | None = None
+
     def __init__(
         self, name: str, images: np.ndarray, labels: np.ndarray | None = None, class_names: tuple[str, ...] = ()
     ) -> None:
@@ -28,13 +29,11 @@ class ArraySource:
             images = np.broadcast_to(images, (*images.shape[:-1], 3))
         self.name = name
         self.images = images
-        self.labels: np.ndarray | None = np.full(len(images), -1, np.int32)
-        if labels is not None:
-            self.labels = np.asarray(labels, np.int32)
+        self.labels = np.full(len(images), -1, np.int32) if labels is None else np.asarray(labels, np.int32)
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
         self.num_examples = len(images)
-        self.image_shape: tuple[int, int] | None = tuple(images.shape[1:3])
+        self.image_shape: tuple[int, int] | None = images.shape[1:3]
 
     def subset(self, indices: np.ndarray) -> "ArraySource":
         """The source of these examples alone."""
@@ -53,6 +52,8 @@ class RecordSource:
     describe: index -> path or other name of the example, for messages.
     read_span: see order.ReadAhead; None where neighbours are not stored one after another.
     """
+
+    fixed_size = False
 
     def __init__(
         self,
@@ -81,14 +82,15 @@ class RecordSource:
 
     def subset(self, indices: np.ndarray) -> "RecordSource":
         """The source of these examples alone."""
+        labels, span = None if self.labels is None else self.labels[indices], self.read_span
         return RecordSource(
             self.name,
             self.entries(indices),
             self.read,
             lambda index: self.describe(int(indices[index])),
-            None if self.labels is None else self.labels[indices],
+            labels,
             self.class_names,
-            self.read_span and (lambda part: self.read_span(indices[part])),
+            span and (lambda part: span(indices[part])),
         )
 
     def image(self, index: int) -> np.ndarray:
@@ -99,35 +101,6 @@ class RecordSource:
 
 
 Source = ArraySource | RecordSource
-
-
-def load(dataset: str, split: str, data_dir: str | None = None) -> Source:
-    """The "train" or "test" split of "fashion_mnist", "imagenet100", "folder", "packed" or a TensorFlow Datasets name.
-
-    "test" is the test split, or the validation split where there is no other. Raises UserError.
-    """
-    if split not in SPLITS:
-        raise UserError(f"split {split!r} came, expected one of {', '.join(SPLITS)}")
-    # Imported here because they build on this file, and because TFDS is slow to import.
-    if dataset == "fashion_mnist":
-        from moco_tf.data.sets import fashion_mnist
-
-        return fashion_mnist.load(split, data_dir)
-    if dataset == "imagenet100":
-        from moco_tf.data.sets import imagenet100
-
-        return imagenet100.load(split, data_dir)
-    if dataset == "folder":
-        from moco_tf.data.sets import folder
-
-        return folder.load(split, data_dir)
-    if dataset == "packed":
-        from moco_tf.data import packed
-
-        return packed.load(split, data_dir)
-    from moco_tf.data.sets import tfds as tfds_source
-
-    return tfds_source.load(dataset, split, data_dir)
 
 
 def decode_rgb(data: tf.Tensor) -> tf.Tensor:

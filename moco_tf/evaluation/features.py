@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.pipeline import eval_batches
-from moco_tf.data.sources import ArraySource, Source
+from moco_tf.data.sources import Source
 from moco_tf.data.views.geometry import resize_center_crop, resize_center_crop_one
 from moco_tf.errors import RankError, UserError
 from moco_tf.networks.encoder import Encoder
@@ -100,7 +100,7 @@ def extract_share(
     if source.num_examples < ranks:
         raise UserError(f"{source.name} has {source.num_examples} images, expected one for each of {ranks} ranks")
     prepare_one, in_batch = None, geometry
-    if not isinstance(source, ArraySource):  # images of many sizes: resized and cut one by one, and not again
+    if not source.fixed_size:  # images of many sizes: resized and cut one by one, and not again
         prepare_one, in_batch = lambda image: resize_center_crop_one(image, *geometry), (geometry[1], geometry[1])
     compute = tf.function(lambda images: embed(prepare_batch(images, in_batch)), reduce_retracing=True)
     count, filled, columns = len(range(rank, source.num_examples, ranks)), 0, ()

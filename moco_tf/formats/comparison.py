@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.config import define
-from moco_tf.data import few
+from moco_tf.data import sample_images
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
@@ -31,9 +31,9 @@ def images(dataset: str | None, data_dir: str | None, subject: Loaded) -> tuple[
     size = subject.image_size
     noise = list(np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8))
     for name, folder in [(dataset, data_dir)] if dataset else _trained_on(subject.path):
-        if dataset or few.is_here(name, folder):
+        if dataset or sample_images.is_here(name, folder):
             try:
-                real = few.images(name, folder, COMPARED)
+                real = sample_images.images(name, folder, COMPARED)
                 return [*real, *noise], f"{len(real)} of {name}, {len(noise)} of noise"
             except UserError:
                 if dataset:  # it was asked for

@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from moco_tf import table
-from moco_tf.data.sources import RecordSource
 from moco_tf.errors import UserError
 from moco_tf.reporting import classes, curves, embedding_map, pictures, svg
 from moco_tf.reporting.runs import Run
@@ -172,9 +171,10 @@ def the_map(subject: Subject, count: int, seed: int) -> tuple[Section, Image.Ima
 
 
 def _files(subject: Subject, rows: np.ndarray) -> list[str] | None:
-    if not isinstance(subject.test.source, RecordSource):
+    source = subject.test.source
+    if source.fixed_size:
         return None
-    return [pathlib.PurePath(subject.test.source.describe(int(subject.test.indices[row]))).name for row in rows]
+    return [pathlib.PurePath(source.describe(int(subject.test.indices[row]))).name for row in rows]
 
 
 def metadata(subject: Subject, rows: np.ndarray) -> list[tuple[str, ...]]:

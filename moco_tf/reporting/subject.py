@@ -13,7 +13,7 @@ from moco_tf.config import find
 from moco_tf.config.options import DataOptions, Pretrain
 from moco_tf.data.normalisation import Normalisation
 from moco_tf.data.pipeline import TrainBatches, eval_batches
-from moco_tf.data.sources import ArraySource, Source
+from moco_tf.data.sources import Source
 from moco_tf.data.views.geometry import resize_center_crop_one
 from moco_tf.data.views.recipes import View
 from moco_tf.errors import UserError
@@ -121,7 +121,7 @@ def _some(source: Source, count: int, seed: int) -> Source:
 def _embedded(embed: Callable, source: Source, geometry: tuple[int, int], max_bad_images: int) -> Embedded:
     """Unlike `features.extract` it says which images were readable."""
     compute = tf.function(lambda x: embed(evaluation.prepare_batch(x, geometry)), reduce_retracing=True)
-    prepare_one = None if isinstance(source, ArraySource) else lambda image: resize_center_crop_one(image, *geometry)
+    prepare_one = None if source.fixed_size else lambda image: resize_center_crop_one(image, *geometry)
     batches = eval_batches(source, _BATCH, prepare_one=prepare_one, max_bad_images=max_bad_images)
     parts = [(indices, labels, compute(tf.constant(images)).numpy()) for images, labels, indices in batches]
     indices, labels, found = (np.concatenate(column) for column in zip(*parts))

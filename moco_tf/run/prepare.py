@@ -20,7 +20,8 @@ from moco_tf.config.options import (
 from moco_tf.data import normalisation as normalisations
 from moco_tf.data.normalisation import Normalisation
 from moco_tf.data.pipeline import TrainBatches
-from moco_tf.data.sources import ArraySource, Source, load
+from moco_tf.data.sets.find import load
+from moco_tf.data.sources import Source
 from moco_tf.data.views import recipes
 from moco_tf.errors import UserError
 from moco_tf.evaluation.scores import check_labels
@@ -154,7 +155,7 @@ def random_view(options: ViewOptions, size: int, mean_and_std: Normalisation) ->
 
 def check_crop(name: str, view: recipes.View, images: Source) -> None:
     """Refuses a view without a crop for images of many sizes."""
-    if view.crop is None and not isinstance(images, ArraySource):
+    if view.crop is None and not images.fixed_size:
         raise UserError(
             f"the view {name!r} has no crop, and the images of {images.name} differ in size; give a view that crops, "
             "such as crop_flip"
@@ -163,7 +164,7 @@ def check_crop(name: str, view: recipes.View, images: Source) -> None:
 
 def in_step(view: recipes.View, images: Source) -> View:
     """What of a view happens in the step: all of it, or what follows the crop where images differ in size."""
-    return InStep(view if isinstance(images, ArraySource) else view.without_crop())
+    return InStep(view if images.fixed_size else view.without_crop())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from support.tfds_sets import prepare
 
 from moco_tf.data import sources
 from moco_tf.data.pipeline import TrainBatches, eval_batches
-from moco_tf.data.sets import imagenet100
+from moco_tf.data.sets import find, imagenet100
 from moco_tf.data.sets import tfds as tfds_source
 from moco_tf.data.sets.imagenet100 import CLASS_NAMES
 from moco_tf.errors import UserError
@@ -33,7 +33,7 @@ def small_imagenet(tmp_path):
 
 
 def load(tmp_path, split="train"):
-    return sources.load("imagenet100", split, str(tmp_path / "tfds"))
+    return find.load("imagenet100", split, str(tmp_path / "tfds"))
 
 
 def test_the_list():
@@ -101,7 +101,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(small_imagenet, tmp_path
 def test_other_data_is_not_taken_for_the_cached(small_imagenet, tmp_path):
     assert load(tmp_path).num_examples == 5
     prepare(tmp_path / "other", "imagenet2012", features, "5.1.0", train=examples("n15075141", "n01558993"))
-    assert sources.load("imagenet100", "train", str(tmp_path / "other")).labels.tolist() == [0]
+    assert find.load("imagenet100", "train", str(tmp_path / "other")).labels.tolist() == [0]
 
 
 def test_damaged_records_are_left_out(small_imagenet, tmp_path):
@@ -117,7 +117,7 @@ def test_damaged_records_are_left_out(small_imagenet, tmp_path):
 
 def error_of(*arguments):
     with pytest.raises(UserError) as caught:
-        sources.load(*arguments)
+        find.load(*arguments)
     assert "\n" not in str(caught.value) and "--dataset=imagenet100" in str(caught.value)
     return str(caught.value)
 

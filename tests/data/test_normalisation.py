@@ -10,6 +10,7 @@ from PIL import Image
 
 from moco_tf.data import normalisation, sources
 from moco_tf.data.normalisation import MIN_STD, NORMALISATIONS, found, keep, known, measure
+from moco_tf.data.sets import find
 from moco_tf.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -32,7 +33,7 @@ def folder(root, images):
     root.mkdir()
     for i, image in enumerate(images):
         (root / f"{i:04}.png").write_bytes(image if isinstance(image, bytes) else png(image))
-    return sources.load("folder", "train", str(root))
+    return find.load("folder", "train", str(root))
 
 
 def test_every_constant_is_of_three_channels():

@@ -17,7 +17,7 @@ from support.tfds_sets import examples, image_and_label, prepare
 from moco_tf.data import packing, sources
 from moco_tf.data.order import block_order
 from moco_tf.data.pipeline import TrainBatches, eval_batches
-from moco_tf.data.sets import fashion_mnist
+from moco_tf.data.sets import fashion_mnist, find
 from moco_tf.data.sets import tfds as tfds_source
 from moco_tf.data.views.geometry import RandomResizedCrop, resize_one
 from moco_tf.errors import UserError
@@ -82,7 +82,7 @@ def refusal(*words, **values):
 
 def load_refusal(folder, *words, split="train"):
     with pytest.raises(UserError) as caught:
-        sources.load("packed", split, str(folder))
+        find.load("packed", split, str(folder))
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
 
@@ -104,7 +104,7 @@ def names(source):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_everything_comes_back_as_it_was(photos, whole, split):
-    folder, pack = (sources.load(n, split, str(path)) for n, path in (("folder", photos), ("packed", whole)))
+    folder, pack = (find.load(n, split, str(path)) for n, path in (("folder", photos), ("packed", whole)))
     assert isinstance(pack, sources.RecordSource) and pack.image_shape is None
     assert pack.num_examples == folder.num_examples and pack.class_names == folder.class_names
     assert pack.labels.dtype == np.int32 and pack.labels.tolist() == folder.labels.tolist()
@@ -117,9 +117,7 @@ def test_everything_comes_back_as_it_was(photos, whole, split):
 
 def test_training_batches_are_those_of_the_folder(photos, whole):
     batches = [
-        list(
-            TrainBatches(sources.load(name, "train", str(path)), 4, 7, crop=RandomResizedCrop(16, (0.2, 1))).batches(1)
-        )
+        list(TrainBatches(find.load(name, "train", str(path)), 4, 7, crop=RandomResizedCrop(16, (0.2, 1))).batches(1))
         for name, path in (("folder", photos), ("packed", whole))
     ]
     assert len(batches[0]) == len(batches[1]) == 3
@@ -137,7 +135,7 @@ def test_shards_are_full_and_any_reader_reads_them(photos, whole):
     records = tf.data.TFRecordDataset([str(whole / f"{shard['name']}.tfrecord") for shard in shards])
     features = {key: tf.io.FixedLenFeature([], kind) for key, kind in (("label", tf.int64), ("name", tf.string))}
     found = [tf.io.parse_single_example(record, features) for record in records]
-    source = sources.load("packed", "train", str(whole))
+    source = find.load("packed", "train", str(whole))
     assert [int(example["label"]) for example in found] == source.labels.tolist()
     assert [os.fsdecode(example["name"].numpy()) for example in found] == names(source)
 
@@ -145,8 +143,8 @@ def test_shards_are_full_and_any_reader_reads_them(photos, whole):
 def test_larger_images_become_smaller(photos, tmp_path):
     pack(photos, tmp_path / "pack", short_side=40)
     folder, small = (
-        sources.load("folder", "train", str(photos)),
-        sources.load("packed", "train", str(tmp_path / "pack")),
+        find.load("folder", "train", str(photos)),
+        find.load("packed", "train", str(tmp_path / "pack")),
     )
     assert names(small) == [os.path.relpath(name, photos) for name in names(folder)]
     smaller = 0
@@ -168,7 +166,7 @@ def test_larger_images_become_smaller(photos, tmp_path):
 
 def test_quality_asks(photos, tmp_path):
     pack(photos, tmp_path / "pack", short_side=40, quality=60)
-    small = sources.load("packed", "train", str(tmp_path / "pack"))
+    small = find.load("packed", "train", str(tmp_path / "pack"))
     found = [packing.jpeg_quality(data) for data in (encoded(small, i) for i in range(14)) if data[:2] == b"\xff\xd8"]
     assert found and set(found) == {60}  # they were of 95
     image = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
@@ -201,7 +199,7 @@ def test_images_in_memory_become_png(tmp_path, monkeypatch):
     array = sources.ArraySource("fashion_mnist", images, labels, fashion_mnist.CLASS_NAMES)
     monkeypatch.setattr(fashion_mnist, "load", lambda split, data_dir: array)
     call("pack", dataset="fashion_mnist", output=tmp_path / "pack", workers=2)
-    source = sources.load("packed", "test", str(tmp_path / "pack"))
+    source = find.load("packed", "test", str(tmp_path / "pack"))
     assert source.labels.tolist() == labels.tolist() and source.class_names == fashion_mnist.CLASS_NAMES
     assert source.describe(7) == "test 7" and len(encoded(source, 7)) < 28 * 28 + 100  # one channel
     for index in range(30):
@@ -216,7 +214,7 @@ def test_tfds(tmp_path, monkeypatch):
     assert not (tmp_path / "pack").exists()
     refusal("expected test or validation", "pack --splits=train alone", **values)
     call("pack", splits="train", **values)
-    source = sources.load("packed", "train", str(tmp_path / "pack"))
+    source = find.load("packed", "train", str(tmp_path / "pack"))
     assert source.labels.tolist() == [example["label"] for example in wanted] and source.class_names == ("no", "yes")
     assert source.describe(2).startswith("sizes/1.0.0/sizes-train.tfrecord")
     for index in (8, 0, 3):
@@ -230,11 +228,11 @@ def test_imagenet100(tmp_path, monkeypatch):
     prepare(tmp_path / "tfds", "imagenet2012", imagenet.features, "5.1.0", train=train, validation=validation)
     output = tmp_path / "pack"
     call("pack", dataset="imagenet100", data_dir=tmp_path / "tfds", output=output, short_side=0, workers=2)
-    source = sources.load("packed", "train", str(output))
+    source = find.load("packed", "train", str(output))
     assert source.labels.tolist() == imagenet.LABELS and source.num_classes == 100
     for index, kept in enumerate(imagenet.KEPT):
         np.testing.assert_array_equal(source.image(index), train[kept]["image"])
-    assert sources.load("packed", "test", str(output)).labels.tolist() == [1]
+    assert find.load("packed", "test", str(output)).labels.tolist() == [1]
 
 
 def test_card(photos, whole):
@@ -275,8 +273,8 @@ def test_unreadable_images_are_left_out_and_listed(small, tmp_path):
     assert [line.split("\t")[0] for line in lines] == ["train/cat/04.jpg", "train/grün ✓/99.jpg"]
     assert all("Unknown image file format" in line.split("\t")[1] for line in lines), lines
     output = root.parent / "pack"
-    source = sources.load("packed", "train", str(output))
-    kept = [os.path.relpath(name, root) for name in names(sources.load("folder", "train", str(root)))]
+    source = find.load("packed", "train", str(output))
+    kept = [os.path.relpath(name, root) for name in names(find.load("folder", "train", str(root)))]
     assert names(source) == [name for name in kept if name not in ("train/cat/04.jpg", "train/grün ✓/99.jpg")]
     assert source.labels.tolist() == [0 if "cat" in name else 1 for name in names(source)]
     assert "2 unreadable left out" in (output / "README.md").read_text()
@@ -364,7 +362,7 @@ def test_verify(whole, tmp_path, capsys):
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
-    sources.load("packed", "train", str(output))  # sizes fit
+    find.load("packed", "train", str(output))  # sizes fit
     refusal("train-00001.tfrecord: the SHA-256", "expected", "remove it", verify=True, output=output)
     (output / "test-00000.npy").unlink()
     refusal("train-00001.tfrecord", "2 such shards of", verify=True, output=output)
@@ -411,7 +409,7 @@ def test_indices_that_are_none(whole, tmp_path, text, words):
 
 def test_a_damaged_record_is_unreadable(whole, tmp_path):
     output = shutil.copytree(whole, tmp_path / "pack")
-    source = sources.load("packed", "train", str(output))
+    source = find.load("packed", "train", str(output))
     name, (_, offset, length, _) = source.describe(0), source.entries(0)
     path = output / "train-00000.tfrecord"
     data = bytearray(path.read_bytes())
@@ -441,7 +439,7 @@ def test_flags(photos, tmp_path, values, words):
 
 def test_packed_needs_a_data_dir(tmp_path):
     with pytest.raises(UserError, match="without --data_dir"):
-        sources.load("packed", "train")
+        find.load("packed", "train")
     load_refusal(tmp_path / "nothing", "has no index.json")
 
 
@@ -482,7 +480,7 @@ def test_flags_are_documented():
 
 def test_a_pack_is_read_by_blocks(whole):
     """Every image once, from any step, the same on two ranks; only sources of large files can be read so."""
-    source = sources.load("packed", "train", str(whole))
+    source = find.load("packed", "train", str(whole))
     options = {"batch_size": 4, "seed": 1, "crop": RandomResizedCrop(8, (0.2, 1.0)), "order": "blocks"}
     got = list(TrainBatches(source, **options).batches(0))
     indices = np.concatenate([batch[2] for batch in got])
@@ -501,7 +499,7 @@ def test_a_pack_is_read_by_blocks(whole):
 
 
 def test_part_of_a_pack_is_read_by_blocks_too(whole):
-    part = sources.load("packed", "train", str(whole)).subset(np.array([0, 3, 9, 11]))
+    part = find.load("packed", "train", str(whole)).subset(np.array([0, 3, 9, 11]))
     batches = TrainBatches(part, 2, 0, crop=RandomResizedCrop(8, (0.2, 1.0)), order="blocks")
     assert sorted(np.concatenate([batch[2] for batch in batches.batches(0)])) == [0, 1, 2, 3]
     part.read_span(np.array([1, 3]))

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from moco_tf.data import sources
 from moco_tf.data.pipeline import TrainBatches, epoch_order, eval_batches, view_seeds
+from moco_tf.data.sets import find
 from moco_tf.errors import UserError
 
 SIZE = 8
@@ -51,7 +52,7 @@ def write_folder(root, count=20, bad=()):
     good = tf.io.encode_jpeg(np.random.default_rng(0).integers(0, 255, [40, 40, 3]).astype(np.uint8)).numpy()
     for name in bad:
         (root / "train" / "a" / name).write_bytes(good[: len(good) // 2] if BAD[name] is None else BAD[name])
-    return sources.load("folder", "train", str(root))
+    return find.load("folder", "train", str(root))
 
 
 def numpy_batches(batches):

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from support.tfds_sets import examples, image_and_label, prepare
 
-from moco_tf.data import sources
+from moco_tf.data import normalisation, sample_images, sources
 from moco_tf.data.pipeline import TrainBatches, eval_batches
-from moco_tf.data.sets import fashion_mnist
+from moco_tf.data.sets import fashion_mnist, find
 from moco_tf.data.sets import tfds as tfds_source
 from moco_tf.errors import UserError
 
@@ -19,9 +19,9 @@ RNG = np.random.default_rng(0)
 
 
 def error_of(*arguments):
-    """The one line of the UserError that sources.load raises."""
+    """The one line of the UserError that `load` raises."""
     with pytest.raises(UserError) as caught:
-        sources.load(*arguments)
+        find.load(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -55,7 +55,7 @@ def test_fashion_mnist_of_debian():
     if not os.path.isdir(fashion_mnist.DEBIAN_DIR):
         pytest.skip(f"{fashion_mnist.DEBIAN_DIR} is not there: apt-get install dataset-fashion-mnist")
     for split, count in [("train", 60000), ("test", 10000)]:
-        source = sources.load("fashion_mnist", split)
+        source = find.load("fashion_mnist", split)
         assert source.num_examples == count and source.images.shape == (count, 28, 28, 3)
         assert source.image_shape == (28, 28) and source.images.dtype == np.uint8
         assert source.num_classes == 10 and source.class_names[9] == "Ankle boot"
@@ -68,7 +68,7 @@ def test_fashion_mnist_of_debian():
 
 
 def test_fashion_mnist_in_data_dir(idx_dir):
-    source = sources.load("fashion_mnist", "test", str(idx_dir))
+    source = find.load("fashion_mnist", "test", str(idx_dir))
     assert source.num_examples == 5 and source.images.shape == (5, 28, 28, 3)
     assert source.labels.tolist() == [0, 1, 2, 3, 4]
 
@@ -124,7 +124,7 @@ def test_folder_with_classes(tmp_path):
     write_files(
         tmp_path, "train/cat/.hidden.jpg", "train/.git/x.jpg", "train/eel/1.jpg", "val/dog/1.jpg", "val/cat/9.jpg"
     )
-    source = sources.load("folder", "train", str(tmp_path))
+    source = find.load("folder", "train", str(tmp_path))
     assert names(source, tmp_path) == [
         "train/cat/deep/er/1.png",
         "train/dog/10.JPEG",
@@ -134,7 +134,7 @@ def test_folder_with_classes(tmp_path):
     assert source.class_names == ("cat", "dog", "eel") and source.num_classes == 3
     assert source.labels.tolist() == [0, 1, 1, 2] and source.labels.dtype == np.int32
     assert source.image_shape is None and source.image(0).shape == (9, 11, 3)
-    test = sources.load("folder", "test", str(tmp_path))
+    test = find.load("folder", "test", str(tmp_path))
     assert names(test, tmp_path) == ["val/cat/9.jpg", "val/dog/1.jpg"]
     assert test.labels.tolist() == [0, 1] and test.class_names == source.class_names
 
@@ -142,7 +142,7 @@ def test_folder_with_classes(tmp_path):
 @pytest.mark.parametrize("paths", [("b.jpg", "a/c.png"), ("train/b.jpg", "train/a.jpg")])
 def test_folder_without_labels(tmp_path, paths):
     write_files(tmp_path, *paths)
-    source = sources.load("folder", "train", str(tmp_path))
+    source = find.load("folder", "train", str(tmp_path))
     assert names(source, tmp_path) == sorted(paths)
     assert source.labels.tolist() == [-1, -1] and source.num_classes == 0 and source.class_names == ()
     assert "neither val/ nor test/" in error_of("folder", "test", str(tmp_path))
@@ -152,7 +152,7 @@ def test_folder_follows_links_once(tmp_path):
     write_files(tmp_path, "elsewhere/1.jpg", "data/train/a/0.jpg")
     (tmp_path / "data/train/b").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
-    source = sources.load("folder", "train", str(tmp_path / "data"))
+    source = find.load("folder", "train", str(tmp_path / "data"))
     assert names(source, tmp_path / "data") == ["train/a/0.jpg", "train/b/1.jpg"]
 
 
@@ -160,7 +160,7 @@ def test_folder_with_odd_names(tmp_path):
     write_files(tmp_path, "train/grün ✓/a b#?.jpg", "train/x/1.jpg")
     with open(os.fsencode(tmp_path / "train/x") + b"/\xff.jpg", "wb") as file:  # not UTF-8
         file.write(b"broken")
-    source = sources.load("folder", "train", str(tmp_path))
+    source = find.load("folder", "train", str(tmp_path))
     listed = tmp_path / "unreadable.txt"
     got = list(eval_batches(source, 8, prepare_one=lambda image: image, max_bad_images=1, bad_images_file=str(listed)))
     assert got[0][2].tolist() == [0, 1]
@@ -230,7 +230,7 @@ def test_tfds_set_of_one_size_is_loaded_into_memory(tmp_path, channels):
     train, validation = examples(7, (4, 5, channels)), examples(3, (4, 5, channels))
     prepare(tmp_path, "tiny", image_and_label((4, 5, channels)), train=train, validation=validation)
     for split, wanted in [("train", train), ("test", validation)]:
-        source = sources.load("tiny", split, str(tmp_path))
+        source = find.load("tiny", split, str(tmp_path))
         assert isinstance(source, sources.ArraySource)
         assert source.image_shape == (4, 5) and source.class_names == ("no", "yes")
         assert source.labels.tolist() == [example["label"] for example in wanted]
@@ -241,7 +241,7 @@ def test_tfds_set_of_one_size_is_loaded_into_memory(tmp_path, channels):
 def test_tfds_set_of_many_sizes_is_read_by_index(tmp_path):
     wanted = examples(9, [(4 + i, 12 - i, 3) for i in range(9)])
     prepare(tmp_path, "sizes", image_and_label((None, None, 3)), train=wanted)
-    source = sources.load("sizes", "train", str(tmp_path))
+    source = find.load("sizes", "train", str(tmp_path))
     assert isinstance(source, sources.RecordSource)
     assert source.num_examples == 9 and source.labels is None and source.image_shape is None
     for index in (8, 0, 3):
@@ -261,7 +261,7 @@ def test_large_tfds_set_is_read_by_index_and_broken_records_are_unreadable(tmp_p
     monkeypatch.setattr(tfds_source, "MAX_ARRAY_BYTES", 100)
     wanted = examples(5, (6, 6, 3))
     prepare(tmp_path, "large", image_and_label((6, 6, 3)), train=wanted)
-    source = sources.load("large", "train", str(tmp_path))
+    source = find.load("large", "train", str(tmp_path))
     assert isinstance(source, sources.RecordSource)
     (path,) = (tmp_path / "large/1.0.0").glob("*train*tfrecord*")
     offset, length = tfds_source.record_places(str(path))[2]
@@ -279,15 +279,15 @@ def test_large_tfds_set_is_read_by_index_and_broken_records_are_unreadable(tmp_p
 def test_tfds_test_split_with_secret_labels_gives_way(tmp_path):
     secret, known = examples(2, (4, 4, 3), [-1, -1]), examples(3, (4, 4, 3))
     prepare(tmp_path, "secret", image_and_label((4, 4, 3)), train=known, test=secret, validation=known)
-    assert sources.load("secret", "test", str(tmp_path)).labels.tolist() == [0, 1, 0]
+    assert find.load("secret", "test", str(tmp_path)).labels.tolist() == [0, 1, 0]
     prepare(tmp_path, "public", image_and_label((4, 4, 3)), train=known, test=known[:2], validation=known)
-    assert sources.load("public", "test", str(tmp_path)).num_examples == 2
+    assert find.load("public", "test", str(tmp_path)).num_examples == 2
 
 
 def test_tfds_set_without_labels(tmp_path):
     images = [{"image": example["image"]} for example in examples(3, (4, 4, 3))]
     prepare(tmp_path, "bare", lambda f: {"image": f.Image(shape=(4, 4, 3))}, train=images)
-    source = sources.load("bare", "train", str(tmp_path))
+    source = find.load("bare", "train", str(tmp_path))
     assert source.labels.tolist() == [-1] * 3 and source.num_classes == 0
     assert "expected test or validation" in error_of("bare", "test", str(tmp_path))
 
@@ -305,6 +305,8 @@ def test_tfds_set_of_something_else(tmp_path):
     [
         ("cifar1", "did you mean cifar10"),
         ("Cifar 10", "expected a TensorFlow Datasets name"),
+        ("foldr", "did you mean folder"),
+        ("fashion-mnist", "cifar10, fashion_mnist, folder, imagenet100, or a module such as my.dataset"),
         ("huggingface:cifar10", "expected a TensorFlow Datasets name"),
         ("qwertyuiop", "expected a TensorFlow Datasets name"),
         ("cifar10/nothing", "cannot make it"),
@@ -323,6 +325,37 @@ def test_tfds_errors(tmp_path, name, expected):
 def test_fashion_mnist_prepared_by_tfds_comes_first(tmp_path, version):
     wanted = examples(4, (28, 28, 1))
     prepare(tmp_path, "fashion_mnist", image_and_label((28, 28, 1)), version, train=wanted)
-    source = sources.load("fashion_mnist", "train", str(tmp_path))
+    source = find.load("fashion_mnist", "train", str(tmp_path))
     assert source.name == "fashion_mnist" and source.images.shape == (4, 28, 28, 3)
     np.testing.assert_array_equal(source.images[2], np.repeat(wanted[2]["image"], 3, -1))
+
+
+# ---- The user's own
+
+
+BIRDS = """
+import numpy as np
+
+from moco_tf.data.sources import ArraySource
+
+NORMALISATION = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+
+
+def load(split, data_dir):
+    images = np.full([3, 4, 4, 3], {"train": 1, "test": 2}[split], np.uint8)
+    return ArraySource(f"birds of {data_dir}", images, np.array([0, 1, 0]), ("robin", "wren"))
+"""
+
+
+def test_a_set_of_the_users(tmp_path, monkeypatch):
+    (tmp_path / "my_sets").mkdir()
+    (tmp_path / "my_sets" / "birds.py").write_text(BIRDS)
+    (tmp_path / "my_sets" / "empty.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = find.load("my_sets.birds", "test", "here")
+    assert source.name == "birds of here" and source.class_names == ("robin", "wren") and (source.images == 2).all()
+    assert normalisation.known("auto", "my_sets.birds") == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert len(sample_images.images("my_sets.birds", "here", 2)) == 2
+    assert not sample_images.is_here("my_sets.birds", "here")  # it does not say
+    assert "has no function load, expected" in error_of("my_sets.empty", "train")
+    assert "my_sets.bird is no module that Python finds" in error_of("my_sets.bird", "train")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf.data.sources import ArraySource, load
+from moco_tf.data.sets.find import load
+from moco_tf.data.sources import ArraySource
 from moco_tf.errors import RankError, UserError
 from moco_tf.evaluation import features
 from moco_tf.run import evaluate

@@ -321,7 +321,7 @@ def test_without_the_data_set_noise_is_compared(values, tmp_path, monkeypatch, c
     def missing(*_):
         raise UserError("not here")
 
-    monkeypatch.setattr(few, "load", missing)
+    monkeypatch.setattr(find, "load", missing)
     call("export", load=values["load"], format="pth", output=tmp_path / "encoder.pth")
     out = capsys.readouterr().out
     assert "comparing on random images only" in out and "on 2 images" in out

@@ -86,7 +86,7 @@ def test_the_checkpoints_own_images_are_compared(exported, run, tmp_path, capsys
     # Without them it is Fashion-MNIST, if that is here; nothing is downloaded.
     tried = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(few, "is_here", lambda *where: tried.append(where))
+        patch.setattr(sample_images, "is_here", lambda *where: tried.append(where))
         call("export", load=run, format="pth", output=tmp_path / "encoder.pth")
     assert tried == [("folder", str(run.parent / "photos")), ("fashion_mnist", None)]
     assert "on 2 images (all of noise; " in capsys.readouterr().out
@@ -94,10 +94,10 @@ def test_the_checkpoints_own_images_are_compared(exported, run, tmp_path, capsys
 
 @pytest.mark.parametrize("dataset", ["folder", "packed", "cifar10", "imagenet100", "fashion_mnist:3.0.1"])
 def test_data_sets_that_are_not_here(dataset, tmp_path):
-    assert not few.is_here(dataset, str(tmp_path / "nowhere"))
-    assert not few.is_here("folder", None)
+    assert not sample_images.is_here(dataset, str(tmp_path / "nowhere"))
+    assert not sample_images.is_here("folder", None)
     (tmp_path / "imagenet2012").mkdir()
-    assert few.is_here("imagenet100", str(tmp_path)) and few.is_here("folder", str(tmp_path))
+    assert sample_images.is_here("imagenet100", str(tmp_path)) and sample_images.is_here("folder", str(tmp_path))
 
 
 def test_all_again_in_place_of_earlier_ones(run, tmp_path, capsys, monkeypatch):

@@ -8,7 +8,8 @@ import zlib
 
 import numpy as np
 
-from moco_tf.data.sources import ArraySource
+from moco_tf.data.sets import tfds
+from moco_tf.data.sources import ArraySource, Source
 from moco_tf.errors import UserError
 
 DEBIAN_DIR = "/usr/share/datasets/fashion-mnist"  # where the Debian package dataset-fashion-mnist puts its files
@@ -24,30 +25,32 @@ CLASS_NAMES = (
     "Bag",
     "Ankle boot",
 )
+NORMALISATION = (0.2860,) * 3, (0.3530,) * 3  # of its 60,000 training images
 _MAX_BYTES = 1 << 26  # the training images take 47,040,016
 _PREFIX = {"train": "train", "test": "t10k"}
 
 
-def load(split: str, data_dir: str | None = None) -> ArraySource:
+def load(split: str, data_dir: str | None = None) -> Source:
     """Fashion-MNIST, 28x28. Tries prepared TFDS data, the idx files in data_dir, Debian's, then a TFDS download."""
-    from moco_tf.data.sets import (
-        tfds as tfds_source,  # only a function call away: TFDS itself is imported when it is used
-    )
-
-    version = _prepared_version(data_dir or tfds_source.default_dir())
+    version = _prepared_version(data_dir or tfds.default_dir())
     if version:
-        return tfds_source.load(f"fashion_mnist:{version}", split, data_dir)
+        return tfds.load(f"fashion_mnist:{version}", split, data_dir)
     for folder in (data_dir, DEBIAN_DIR):
         if folder and all(os.path.exists(path) for path in _paths(folder, split)):
             return load_idx(folder, split)
     try:
-        return tfds_source.load("fashion_mnist", split, data_dir)
+        return tfds.load("fashion_mnist", split, data_dir)
     except UserError as error:
         raise UserError(
-            f"Fashion-MNIST: no prepared data in {data_dir or tfds_source.default_dir()}, no files in {DEBIAN_DIR} and "
+            f"Fashion-MNIST: no prepared data in {data_dir or tfds.default_dir()}, no files in {DEBIAN_DIR} and "
             "no download; expected one of them: run `apt-get install dataset-fashion-mnist`, or give --data_dir with "
             "the prepared data"
         ) from error
+
+
+def is_here(data_dir: str | None) -> bool:
+    """Whether TFDS has prepared it, or the files are there."""
+    return tfds.is_here("fashion_mnist", data_dir) or os.path.isdir(data_dir or DEBIAN_DIR)
 
 
 def load_idx(folder: str, split: str) -> ArraySource:

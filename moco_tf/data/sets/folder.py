@@ -20,7 +20,7 @@ def load(split: str, data_dir: str | None) -> RecordSource:
     """The images below data_dir/train, or below data_dir/val or test; without train/, all images below data_dir.
 
     Classes are the folders in train/, in sorted order. Images directly in train/ or data_dir have label -1. Hidden
-    files and folders are passed over. Raises UserError.
+    files and folders are not read. Raises UserError.
     """
     if not data_dir:
         raise UserError(f"--dataset=folder came without --data_dir; {_LAYOUT}")
@@ -36,6 +36,11 @@ def load(split: str, data_dir: str | None) -> RecordSource:
 
     encoded = np.array([os.fsencode(path) for path in paths], object)
     return RecordSource("folder", (encoded, labels), read, paths.__getitem__, labels, class_names)
+
+
+def is_here(data_dir: str | None) -> bool:
+    """Whether the folder is there."""
+    return bool(data_dir) and os.path.isdir(data_dir or "")
 
 
 def _split_dir(data_dir: str, train_dir: str, split: str) -> str:

@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.sets import tfds
 from moco_tf.data.sources import RecordSource
 from moco_tf.errors import UserError
 
@@ -28,6 +29,7 @@ n04127249 n04136333 n04229816 n04238763 n04336792 n04418357 n04429376 n04435653 
 n04517823 n04589890 n04592741 n07714571 n07715103 n07753275 n07831146 n07836838 n13037406 n13040303
 """
 CLASS_NAMES = tuple(_WORDNET_IDS.split())
+NORMALISATION = tfds.IMAGENET
 
 
 def load(split: str, data_dir: str | None = None) -> RecordSource:
@@ -35,13 +37,18 @@ def load(split: str, data_dir: str | None = None) -> RecordSource:
 
     The first time all of imagenet2012's records are read for their labels; see `_labels`.
     """
-    from moco_tf.data.sets import tfds as tfds_source  # as in sources.load
-
     try:
-        whole = tfds_source.load("imagenet2012", split, data_dir)
+        whole = tfds.load("imagenet2012", split, data_dir)
     except UserError as error:
         raise UserError(f"--dataset=imagenet100 is taken from imagenet2012: {error}") from error
+    if not isinstance(whole, RecordSource):
+        raise UserError("imagenet2012 has images of one size, expected ImageNet's own; prepare it again")
     return select(whole, _labels(whole, split), CLASS_NAMES, "imagenet100")
+
+
+def is_here(data_dir: str | None) -> bool:
+    """Whether TFDS has prepared ImageNet."""
+    return tfds.is_here("imagenet2012", data_dir)
 
 
 def select(source: RecordSource, labels: np.ndarray, class_names: tuple[str, ...], name: str) -> RecordSource:

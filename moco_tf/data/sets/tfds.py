@@ -15,16 +15,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.config import find
 from moco_tf.data.order import span_reader
-from moco_tf.data.sources import ArraySource, RecordSource
+from moco_tf.data.sources import ArraySource, RecordSource, Source
 from moco_tf.errors import UserError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation, of R, G and B
 MAX_ARRAY_BYTES = 4 << 30
 _NAME = re.compile(r"\w+(/[\w.-]+)?(:[\d.*]+)?")
-_EXPECTED = "expected a TensorFlow Datasets name such as cifar10, `folder`, or fashion_mnist"
+OWN = [name for name in find.names("dataset") if name != "tfds"]  # the sets that have a file in this folder
+_EXPECTED = f"expected a TensorFlow Datasets name such as cifar10, {', '.join(OWN)}, or a module such as my.dataset"
+
+# Mean and deviation of R, G and B in [0, 1]. ImageNet's are what all its models use; the deviation of all its pixels
+# would be about 0.28.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORMALISATIONS: dict[str, Normalisation] = {
+    # Of its 50,000 training images; the deviations are means over the images, as contrastive recipes have them.
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),  # of its 50,000 training images
+    "stl10": ((0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),  # of its 5,000 labelled training images
+    "svhn_cropped": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),  # of its 73,257 training images
+    "mnist": ((0.1307,) * 3, (0.3081,) * 3),  # of its 60,000 training images
+}
+_LIKE_IMAGENET = re.compile(r"imagenet2012\w*|imagenette|imagewang|imagenet_v2")  # other sets of ImageNet's own images
 
 
 def default_dir() -> str:
@@ -32,7 +48,18 @@ def default_dir() -> str:
     return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
-def load(name: str, split: str, data_dir: str | None = None) -> ArraySource | RecordSource:
+def is_here(name: str, data_dir: str | None) -> bool:
+    """Whether a set seems to be prepared."""
+    return os.path.isdir(os.path.join(data_dir or default_dir(), re.split("[/:]", name)[0]))
+
+
+def normalisation(name: str) -> Normalisation | None:
+    """The published mean and deviation of a set; None where there are none."""
+    name = re.split("[/:]", name)[0]  # without configuration and version
+    return IMAGENET if _LIKE_IMAGENET.fullmatch(name) else NORMALISATIONS.get(name)
+
+
+def load(name: str, split: str, data_dir: str | None = None) -> Source:
     """A TFDS image classification set; labels are -1 when it has no "label" of classes. Raises UserError."""
     builder = _builder(name, data_dir)
     image, class_names = _features(name, builder.info.features)
@@ -51,7 +78,7 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
+        close = difflib.get_close_matches(name, OWN + tfds.list_builders(with_community_datasets=False))
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"--dataset={name} came, {_EXPECTED}{hint}") from error
     except Exception as error:  # wrong configurations and versions come as many kinds of errors
