@@ -21,6 +21,8 @@ from moco_tf.config import define
 from moco_tf.config.options import Bench as Bench_
 from moco_tf.data import pipeline
 from moco_tf.data.normalisation import normalisation
+from moco_tf.data.order import Share
+from moco_tf.data.records import BadImages
 from moco_tf.errors import UserError
 from moco_tf.methods import base
 from moco_tf.run import loop, prepare, program
@@ -64,7 +66,13 @@ class Bench:
         mean_and_std = normalisation(o.normalise, o.dataset)
         stand_in = images.stand_in(o.dataset) if o.fake else None
         run = prepare.pretraining(options, self.counting, stand_in, mean_and_std)
-        self.options, self.train, self.size, self.view, self.method = options, run.train, run.size, run.view, run.method
+        self.options, self.train, self.size, self.views, self.method = (
+            options,
+            run.train,
+            run.size,
+            run.views,
+            run.method,
+        )
         self.method.synchronise()
         self.step = tf.function(self.method.train_step)
         self.start_up: dict[str, object] = {}
@@ -163,7 +171,7 @@ class Bench:
         """
         o, batch = self.o, self.o.batch_size
         self.start(prepared, "prepared")
-        settings = compare.settings(o, self.method, self.size, self.view, self.train)
+        settings = compare.settings(o, self.method, self.size, self.views[0], self.train)
         rival = compare.TorchStep(compare.python(o), settings)
         try:
             if "missing" in rival.about:
@@ -176,7 +184,7 @@ class Bench:
             found = compare.report(rival, ours, theirs, batch) | {"with_views": None}
             rates, found["no_views"] = (
                 timing.rates(ours, batch),
-                compare.no_views(self.view, self.size, self.train, rival),
+                compare.no_views(self.views[0], self.size, self.train, rival),
             )
             if found["no_views"]:
                 return rates, None, found
@@ -214,12 +222,10 @@ class Bench:
             self.train,
             o.batch_size,
             o.seed,
-            ranks.rank,
-            ranks.size,
-            crop=self.view.crop,
-            one_view=self.method.num_views == 1,
-            max_bad_images=o.max_bad_images,
-            order=o.read_order,
+            Share(ranks.rank, ranks.size),
+            prepare.crops(self.views[: self.method.num_views]),
+            BadImages(o.max_bad_images),
+            o.read_order,
         )
         steps = loop.steps(batches, 0, self.warmup_steps + o.repeats * o.bench_steps)
         timing.seconds_per_batch(steps, self.warmup_steps, use)

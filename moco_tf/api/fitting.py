@@ -95,11 +95,11 @@ class Training:
         Returns:
             Two arrays NxSxSx3 float32 in [0, 1].
         """
-        view = prepare.random_view(self.recipe.options.views, self.image_size, NORMALISATIONS["none"])
+        views = prepare.random_views(self.recipe.options.views, self.image_size, NORMALISATIONS["none"])
         seeds = [self.method.seed_of(use) for use in (base.FIRST_VIEW, base.SECOND_VIEW)]
         return tuple(
             np.concatenate([view(as_rgb(x)[None], seed, rows=[i], count=len(images)) for i, x in enumerate(images)])
-            for seed in seeds
+            for view, seed in zip(views, seeds)
         )
 
     def save(self, folder: str | os.PathLike) -> "pretrained.Pretrained":

@@ -14,6 +14,7 @@ the page cache, 1 GB of images of 30 kB. The order is a function of seed, epoch 
 is: a run resumes at any step, and on any number of ranks that divides LANES.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,17 @@ import numpy as np
 
 BLOCK, LANES, WINDOW = 32, 64, 256
 ORDERS = ("random", "blocks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which rank's share of the images is meant: rank r of `size` takes the places r, r + size, r + 2 size ..."""
+
+    rank: int = 0
+    size: int = 1
+
+
+EVERYTHING = Share()
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
@@ -101,7 +113,8 @@ class ReadAhead:
         blocks = np.split(by_block, np.flatnonzero(np.diff(self._indices[by_block] // BLOCK)) + 1)
         for places in sorted(blocks, key=lambda places: places[0]):
             with self._moved:
-                self._moved.wait_for(lambda first=places[0]: self._closed or first < self._limit)
+                while not self._closed and places[0] >= self._limit:
+                    self._moved.wait()
                 if self._closed:
                     return
             try:

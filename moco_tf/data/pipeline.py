@@ -6,16 +6,16 @@ seed, epoch, image and view only: a run resumes at any step, on any number of ra
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.order import LANES, ORDERS, ReadAhead, block_order, epoch_order
+from moco_tf.data.order import EVERYTHING, LANES, ORDERS, ReadAhead, Share, block_order, epoch_order
 from moco_tf.data.prefetch import to_device
-from moco_tf.data.records import RecordReader, UnreadableImages
+from moco_tf.data.records import NO_BAD_IMAGES, BadImages, RecordReader, UnreadableImages
 from moco_tf.data.sources import ArraySource, RecordSource, Source
 from moco_tf.errors import UserError
 from moco_tf.training import device
@@ -47,13 +47,18 @@ def _splitmix64(x: np.ndarray) -> np.ndarray:
 class TrainBatches:
     """One rank's share of every global batch of a source, in a new order every epoch.
 
-    source: an ArraySource yields uint8 images as stored, whatever `crop` says. A RecordSource decodes every image once
-        and crops it twice with `crop`, or once with one_view.
-    batch_size: global, over all ranks.
-    max_bad_images: unreadable images that a rank replaces by others before it stops with a UserError.
-    bad_images_file: where it lists them, one line of path, tab, reason each; with many ranks, unreadable.txt becomes
-        unreadable.rank0.txt and so on.
-    order: "random", or "blocks" to read large files block by block, see order.py.
+    Args:
+        source: of images. Those of one size come as they are stored; all others are decoded once and cropped.
+        batch_size: global, over all ranks.
+        seed: of order and crops.
+        share: this rank's.
+        crops: one for each view, for a source of many sizes.
+        bad_images: how many a rank replaces by others.
+        order: "random", or "blocks" to read large files block by block, see order.py.
+        drop_remainder: whether an epoch ends with the last whole batch.
+
+    Raises:
+        UserError: the source has too few images for this, or cannot be read in this order.
     """
 
     def __init__(
@@ -61,54 +66,41 @@ class TrainBatches:
         source: Source,
         batch_size: int,
         seed: int,
-        rank: int = 0,
-        ranks: int = 1,
-        crop: Crop | None = None,
-        one_view: bool = False,
-        drop_remainder: bool = True,
-        max_bad_images: int = 0,
-        bad_images_file: str | None = None,
+        share: Share = EVERYTHING,
+        crops: Sequence[Crop] = (),
+        bad_images: BadImages = NO_BAD_IMAGES,
         order: str = "random",
+        drop_remainder: bool = True,
     ) -> None:
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}; expected one of {', '.join(ORDERS)}")
         if order == "blocks":
-            _check_blocks(source, ranks)
-        if batch_size < 1 or batch_size % ranks:
-            raise UserError(f"--batch_size={batch_size} came, expected a positive multiple of the {ranks} ranks")
+            _check_blocks(source, share.size)
+        if batch_size < 1 or batch_size % share.size:
+            raise UserError(f"--batch_size={batch_size} came, expected a positive multiple of the {share.size} ranks")
         if drop_remainder and batch_size > source.num_examples:
             raise UserError(
                 f"--batch_size={batch_size} came, expected at most {source.num_examples}, the number of images in "
                 f"{source.name}; give a smaller one"
             )
-        if not drop_remainder and ranks > 1:
+        if not drop_remainder and share.size > 1:
             raise ValueError("drop_remainder=False would give the ranks batches of different sizes: use one rank")
-        self.source = source
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.ranks = ranks
-        self.order = order
+        self.source, self.batch_size, self.seed, self.share, self.order = source, batch_size, seed, share, order
         self.steps_per_epoch = source.num_examples // batch_size
         if not drop_remainder:
             self.steps_per_epoch = -(-source.num_examples // batch_size)
-        self.unreadable = UnreadableImages(source, max_bad_images, bad_images_file, rank, ranks)
-        self._views = 1 if one_view else 2
+        self._crops = tuple(crops)
         if isinstance(source, RecordSource):
-            if crop is None:
-                raise ValueError(f"the images of {source.name} differ in size: crop is needed")
-            views = self._views
-
-            def crops(image: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
-                return tuple(crop.crop_one(image, seeds[view]) for view in range(views))
-
-            self._reader = RecordReader(source, crops, self.unreadable)
+            if not crops:
+                raise ValueError(f"the images of {source.name} differ in size: crops are needed")
+            self.unreadable = UnreadableImages(source, bad_images, share)
+            self._reader = RecordReader(source, self._cropped, self.unreadable)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple]:
         """(images, labels int32 B, indices int64 B) for each step of the epoch from start_step on.
 
-        images: of an ArraySource, uint8 array BxHxWx3; of a RecordSource, (crops, other crops of the same images), each
-        uint8 BxSxSx3, or the first of them with one_view. Where there is a GPU they are tensors on it.
+        images: of a source of one size, uint8 array BxHxWx3; of others, a tuple of one batch of crops for each view,
+        each uint8 BxSxSx3, or that batch alone where there is one view. Where there is a GPU they are tensors on it.
         """
         order = (block_order if self.order == "blocks" else epoch_order)(self.seed, epoch, self.source.num_examples)
         steps = range(start_step, self.steps_per_epoch)
@@ -118,12 +110,15 @@ class TrainBatches:
             batches = self._record_batches(epoch, order, steps)
         return to_device(batches, "/GPU:0") if device.has_gpu() else batches
 
+    def _cropped(self, image: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return tuple(crop.crop_one(image, seeds[view]) for view, crop in enumerate(self._crops))
+
     def _positions(self, step: int) -> np.ndarray:
         """Where this rank's images of a step stand in the order of the epoch."""
         stop = min((step + 1) * self.batch_size, self.source.num_examples)
-        return np.arange(step * self.batch_size + self.rank, stop, self.ranks)
+        return np.arange(step * self.batch_size + self.share.rank, stop, self.share.size)
 
-    def _record_batches(self, epoch: int, order: np.ndarray, steps: range) -> Iterator[tuple]:
+    def _record_batches(self, epoch: int, order: np.ndarray, steps: range) -> Generator[tuple, None, None]:
         if not steps:
             return
         positions = np.concatenate([self._positions(step) for step in steps])
@@ -131,7 +126,7 @@ class TrainBatches:
         # An unreadable image's place is taken by the next readable one from half an epoch further on: far enough for
         # the queue to have forgotten it, and a function of the place alone, so that resumed runs and other ranks agree.
         def substitutes(slot: int) -> Iterator[int]:
-            start = positions[slot] + len(order) // 2
+            start = int(positions[slot]) + len(order) // 2
             for step in range(len(order)):
                 index = int(order[(start + step) % len(order)])
                 if index not in self.unreadable:
@@ -139,19 +134,19 @@ class TrainBatches:
 
         indices = order[positions]
         for slot in np.flatnonzero([index in self.unreadable for index in indices]):
-            indices[slot] = next(substitutes(slot), indices[slot])
+            indices[slot] = next(substitutes(int(slot)), indices[slot])
 
         def seeds(indices: np.ndarray) -> np.ndarray:
-            return view_seeds(self.seed, epoch, indices, self._views)
+            return view_seeds(self.seed, epoch, indices, len(self._crops))
 
-        batch_size = self.batch_size // self.ranks
-        ahead = ReadAhead(indices, self.source.read_span) if self.order == "blocks" else None
+        rank_batch, span = self.batch_size // self.share.size, self.source.read_span
+        ahead = ReadAhead(indices, span) if span and self.order == "blocks" else None
         try:
-            for number, batch in enumerate(self._reader.batches(indices, seeds, batch_size, substitutes)):
+            for number, batch in enumerate(self._reader.batches(indices, seeds, rank_batch, substitutes)):
                 if ahead:
-                    ahead.reached(number * batch_size)
+                    ahead.reached(number * rank_batch)
                 *views, labels, chosen = batch
-                yield (tuple(views) if self._views > 1 else views[0]), labels, chosen
+                yield (tuple(views) if len(views) > 1 else views[0]), labels, chosen
         finally:
             if ahead:
                 ahead.close()
@@ -159,7 +154,7 @@ class TrainBatches:
 
 def _check_blocks(source: Source, ranks: int) -> None:
     """Whether a source can be read by blocks. Raises UserError."""
-    if not isinstance(source, RecordSource) or source.read_span is None:
+    if source.read_span is None:
         raise UserError(
             f"--read_order=blocks came with {source.name}, expected a pack or a TFDS set of large images; leave it "
             "out, or pack the images with moco_tf.pack"
@@ -170,30 +165,30 @@ def _check_blocks(source: Source, ranks: int) -> None:
 
 def eval_batches(
     source: Source,
-    batch_size: int,
-    rank: int = 0,
-    ranks: int = 1,
+    rank_batch: int,
+    share: Share = EVERYTHING,
     prepare_one: Callable[[tf.Tensor], tf.Tensor] | None = None,
-    max_bad_images: int = 0,
-    bad_images_file: str | None = None,
+    bad_images: BadImages = NO_BAD_IMAGES,
 ) -> Iterator[tuple]:
     """(images uint8 BxHxWx3, labels int32 B, indices int64 B), every example exactly once over all ranks.
 
-    batch_size: of this rank; the last batch may be smaller, and ranks may differ by one batch.
-    prepare_one: uint8 HxWx3 -> uint8 SxSx3, needed for a RecordSource. Its unreadable images are left out, counted and
-        listed as in TrainBatches.
+    Args:
+        source: of images.
+        rank_batch: B, images of a batch of this rank; the last may be smaller, and ranks may differ by one batch.
+        share: this rank's.
+        prepare_one: uint8 HxWx3 -> uint8 SxSx3, needed where images differ in size.
+        bad_images: how many are left out.
     """
-    indices = np.arange(rank, source.num_examples, ranks)
+    indices = np.arange(share.rank, source.num_examples, share.size)
     if isinstance(source, ArraySource):
-        return _array_batches(source, [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)])
+        return _array_batches(source, [indices[i : i + rank_batch] for i in range(0, len(indices), rank_batch)])
     if prepare_one is None:
         raise ValueError(f"the images of {source.name} differ in size: prepare_one is needed")
-    unreadable = UnreadableImages(source, max_bad_images, bad_images_file, rank, ranks)
-    reader = RecordReader(source, lambda image, _: (prepare_one(image),), unreadable)
-    return reader.batches(indices, lambda indices: np.zeros((len(indices), 0), np.int32), batch_size)
+    reader = RecordReader(source, lambda image, _: (prepare_one(image),), UnreadableImages(source, bad_images, share))
+    return reader.batches(indices, lambda indices: np.zeros((len(indices), 0), np.int32), rank_batch)
 
 
-def _array_batches(source: ArraySource, index_batches: list[np.ndarray]) -> Iterator[tuple]:
+def _array_batches(source: ArraySource, index_batches: list[np.ndarray]) -> Generator[tuple, None, None]:
     """Batches by fancy indexing, prepared in a background thread that ends with the iterator."""
 
     def batch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

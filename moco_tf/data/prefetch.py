@@ -1,7 +1,7 @@
 """Copies batches to the GPU while it computes the step before."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import tensorflow as tf
@@ -9,7 +9,7 @@ import tensorflow as tf
 _AHEAD = 2  # batches on the device besides the one in use
 
 
-def to_device(batches: Iterator[tuple], device: str) -> Iterator[tuple]:
+def to_device(batches: Generator[tuple, None, None], device: str) -> Iterator[tuple]:
     """The same batches as tensors on a device, taken and copied by a thread of its own that ends with the iterator.
 
     A copy to a GPU takes place beside what the GPU computes; so does the wait for whoever makes the batches.

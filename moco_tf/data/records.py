@@ -1,12 +1,14 @@
 """Reads encoded images one by one and in order; what happens to those that cannot be read."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.sources import RecordSource, Source, decode_rgb
+from moco_tf.data.order import Share
+from moco_tf.data.sources import RecordSource, decode_rgb
 from moco_tf.errors import RankError
 from moco_tf.training import device
 from moco_tf.training.files import one_line
@@ -14,16 +16,33 @@ from moco_tf.training.files import one_line
 _AHEAD = 2  # batches prepared in advance
 
 
+@dataclasses.dataclass(frozen=True)
+class BadImages:
+    """How unreadable images are treated.
+
+    Args:
+        limit: so many a rank replaces or leaves out; at one more it stops.
+        file: where it lists them, a line of path, tab, reason each; of several ranks, unreadable.txt becomes
+            unreadable.rank0.txt and so on.
+    """
+
+    limit: int = 0
+    file: str | None = None
+
+
+NO_BAD_IMAGES = BadImages()
+
+
 class UnreadableImages:
     """The unreadable images met by this rank: counted, listed in a file, limited."""
 
-    def __init__(self, source: Source, limit: int, path: str | None, rank: int = 0, ranks: int = 1) -> None:
-        if path and ranks > 1:
-            root, extension = os.path.splitext(path)
-            path = f"{root}.rank{rank}{extension}"
-        self.path = path
+    def __init__(self, source: RecordSource, allowed: BadImages, share: Share) -> None:
+        self.path = allowed.file
+        if self.path and share.size > 1:
+            root, extension = os.path.splitext(self.path)
+            self.path = f"{root}.rank{share.rank}{extension}"
         self._source = source
-        self._limit = limit
+        self._limit = allowed.limit
         self._indices: set[int] = set()
 
     def __len__(self) -> int:
@@ -56,7 +75,7 @@ class UnreadableImages:
         line = f"{name}\t{reason}\n"
         with open(self.path, "a+", encoding="utf-8", errors="surrogateescape") as file:
             file.seek(0)
-            if not any(old.split("\t")[0] == name for old in file):  # a resumed run meets its old acquaintances
+            if not any(old.split("\t")[0] == name for old in file):  # a resumed run meets the same ones
                 file.write(line)
 
 
@@ -81,7 +100,14 @@ class RecordReader:
         batch_size: int,
         substitutes: Callable[[int], Iterator[int]] | None = None,
     ) -> Iterator[tuple]:
-        """(*views, labels, indices) in the order of indices; unreadable images are substituted, else left out."""
+        """(*views, labels, indices) in the order of indices; unreadable images are substituted, else left out.
+
+        Args:
+            indices: of the images, int64 N.
+            seeds: indices to the seeds of their views, int32 n x V x 2.
+            batch_size: images of a batch; the last one may be smaller.
+            substitutes: place in `indices` to the indices of images that may stand there.
+        """
         chunks, rest = iter(self._dataset(indices, seeds(indices), batch_size)), None
         for start in range(0, len(indices), batch_size):
             stop = min(start + batch_size, len(indices))

@@ -76,8 +76,8 @@ class RecordSource:
         self.image_shape: tuple[int, int] | None = None
         self._columns = columns
 
-    def entries(self, indices: np.ndarray) -> tuple[np.ndarray, ...]:
-        """What `read` takes, for each of the indices."""
+    def entries(self, indices: np.ndarray | int) -> tuple[np.ndarray, ...]:
+        """What `read` takes, for each of the indices, or for one."""
         return tuple(column[indices] for column in self._columns)
 
     def subset(self, indices: np.ndarray) -> "RecordSource":

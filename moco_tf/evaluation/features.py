@@ -5,7 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.order import Share
 from moco_tf.data.pipeline import eval_batches
+from moco_tf.data.records import BadImages
 from moco_tf.data.sources import Source
 from moco_tf.data.views.geometry import resize_center_crop, resize_center_crop_one
 from moco_tf.errors import RankError, UserError
@@ -54,7 +56,7 @@ def extract(
     embed: Callable[[tf.Tensor], tf.Tensor],
     source: Source,
     geometry: tuple[int, int],
-    batch_size: int,
+    rank_batch: int,
     collectives: Collectives,
     max_bad_images: int = 0,
     bad_images_file: str | None = None,
@@ -64,9 +66,9 @@ def extract(
     Takes 4 N D bytes of each rank; of several ranks, three times as much while the shares are put in order.
 
     Args:
-        embed, source, geometry, batch_size, collectives, max_bad_images, bad_images_file: of `extract_share`.
+        embed, source, geometry, rank_batch, collectives, max_bad_images, bad_images_file: of `extract_share`.
     """
-    share = extract_share(embed, source, geometry, batch_size, collectives, max_bad_images, bad_images_file)
+    share = extract_share(embed, source, geometry, rank_batch, collectives, max_bad_images, bad_images_file)
     if collectives.size == 1:
         return share[:2]
     features, labels, indices = (collectives.allgather(tf.constant(column)).numpy() for column in share)
@@ -78,7 +80,7 @@ def extract_share(
     embed: Callable[[tf.Tensor], tf.Tensor],
     source: Source,
     geometry: tuple[int, int],
-    batch_size: int,
+    rank_batch: int,
     collectives: Collectives,
     max_bad_images: int = 0,
     bad_images_file: str | None = None,
@@ -89,7 +91,7 @@ def extract_share(
         embed: float32 images in [0, 1], BxSxSx3, to features.
         source: the images; rank r of R has those of index r, r + R, r + 2R ...
         geometry: of `test_geometry`.
-        batch_size: of one rank.
+        rank_batch: images of a batch of one rank.
         collectives: which rank this is; nothing crosses ranks.
         max_bad_images, bad_images_file: of `eval_batches`.
 
@@ -104,9 +106,8 @@ def extract_share(
         prepare_one, in_batch = lambda image: resize_center_crop_one(image, *geometry), (geometry[1], geometry[1])
     compute = tf.function(lambda images: embed(prepare_batch(images, in_batch)), reduce_retracing=True)
     count, filled, columns = len(range(rank, source.num_examples, ranks)), 0, ()
-    for images, labels, indices in eval_batches(
-        source, batch_size, rank, ranks, prepare_one, max_bad_images, bad_images_file
-    ):
+    bad_images = BadImages(max_bad_images, bad_images_file)
+    for images, labels, indices in eval_batches(source, rank_batch, Share(rank, ranks), prepare_one, bad_images):
         batch = compute(tf.constant(images)).numpy(), labels, indices
         # One array, filled in place: a list of parts that is joined in the end takes the memory twice.
         columns = columns or tuple(np.empty((count, *part.shape[1:]), part.dtype) for part in batch)

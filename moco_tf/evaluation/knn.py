@@ -34,7 +34,7 @@ def measure(
     ks: Sequence[int],
     temperatures: Sequence[float],
     weighting: str,
-    batch_size: int,
+    rank_batch: int,
     collectives: Collectives,
     max_bad_images: int = 0,
     require_finite: bool = True,
@@ -50,7 +50,7 @@ def measure(
         geometries: of the bank's and the queries' images, see `features.test_geometry`.
         ks, temperatures: at least one of each; majority votes know no temperature, and take the first alone.
         weighting: "weighted" or "majority".
-        batch_size: of one rank.
+        rank_batch: images of a batch of one rank.
         collectives: what crosses ranks.
         max_bad_images: unreadable images that a rank leaves out before it stops.
         require_finite: refuse features that are not finite; otherwise they make accuracies meaningless.
@@ -62,7 +62,7 @@ def measure(
     def normalised(images: tf.Tensor) -> tf.Tensor:
         return tf.math.l2_normalize(embed(images), axis=1, epsilon=1e-24)
 
-    run = batch_size, collectives, max_bad_images
+    run = rank_batch, collectives, max_bad_images
     rows, labels, indices = features.extract_share(normalised, bank, geometries[0], *run)
     wanted, truth = features.extract(normalised, queries, geometries[1], *run)
     for found in (rows, wanted) if require_finite else ():

@@ -11,7 +11,7 @@ from absl import flags
 
 from moco_tf.config import define
 from moco_tf.config.options import Knn, Pretrain
-from moco_tf.data.views.recipes import VIEWS
+from moco_tf.data.views import recipes
 from moco_tf.errors import UserError
 from moco_tf.run.folder import RunFolder
 
@@ -37,10 +37,10 @@ def settings(folder: RunFolder, data_dir: str | None) -> Settings:
     if "dataset" not in texts:
         raise UserError(f"{folder.flags} names no --dataset: the run's images are not known")
     trained = _parsed(Pretrain, folder, [])
-    if trained.views.views not in VIEWS:
-        raise UserError(
-            f"{folder.flags} has --views={trained.views.views}, expected one of {', '.join(VIEWS)}; mend it"
-        )
+    try:
+        recipes.find(trained.views.views)
+    except UserError as error:
+        raise UserError(f"{folder.flags}: {error}; mend it") from None
     own = {name: value for name, value in define.values_of(trained).items() if name in _PROTOCOL}
     evaluated = define.replaced(Knn(), **(own | {"image_size": 0, "test_resize": 0}))
     results = folder.results("knn")

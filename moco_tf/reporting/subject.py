@@ -13,6 +13,7 @@ from moco_tf.config import find
 from moco_tf.config.options import DataOptions, Pretrain
 from moco_tf.data.normalisation import Normalisation
 from moco_tf.data.pipeline import TrainBatches, eval_batches
+from moco_tf.data.records import BadImages
 from moco_tf.data.sources import Source
 from moco_tf.data.views.geometry import resize_center_crop_one
 from moco_tf.data.views.recipes import View
@@ -122,7 +123,7 @@ def _embedded(embed: Callable, source: Source, geometry: tuple[int, int], max_ba
     """Unlike `features.extract` it says which images were readable."""
     compute = tf.function(lambda x: embed(evaluation.prepare_batch(x, geometry)), reduce_retracing=True)
     prepare_one = None if source.fixed_size else lambda image: resize_center_crop_one(image, *geometry)
-    batches = eval_batches(source, _BATCH, prepare_one=prepare_one, max_bad_images=max_bad_images)
+    batches = eval_batches(source, _BATCH, prepare_one=prepare_one, bad_images=BadImages(max_bad_images))
     parts = [(indices, labels, compute(tf.constant(images)).numpy()) for images, labels, indices in batches]
     indices, labels, found = (np.concatenate(column) for column in zip(*parts))
     if not np.isfinite(found).all():
@@ -145,13 +146,13 @@ def spread(run: Run, data_dir: str | None, images: int) -> dict[str, tuple[float
     o = found.trained
     loaded = load(str(run.folder), device.dtype_policy(o.device.precision))
     source = _splits(found.evaluated.data, o.run.seed, 1, images)[1]
-    view = prepare.random_view(o.views, loaded.image_size, (loaded.mean, loaded.std))
-    prepare.check_crop(o.views.views, view, source)
+    views = prepare.random_views(o.views, loaded.image_size, (loaded.mean, loaded.std))
+    prepare.check_crop(o.views.views, views, source)
     both = tf.function(
         lambda images: (loaded.encoder.features(images), loaded.encoder(images)),
         reduce_retracing=True,
     )
-    parts = [[output.numpy() for views in pair for output in both(views)] for pair in view_pairs(o, source, view)]
+    parts = [[output.numpy() for images in pair for output in both(images)] for pair in view_pairs(o, source, views)]
     pooled, head, other_pooled, other_head = (evaluation.normalised(np.concatenate(column)) for column in zip(*parts))
     figures = {"pooled features": _figures(pooled, other_pooled)}
     if not find.find("method", o.method.method).classifies:
@@ -165,22 +166,23 @@ def _figures(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
     return uniformity.alignment(x, y), (uniformity.uniformity(x) + uniformity.uniformity(y)) / 2
 
 
-def view_pairs(o: Pretrain, source: Source, view: View) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+def view_pairs(o: Pretrain, source: Source, views: tuple[View, View]) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
     """Two random views of every image, normalised, BxSxSx3 each, made as a training step makes them."""
     batches = TrainBatches(
         source,
         min(_BATCH, source.num_examples),
         o.run.seed,
-        crop=view.crop,
+        crops=prepare.crops(views),
+        bad_images=BadImages(o.data.max_bad_images),
         drop_remainder=False,
-        max_bad_images=o.data.max_bad_images,
     )
-    rest = prepare.in_step(view, source)
+    rest = [prepare.in_step(view, source) for view in views]
     for number, (images, *_) in enumerate(batches.batches(0)):
         first, second, *_ = base.unpack((images,))
         count = len(first)
         seeds = (tf.constant([o.run.seed * 16 + use, number]) for use in (base.FIRST_VIEW, base.SECOND_VIEW))
-        yield tuple(rest(tf.constant(x), seed, tf.range(count), count) for x, seed in zip((first, second), seeds))
+        each = zip(rest, (first, second), seeds)
+        yield tuple(view(tf.constant(x), seed, tf.range(count), count) for view, x, seed in each)
 
 
 def sample_views(run: Run, data_dir: str | None, count: int) -> tuple[list[np.ndarray], int]:
@@ -188,9 +190,9 @@ def sample_views(run: Run, data_dir: str | None, count: int) -> tuple[list[np.nd
     o = settings(RunFolder(run.folder), data_dir).trained
     train = prepare.source(o.data, "train", SingleProcess())
     mean, std = _normalisation(o, run, train)
-    view = prepare.random_view(o.views, prepare.image_size(o.data.image_size, train), (mean, std))
-    prepare.check_crop(o.views.views, view, train)
-    first, second = next(view_pairs(o, _some(train, count, o.run.seed), view))
+    views = prepare.random_views(o.views, prepare.image_size(o.data.image_size, train), (mean, std))
+    prepare.check_crop(o.views.views, views, train)
+    first, second = next(view_pairs(o, _some(train, count, o.run.seed), views))
     pairs = np.stack([first, second], axis=1) * np.float32(std) + np.float32(mean)  # Nx2xSxSx3
     return list(np.uint8(np.clip(pairs, 0, 1) * 255 + 0.5)), find.find("method", o.method.method).num_views
 

@@ -1,6 +1,7 @@
 """The one assembly: from options to the images, views, batches and method that a run has."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -19,10 +20,13 @@ from moco_tf.config.options import (
 )
 from moco_tf.data import normalisation as normalisations
 from moco_tf.data.normalisation import Normalisation
+from moco_tf.data.order import Share
 from moco_tf.data.pipeline import TrainBatches
+from moco_tf.data.records import BadImages
 from moco_tf.data.sets.find import load
 from moco_tf.data.sources import Source
 from moco_tf.data.views import recipes
+from moco_tf.data.views.geometry import RandomResizedCrop
 from moco_tf.errors import UserError
 from moco_tf.evaluation.scores import check_labels
 from moco_tf.methods.base import Method, View
@@ -42,7 +46,7 @@ class Pretraining:
         train: the training images.
         size: side of a view in pixels.
         mean_and_std: what views are normalised with.
-        view: the random view, crop included.
+        views: the two random views of an image, crops included; the same one twice unless they differ.
         batches: this rank's batches.
         method: the compiled method.
     """
@@ -52,7 +56,7 @@ class Pretraining:
     train: Source
     size: int
     mean_and_std: Normalisation
-    view: recipes.View
+    views: tuple[recipes.View, recipes.View]
     batches: TrainBatches
     method: Method
 
@@ -81,23 +85,18 @@ def pretraining(
     if kind.uses_labels:
         check_labels(train, train)
     mean_and_std = mean_and_std or normalisation(o.data, train, folder)
-    view = random_view(o.views, size, mean_and_std)
-    check_crop(o.views.views, view, train)
+    views = random_views(o.views, size, mean_and_std)
+    check_crop(o.views.views, views, train)
     batches = TrainBatches(
         train,
         o.run.batch_size,
         o.run.seed,
-        ranks.rank,
-        ranks.size,
-        crop=view.crop,
-        one_view=kind.num_views == 1,
-        max_bad_images=o.data.max_bad_images,
-        bad_images_file=str(folder.unreadable) if folder else None,
-        order=o.views.read_order,
+        Share(ranks.rank, ranks.size),
+        crops(views[: kind.num_views]),
+        BadImages(o.data.max_bad_images, str(folder.unreadable) if folder else None),
+        o.views.read_order,
     )
-    return Pretraining(
-        o, ranks, train, size, mean_and_std, view, batches, method(o, ranks, in_step(view, train), train)
-    )
+    return Pretraining(o, ranks, train, size, mean_and_std, views, batches, method(o, ranks, views, train))
 
 
 def connect(options: DeviceOptions, seed: int) -> Collectives:
@@ -148,14 +147,19 @@ def keep_normalisation(options: DataOptions, train: Source, folder: RunFolder, m
         normalisations.keep(folder.normalisation, train, mean_and_std)
 
 
-def random_view(options: ViewOptions, size: int, mean_and_std: Normalisation) -> recipes.View:
+def random_views(options: ViewOptions, size: int, mean_and_std: Normalisation) -> tuple[recipes.View, recipes.View]:
     """--views with a normalisation."""
-    return recipes.view(options.views, size, *mean_and_std, options.crop_scale, fast=options.fast_views)
+    return recipes.views(options.views, size, *mean_and_std, options.crop_scale, options.fast_views)
 
 
-def check_crop(name: str, view: recipes.View, images: Source) -> None:
-    """Refuses a view without a crop for images of many sizes."""
-    if view.crop is None and not images.fixed_size:
+def crops(views: Iterable[recipes.View]) -> list[RandomResizedCrop]:
+    """Those of the views that have one, for images that are cropped before the step."""
+    return [view.crop for view in views if view.crop]
+
+
+def check_crop(name: str, views: Iterable[recipes.View], images: Source) -> None:
+    """Refuses views without a crop for images of many sizes."""
+    if not images.fixed_size and any(view.crop is None for view in views):
         raise UserError(
             f"the view {name!r} has no crop, and the images of {images.name} differ in size; give a view that crops, "
             "such as crop_flip"
@@ -198,8 +202,15 @@ def encoder(options: EncoderOptions, precision: str, classes: int = 0) -> Encode
     return built
 
 
-def method(o: Pretrain, ranks: Collectives, view: View, train: Source) -> Method:
-    """The pre-training method with its optimizer, its arguments the options of its own."""
+def method(o: Pretrain, ranks: Collectives, views: tuple[recipes.View, recipes.View], train: Source) -> Method:
+    """The pre-training method with its optimizer, its arguments the options of its own.
+
+    Args:
+        o: the options.
+        ranks: what crosses ranks.
+        views: the two random views of an image, crops included.
+        train: the training images.
+    """
     kind = find.find("method", o.method.method)
     query_encoder = encoder(o.encoder, o.device.precision, train.num_classes if kind.classifies else 0)
     asked: dict[str, Any] = {}
@@ -212,7 +223,7 @@ def method(o: Pretrain, ranks: Collectives, view: View, train: Source) -> Method
         **o.method.own,
         **asked,
         collectives=ranks,
-        views=(view, view),
+        views=(in_step(views[0], train), in_step(views[1], train)),
         jit_compile=pieces_to_compile(o, ranks),
         seed=o.run.seed,
         bn=o.method.bn,

@@ -11,7 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.config.options import Lincls
+from moco_tf.data.order import Share
 from moco_tf.data.pipeline import TrainBatches
+from moco_tf.data.records import BadImages
 from moco_tf.data.sources import Source
 from moco_tf.data.views import recipes
 from moco_tf.errors import UserError
@@ -312,9 +314,9 @@ def about(run: Probing) -> dict[str, Any]:
 def extract(run: Probing, images: Source) -> tuple[np.ndarray, np.ndarray]:
     """Features and labels of all images, un-augmented."""
     o, ranks = run.options, run.collectives
-    batch = max(1, o.run.batch_size // ranks.size)
+    rank_batch = max(1, o.run.batch_size // ranks.size)
     found = features.extract(
-        run.subject.embed, images, run.subject.geometry(images), batch, ranks, o.data.max_bad_images
+        run.subject.embed, images, run.subject.geometry(images), rank_batch, ranks, o.data.max_bad_images
     )
     features.check_finite(found[0], ranks)
     return found
@@ -324,18 +326,15 @@ def augmented(run: Probing) -> tuple[TrainBatches, Callable[..., tf.Tensor]]:
     """Batches of training images, and the random view of a batch: (images, seed, positions, global batch) to [0, 1]."""
     o, ranks = run.options, run.collectives
     view = recipes.view(o.probe.train_view, run.subject.geometry(run.train)[1])  # in [0, 1]: the subject normalises
-    prepare.check_crop(o.probe.train_view, view, run.train)
+    prepare.check_crop(o.probe.train_view, [view], run.train)
     in_step = prepare.in_step(view, run.train)
     batches = TrainBatches(
         run.train,
         o.run.batch_size,
         o.run.seed,
-        ranks.rank,
-        ranks.size,
-        crop=view.crop,
-        one_view=True,
-        max_bad_images=o.data.max_bad_images,
-        bad_images_file=str(run.folder.unreadable),
+        Share(ranks.rank, ranks.size),
+        prepare.crops([view]),
+        BadImages(o.data.max_bad_images, str(run.folder.unreadable)),
     )
     compile_view = device.pieces_to_compile(o.device.jit_compile) != "none"
     return batches, tf.function(in_step, jit_compile=True) if compile_view else in_step

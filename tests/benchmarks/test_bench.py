@@ -177,7 +177,7 @@ def test_forward_passes(method, passes):
     assert work.forward_passes(stub) == (8 if passes == 4 else passes)
 
 
-@pytest.mark.parametrize("name", sorted(views.VIEWS))
+@pytest.mark.parametrize("name", ["cifar", "cifar_mild", "crop_flip", "moco_v1", "moco_v2", "none", "simclr_cifar"])
 def test_pil_makes_the_same_views(name):
     """Those whose operations come in PyTorch's order; their probabilities and ranges are ours."""
     given = compare.pil_view(views.view(name, 16), 16)

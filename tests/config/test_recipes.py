@@ -95,8 +95,8 @@ V2 = {
     "views": "moco_v2",
     "first_epoch": 0,
 }
-FACEBOOK = {"nesterov": False, "head_init": "torch", "antialias": True, "uniform_ratio": False}
-TENSORPACK = {"nesterov": True, "head_init": "normal", "antialias": False, "uniform_ratio": True}
+FACEBOOK = {"nesterov": False, "head_init": "torch"}
+TENSORPACK = {"nesterov": True, "head_init": "normal"}
 DEMO = {
     **CIFAR_ENCODER,
     **MOCO,
@@ -224,8 +224,8 @@ RECIPES = {
     "pretrain/imagenet_moco_v1.cfg": {**V1, **FACEBOOK},
     "pretrain/imagenet_moco_v2.cfg": {**V2, **FACEBOOK},
     "pretrain/imagenet_moco_v2_800ep.cfg": {**V2, **FACEBOOK, "epochs": 800},
-    "pretrain/imagenet_moco_v1_s3.cfg": {**V1, **TENSORPACK},
-    "pretrain/imagenet_moco_v2_s3.cfg": {**V2, **COSINE_PER_STEP, **TENSORPACK, "exact_blur": False},
+    "pretrain/imagenet_moco_v1_s3.cfg": {**V1, **TENSORPACK, "views": "moco_v1_s3"},
+    "pretrain/imagenet_moco_v2_s3.cfg": {**V2, **COSINE_PER_STEP, **TENSORPACK, "views": "moco_v2_s3"},
     "pretrain/cifar10_moco.cfg": DEMO,
     "pretrain/cifar10_moco_symmetric.cfg": {**DEMO, "symmetric": True},
     "pretrain/cifar10_moco_v2_s1.cfg": {

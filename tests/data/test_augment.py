@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image, ImageOps
 from support import parity_files
 
 from moco_tf.data.views.blur import (
@@ -20,6 +21,7 @@ from moco_tf.data.views.colour import (
     ColorJitter,
     Normalize,
     RandomGrayscale,
+    Solarize,
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -297,6 +299,18 @@ def test_black_white_and_gray_pixels_have_no_hue():
     np.testing.assert_allclose(on_images(adjust_hue, images, tf.fill((3,), 0.3)), images, atol=1e-7)
 
 
+def test_solarize_is_pils():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    image[0, :2] = [[0, 127, 128], [129, 255, 126]]
+    ours = Solarize(p=0.2).apply(to_unit_range(tf.constant(image[None])), APPLIED)
+    wanted = np.asarray(ImageOps.solarize(Image.fromarray(image), 128))
+    np.testing.assert_allclose(ours[0] * 255, wanted, atol=1e-4)
+    left = {"applied": tf.constant([False])}
+    np.testing.assert_array_equal(
+        Solarize(p=0.2).apply(to_unit_range(image[None]), left), image[None] * np.float32(1 / 255)
+    )
+
+
 def test_hand_computed_pixels():
     """Pure red turned by a third is pure green (85 of 255 levels); its luma is 0.299; half the brightness is 0.5."""
     red = np.zeros((1, 2, 2, 3), np.float32)
@@ -324,6 +338,7 @@ def within_three_standard_errors(applied, p):
         (ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), 0.8),
         (ColorJitter(0.4, 0.4, 0.4, 0.4), 1.0),
         (GaussianBlur(p=0.5), 0.5),
+        (Solarize(p=0.2), 0.2),
     ],
 )
 def test_operations_are_applied_with_their_probability(op, p):

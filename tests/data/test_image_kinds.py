@@ -9,6 +9,7 @@ from PIL import Image
 
 from moco_tf.data import sources
 from moco_tf.data.pipeline import TrainBatches, eval_batches
+from moco_tf.data.records import BadImages
 from moco_tf.data.sets import find
 
 # Smooth, so that JPEG decoders that round differently differ little.
@@ -107,7 +108,7 @@ def listed(path):
 def test_bad_files_are_listed_with_a_reason_and_left_out(folder, tmp_path):
     source, file = find.load("folder", "train", str(folder)), tmp_path / "unreadable.txt"
     resize = lambda image: tf.cast(tf.image.resize(image, [8, 8]), tf.uint8)  # noqa: E731
-    batches = eval_batches(source, 5, prepare_one=resize, max_bad_images=len(BAD), bad_images_file=str(file))
+    batches = eval_batches(source, 5, prepare_one=resize, bad_images=BadImages(len(BAD), str(file)))
     found = [source.describe(int(i)).rsplit("/", 1)[-1] for _, _, indices in batches for i in indices]
     assert sorted(found) == sorted(GOOD)
     reasons = listed(file)
@@ -121,8 +122,6 @@ class Corner:
 
 def test_training_goes_on_with_others_in_their_place(folder, tmp_path):
     source, file = find.load("folder", "train", str(folder)), tmp_path / "unreadable.txt"
-    batches = TrainBatches(
-        source, 8, 0, crop=Corner(), max_bad_images=len(BAD), bad_images_file=str(file), one_view=True
-    )
+    batches = TrainBatches(source, 8, 0, crops=[Corner()], bad_images=BadImages(len(BAD), str(file)))
     seen = {source.describe(int(i)).rsplit("/", 1)[-1] for _, _, indices in batches.batches(0) for i in indices}
     assert seen <= set(GOOD) and listed(file).keys() == BAD.keys()

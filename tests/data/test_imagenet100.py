@@ -75,7 +75,7 @@ def test_in_batches(small_imagenet, tmp_path):
         def crop_one(self, image, seed):
             return image[:4, :4]
 
-    for _, labels, indices in TrainBatches(source, 5, seed=0, crop=Corner()).batches(0):
+    for _, labels, indices in TrainBatches(source, 5, seed=0, crops=[Corner()] * 2).batches(0):
         assert labels.tolist() == [LABELS[index] for index in indices]
 
 

@@ -15,8 +15,9 @@ from support.programs import call, parse, start
 from support.tfds_sets import examples, image_and_label, prepare
 
 from moco_tf.data import packing, sources
-from moco_tf.data.order import block_order
+from moco_tf.data.order import Share, block_order
 from moco_tf.data.pipeline import TrainBatches, eval_batches
+from moco_tf.data.records import BadImages
 from moco_tf.data.sets import fashion_mnist, find
 from moco_tf.data.sets import tfds as tfds_source
 from moco_tf.data.views.geometry import RandomResizedCrop, resize_one
@@ -117,7 +118,11 @@ def test_everything_comes_back_as_it_was(photos, whole, split):
 
 def test_training_batches_are_those_of_the_folder(photos, whole):
     batches = [
-        list(TrainBatches(find.load(name, "train", str(path)), 4, 7, crop=RandomResizedCrop(16, (0.2, 1))).batches(1))
+        list(
+            TrainBatches(
+                find.load(name, "train", str(path)), 4, 7, crops=[RandomResizedCrop(16, (0.2, 1))] * 2
+            ).batches(1)
+        )
         for name, path in (("folder", photos), ("packed", whole))
     ]
     assert len(batches[0]) == len(batches[1]) == 3
@@ -416,7 +421,7 @@ def test_a_damaged_record_is_unreadable(whole, tmp_path):
     data[offset : offset + length] = b"\xff" * length
     path.write_bytes(data)
     listed = tmp_path / "unreadable.txt"
-    got = list(eval_batches(source, 20, prepare_one=lambda i: i[:8, :8], max_bad_images=1, bad_images_file=str(listed)))
+    got = list(eval_batches(source, 20, prepare_one=lambda i: i[:8, :8], bad_images=BadImages(1, str(listed))))
     assert got[0][2].tolist() == list(range(1, 14))
     assert f"{path} record at byte {offset}" in listed.read_text() and name.startswith("train/")
 
@@ -481,7 +486,7 @@ def test_flags_are_documented():
 def test_a_pack_is_read_by_blocks(whole):
     """Every image once, from any step, the same on two ranks; only sources of large files can be read so."""
     source = find.load("packed", "train", str(whole))
-    options = {"batch_size": 4, "seed": 1, "crop": RandomResizedCrop(8, (0.2, 1.0)), "order": "blocks"}
+    options = {"batch_size": 4, "seed": 1, "crops": [RandomResizedCrop(8, (0.2, 1.0))] * 2, "order": "blocks"}
     got = list(TrainBatches(source, **options).batches(0))
     indices = np.concatenate([batch[2] for batch in got])
     np.testing.assert_array_equal(indices, block_order(1, 0, source.num_examples)[: len(indices)])
@@ -489,10 +494,10 @@ def test_a_pack_is_read_by_blocks(whole):
         np.testing.assert_array_equal(batch[1], source.labels[batch[2]])
     resumed = next(TrainBatches(source, **options).batches(0, start_step=2))
     np.testing.assert_array_equal(resumed[0][0], got[2][0][0])
-    share = list(TrainBatches(source, rank=1, ranks=2, **options).batches(0))
+    share = list(TrainBatches(source, share=Share(1, 2), **options).batches(0))
     np.testing.assert_array_equal(np.concatenate([batch[2] for batch in share]), indices[1::2])
     with pytest.raises(UserError, match="--read_order=blocks came on 3 ranks"):
-        TrainBatches(source, ranks=3, **options | {"batch_size": 3})
+        TrainBatches(source, share=Share(0, 3), **options | {"batch_size": 3})
     toy = sources.ArraySource("toy", np.zeros((8, 2, 2, 3), np.uint8))
     with pytest.raises(UserError, match="--read_order=blocks came with toy, expected a pack"):
         TrainBatches(toy, **options)
@@ -500,6 +505,6 @@ def test_a_pack_is_read_by_blocks(whole):
 
 def test_part_of_a_pack_is_read_by_blocks_too(whole):
     part = find.load("packed", "train", str(whole)).subset(np.array([0, 3, 9, 11]))
-    batches = TrainBatches(part, 2, 0, crop=RandomResizedCrop(8, (0.2, 1.0)), order="blocks")
+    batches = TrainBatches(part, 2, 0, crops=[RandomResizedCrop(8, (0.2, 1.0))] * 2, order="blocks")
     assert sorted(np.concatenate([batch[2] for batch in batches.batches(0)])) == [0, 1, 2, 3]
     part.read_span(np.array([1, 3]))

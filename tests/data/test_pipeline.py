@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 
 from moco_tf.data import sources
+from moco_tf.data.order import Share
 from moco_tf.data.pipeline import TrainBatches, epoch_order, eval_batches, view_seeds
+from moco_tf.data.records import BadImages
 from moco_tf.data.sets import find
 from moco_tf.errors import UserError
 
@@ -29,6 +31,9 @@ class NoisyCrop:
         mean = tf.reduce_mean(tf.cast(image, tf.float32), [0, 1])
         noise = tf.random.stateless_uniform([SIZE, SIZE, 3], seed, 0, 8)
         return tf.cast(tf.clip_by_value(mean + noise, 0, 255), tf.uint8)
+
+
+TWO = [NoisyCrop(), NoisyCrop()]
 
 
 def prepare_one(image):
@@ -103,13 +108,13 @@ def test_last_partial_batch_can_be_kept_on_one_rank():
     assert batches.steps_per_epoch == len(got) == 6 and len(got[-1]) == 2
     assert sorted(np.concatenate(got)) == list(range(22))
     with pytest.raises(ValueError, match="one rank"):
-        TrainBatches(array_source(), 4, seed=0, ranks=2, drop_remainder=False)
+        TrainBatches(array_source(), 4, 0, Share(0, 2), drop_remainder=False)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_stride_the_global_batch(ranks):
     whole = list(TrainBatches(array_source(), 8, seed=5).batches(2))
-    shares = [list(TrainBatches(array_source(), 8, 5, rank, ranks).batches(2)) for rank in range(ranks)]
+    shares = [list(TrainBatches(array_source(), 8, 5, Share(rank, ranks)).batches(2)) for rank in range(ranks)]
     for step, (_, _, indices) in enumerate(whole):
         for rank in range(ranks):
             np.testing.assert_array_equal(shares[rank][step][2], indices[rank::ranks])
@@ -118,7 +123,7 @@ def test_ranks_stride_the_global_batch(ranks):
 def test_batch_size_is_checked():
     for batch_size, ranks in [(0, 1), (5, 2), (23, 1)]:
         with pytest.raises(UserError, match=f"--batch_size={batch_size} came, expected") as caught:
-            TrainBatches(array_source(), batch_size, 0, ranks=ranks)
+            TrainBatches(array_source(), batch_size, 0, Share(0, ranks))
         assert "\n" not in str(caught.value)
 
 
@@ -142,7 +147,7 @@ def test_grey_images_come_as_rgb():
 
 def test_record_batches(tmp_path):
     source = write_folder(tmp_path)
-    batches = TrainBatches(source, 6, seed=1, crop=NoisyCrop())
+    batches = TrainBatches(source, 6, seed=1, crops=TWO)
     got = numpy_batches(batches.batches(0))
     assert batches.steps_per_epoch == len(got) == 3
     np.testing.assert_array_equal(np.concatenate([indices for _, _, indices in got]), epoch_order(1, 0, 20)[:18])
@@ -155,8 +160,20 @@ def test_record_batches(tmp_path):
     assert_same(got, numpy_batches(batches.batches(0)))
     assert_same(got[1:], numpy_batches(batches.batches(0, start_step=1)))
     assert list(batches.batches(0, start_step=3)) == []
-    one_view = numpy_batches(TrainBatches(source, 6, seed=1, crop=NoisyCrop(), one_view=True).batches(0))
+    one_view = numpy_batches(TrainBatches(source, 6, seed=1, crops=[NoisyCrop()]).batches(0))
     assert_same([batch[0] for batch in one_view], [batch[0][0] for batch in got])
+
+
+def test_each_view_has_its_own_crop(tmp_path):
+    class Dark:
+        def crop_one(self, image, seed):
+            return tf.zeros_like(NoisyCrop().crop_one(image, seed))
+
+    source = write_folder(tmp_path, count=4)
+    ((first, second), *_) = next(TrainBatches(source, 4, 0, crops=[NoisyCrop(), Dark()]).batches(0))
+    ((alike, _), *_) = next(TrainBatches(source, 4, 0, crops=TWO).batches(0))
+    np.testing.assert_array_equal(first, alike)
+    assert not second.numpy().any()
 
 
 def test_record_batches_need_functions(tmp_path):
@@ -170,7 +187,7 @@ def test_record_batches_need_functions(tmp_path):
 def test_unreadable_images_are_replaced_and_listed(tmp_path):
     source = write_folder(tmp_path, bad=BAD)
     file = tmp_path / "unreadable.txt"
-    batches = TrainBatches(source, 4, 3, crop=NoisyCrop(), max_bad_images=len(BAD), bad_images_file=str(file))
+    batches = TrainBatches(source, 4, 3, crops=TWO, bad_images=BadImages(len(BAD), str(file)))
     first = numpy_batches(batches.batches(0))
     indices = np.concatenate([indices for _, _, indices in first])
     assert len(first) == batches.steps_per_epoch == 6 and {len(labels) for _, labels, _ in first} == {4}
@@ -184,10 +201,10 @@ def test_unreadable_images_are_replaced_and_listed(tmp_path):
     met = len(batches.unreadable)
     assert_same(first, numpy_batches(batches.batches(0)))
     assert len(batches.unreadable) == met
-    resumed = TrainBatches(source, 4, 3, crop=NoisyCrop(), max_bad_images=9, bad_images_file=str(file))
+    resumed = TrainBatches(source, 4, 3, crops=TWO, bad_images=BadImages(9, str(file)))
     assert_same(first[4:], numpy_batches(resumed.batches(0, start_step=4)))
     for rank in range(2):
-        share = TrainBatches(source, 4, 3, rank, 2, NoisyCrop(), max_bad_images=9, bad_images_file=str(file))
+        share = TrainBatches(source, 4, 3, Share(rank, 2), TWO, bad_images=BadImages(9, str(file)))
         for whole, part in zip(first, numpy_batches(share.batches(0)), strict=True):
             np.testing.assert_array_equal(whole[2][rank::2], part[2])
             np.testing.assert_array_equal(whole[0][1][rank::2], part[0][1])
@@ -202,7 +219,7 @@ def test_unreadable_images_are_replaced_and_listed(tmp_path):
 def test_every_kind_of_bad_image_is_found_in_evaluation(tmp_path):
     source = write_folder(tmp_path, bad=BAD)
     file = tmp_path / "unreadable.txt"
-    got = numpy_batches(eval_batches(source, 4, 0, 1, prepare_one, len(BAD), str(file)))
+    got = numpy_batches(eval_batches(source, 4, prepare_one=prepare_one, bad_images=BadImages(len(BAD), str(file))))
     indices = np.concatenate([indices for _, _, indices in got])
     names = [source.describe(i).rsplit("/")[-1] for i in range(source.num_examples)]
     assert list(indices) == [i for i, name in enumerate(names) if name not in BAD]
@@ -214,7 +231,7 @@ def test_every_kind_of_bad_image_is_found_in_evaluation(tmp_path):
 @pytest.mark.parametrize("limit", [0, 2])
 def test_too_many_unreadable_images_stop_the_run(tmp_path, limit):
     source = write_folder(tmp_path, count=8, bad=["empty.jpg", "text.jpg", "cut.png"])
-    batches = TrainBatches(source, 11, seed=0, crop=NoisyCrop(), max_bad_images=limit)
+    batches = TrainBatches(source, 11, seed=0, crops=TWO, bad_images=BadImages(limit))
     with pytest.raises(UserError, match=f"{limit + 1} unreadable.*--max_bad_images={limit}") as caught:
         list(batches.batches(0))
     assert "\n" not in str(caught.value)
@@ -225,10 +242,10 @@ def test_all_images_unreadable_is_an_error_not_a_loop(tmp_path):
     for path in (tmp_path / "train").rglob("0*"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="none of its 4 images") as caught:
-        list(TrainBatches(source, 2, seed=0, crop=NoisyCrop(), max_bad_images=1000).batches(0))
+        list(TrainBatches(source, 2, seed=0, crops=TWO, bad_images=BadImages(1000)).batches(0))
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="none of its 4 images"):
-        list(eval_batches(source, 3, prepare_one=prepare_one, max_bad_images=1000))
+        list(eval_batches(source, 3, prepare_one=prepare_one, bad_images=BadImages(1000)))
 
 
 def test_a_mistake_in_the_crop_is_not_an_unreadable_image(tmp_path):
@@ -236,7 +253,7 @@ def test_a_mistake_in_the_crop_is_not_an_unreadable_image(tmp_path):
         def crop_one(self, image, seed):
             return image.no_such_method()
 
-    batches = TrainBatches(write_folder(tmp_path, count=4), 2, seed=0, crop=Wrong(), max_bad_images=1000)
+    batches = TrainBatches(write_folder(tmp_path, count=4), 2, seed=0, crops=[Wrong()], bad_images=BadImages(1000))
     with pytest.raises(AttributeError):
         list(batches.batches(0))
 
@@ -246,7 +263,7 @@ def test_eval_batches_give_every_example_once(tmp_path, ranks):
     for source, prepare in [(array_source(), None), (write_folder(tmp_path), prepare_one)]:
         seen = []
         for rank in range(ranks):
-            got = numpy_batches(eval_batches(source, 4, rank, ranks, prepare))
+            got = numpy_batches(eval_batches(source, 4, Share(rank, ranks), prepare))
             assert all(len(images) == 4 for images, _, _ in got[:-1]) and 1 <= len(got[-1][0]) <= 4
             mine = np.concatenate([indices for _, _, indices in got])
             np.testing.assert_array_equal(mine, np.arange(rank, source.num_examples, ranks))

@@ -11,6 +11,7 @@ from support.tfds_sets import examples, image_and_label, prepare
 
 from moco_tf.data import normalisation, sample_images, sources
 from moco_tf.data.pipeline import TrainBatches, eval_batches
+from moco_tf.data.records import BadImages
 from moco_tf.data.sets import fashion_mnist, find
 from moco_tf.data.sets import tfds as tfds_source
 from moco_tf.errors import UserError
@@ -162,7 +163,7 @@ def test_folder_with_odd_names(tmp_path):
         file.write(b"broken")
     source = find.load("folder", "train", str(tmp_path))
     listed = tmp_path / "unreadable.txt"
-    got = list(eval_batches(source, 8, prepare_one=lambda image: image, max_bad_images=1, bad_images_file=str(listed)))
+    got = list(eval_batches(source, 8, prepare_one=lambda image: image, bad_images=BadImages(1, str(listed))))
     assert got[0][2].tolist() == [0, 1]
     assert b"\xff.jpg\t" in listed.read_bytes()
 
@@ -251,7 +252,7 @@ def test_tfds_set_of_many_sizes_is_read_by_index(tmp_path):
         def crop_one(self, image, seed):
             return image[:4, :4]
 
-    for (first, _), labels, indices in TrainBatches(source, 3, seed=0, crop=Corner()).batches(0):
+    for (first, _), labels, indices in TrainBatches(source, 3, seed=0, crops=[Corner()] * 2).batches(0):
         for image, label, index in zip(first, labels, indices, strict=True):
             np.testing.assert_array_equal(image, wanted[index]["image"][:4, :4])
             assert label == wanted[index]["label"]
@@ -269,7 +270,7 @@ def test_large_tfds_set_is_read_by_index_and_broken_records_are_unreadable(tmp_p
     data[offset : offset + length] = b"\xff" * length
     path.write_bytes(data)
     listed = tmp_path / "unreadable.txt"
-    got = list(eval_batches(source, 9, prepare_one=lambda i: i, max_bad_images=1, bad_images_file=str(listed)))
+    got = list(eval_batches(source, 9, prepare_one=lambda i: i, bad_images=BadImages(1, str(listed))))
     assert got[0][2].tolist() == [0, 1, 3, 4]
     assert f"record at byte {offset}" in listed.read_text()
     path.write_bytes(data[:-3])

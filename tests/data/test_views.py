@@ -1,5 +1,6 @@
 """The named views as a whole: in eager, graph and compiled form, over ranks, and what they do to a batch of images."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -23,11 +24,11 @@ def random_images(count, height, width, seed=0):
 @pytest.mark.parametrize("name", sorted(views.VIEWS))
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (24, 40)])
 def test_shape_dtype_and_range(name, size):
-    view = views.view(name, 24 if name != "none" else size[0])
-    result = view(random_images(4, *size), SEED)
-    assert result.shape == ((4, 24, 24, 3) if name != "none" else (4, *size, 3))
-    assert result.dtype == tf.float32
-    assert result.numpy().min() >= -1e-6 and result.numpy().max() <= 1 + 1e-6
+    for view in views.views(name, 24 if name != "none" else size[0]):
+        result = view(random_images(4, *size), SEED)
+        assert result.shape == ((4, 24, 24, 3) if name != "none" else (4, *size, 3))
+        assert result.dtype == tf.float32
+        assert result.numpy().min() >= -1e-6 and result.numpy().max() <= 1 + 1e-6
 
 
 def test_images_smaller_than_the_crop_grow():
@@ -105,15 +106,55 @@ def test_without_crop_keeps_the_other_draws():
     np.testing.assert_allclose(rest(cropped, SEED), view(images, SEED), atol=1e-5)
 
 
-def test_options_of_a_view():
+def test_crop_scale_of_a_view():
     assert views.view("cifar", 32, crop_scale=(0.3, 0.9)).crop.scale == (0.3, 0.9)
-    blurs = [op for op in views.view("moco_v2", 32, exact_blur=False).ops if isinstance(op, GaussianBlur)]
-    assert [blur.exact for blur in blurs] == [False]
+
+
+@pytest.mark.parametrize("name", ["moco_v1", "moco_v2"])
+def test_views_of_moco_tensorflow(name):
+    """The same operations, but a true Gaussian of 23 taps, a uniform aspect ratio and no antialiasing."""
+    one, other = views.view(name, 32), views.view(f"{name}_s3", 32)
+    assert other.crop == dataclasses.replace(one.crop, antialias=False, uniform_ratio=True)
+    with_gaussian = [dataclasses.replace(op, exact=False) if isinstance(op, GaussianBlur) else op for op in one.ops]
+    assert list(other.ops) == with_gaussian and all(op.max_taps == 23 for op in other.ops if hasattr(op, "max_taps"))
+
+
+def test_fast_views():
+    view = views.view("moco_v2", 32, fast=True)
+    assert not view.crop.antialias
+    assert [(op.exact, op.max_taps) for op in view.ops if isinstance(op, GaussianBlur)] == [(False, 13)]
+
+
+def test_both_views_are_one_object_unless_they_differ():
+    first, second = views.views("moco_v2", 32, MEAN, STD)
+    assert first is second and first == views.view("moco_v2", 32, MEAN, STD)
+    first, second = views.views("moco_v3", 32, MEAN, STD, (0.3, 0.9))
+    assert [op.p for op in first.ops[-1:]] == [1.0] and [op.p for op in second.ops[-2:]] == [0.1, 0.2]
+    assert first.crop == second.crop and first.crop.scale == (0.3, 0.9) and first.normalize == second.normalize
+    with pytest.raises(UserError, match="'moco_v3' is a pair of two different ones, expected one"):
+        views.view("moco_v3", 32)
 
 
 def test_unknown_view_is_named_with_the_known_ones():
-    with pytest.raises(UserError, match="unknown view 'moco_v3'.*cifar.*moco_v2"):
-        views.view("moco_v3", 32)
+    with pytest.raises(UserError, match=r"unknown view 'moco_v4'.*cifar.*moco_v2.*\(did you mean moco_v"):
+        views.view("moco_v4", 32)
+
+
+def test_views_of_the_users(tmp_path, monkeypatch):
+    lines = ["from moco_tf.data.views.colour import RandomGrayscale", "from moco_tf.data.views.recipes import Recipe"]
+    gray = [*lines, "RECIPE = Recipe((0.5, 1.0), (RandomGrayscale(p=1.0),))"]
+    (tmp_path / "my_views").mkdir()
+    (tmp_path / "my_views" / "gray.py").write_text("\n".join(gray))
+    (tmp_path / "my_views" / "pair.py").write_text("\n".join([*gray, "RECIPE = RECIPE, Recipe((0.1, 0.2))"]))
+    (tmp_path / "my_views" / "wrong.py").write_text("RECIPE = 3")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = views.view("my_views.gray", 16)(random_images(3, 20, 20), SEED).numpy()
+    assert result.shape == (3, 16, 16, 3) and np.ptp(result, axis=3).max() < 1e-6
+    assert [view.crop.scale for view in views.views("my_views.pair", 16)] == [(0.5, 1.0), (0.1, 0.2)]
+    with pytest.raises(UserError, match="has the RECIPE 3, expected a Recipe or two of them"):
+        views.view("my_views.wrong", 16)
+    with pytest.raises(UserError, match="my_views.nothing is no module that Python finds"):
+        views.view("my_views.nothing", 16)
 
 
 def test_images_of_unknown_size_are_refused_with_the_way_out():

@@ -101,7 +101,7 @@ def _features(name: str, features: "tfds.features.FeatureConnector") -> tuple["t
             f"--dataset={name} has images of {np.dtype(image.np_dtype).name} with {image.shape[2]} channels, expected "
             "uint8 grey or RGB; give another set, or its images as --dataset=folder"
         )
-    return image, tuple(label.names) if type(label) is tfds.features.ClassLabel else ()
+    return image, tuple(label.names) if label and type(label) is tfds.features.ClassLabel else ()
 
 
 def _prepare(name: str, builder: "tfds.core.DatasetBuilder") -> None:

@@ -151,11 +151,26 @@ class RandomGrayscale(ImageOp):
 
 
 @dataclasses.dataclass(frozen=True)
+class Solarize(ImageOp):
+    """Inverts the bright values, of 128 of 255 and more, with probability p (BYOL appendix B, PIL's solarize)."""
+
+    p: float
+
+    def draw(self, seed: tf.Tensor, count: int) -> Parameters:
+        """`applied`, count booleans."""
+        return {"applied": uniform(seed, count, 1)[:, 0] < self.p}
+
+    def apply_planes(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+        """1 - x where applied and x, rounded to 8 bits, is 128 or more: from 127.5 / 255 on."""
+        return tf.where(per_image(parameters["applied"]) & (planes >= 0.5), 1 - planes, planes)
+
+
+@dataclasses.dataclass(frozen=True)
 class Normalize(ImageOp):
     """(x - mean) / std per channel; mean 0 and std 1 leave the image as it is."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def draw(self, seed: tf.Tensor, count: int) -> Parameters:
         """Nothing is random."""

@@ -80,7 +80,7 @@ class RandomResizedCrop(ImageOp):
     """
 
     size: int
-    scale: tuple[float, float]
+    scale: tuple[float, ...]
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     uniform_ratio: bool = False
     antialias: bool = True

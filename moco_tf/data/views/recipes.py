@@ -1,18 +1,21 @@
 """The named views of the recipes: which operations make one random view of an image, and in which order."""
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
-from moco_tf.data.views.blur import MAX_TAPS, GaussianBlur
-from moco_tf.data.views.colour import ColorJitter, Normalize, RandomGrayscale
+from moco_tf.config import find as names
+from moco_tf.data.views.blur import GaussianBlur
+from moco_tf.data.views.colour import ColorJitter, Normalize, RandomGrayscale, Solarize
 from moco_tf.data.views.geometry import RandomHorizontalFlip, RandomResizedCrop
 from moco_tf.data.views.ops import Compiled, ImageOp, Parameters, Run, from_planes, to_planes, to_unit_range
 from moco_tf.errors import UserError
 
-Color = tuple[float, float, float]
+Color = tuple[float, ...]  # of R, G and B
 
 # Pixels of a chunk of images that a CPU takes through all pieces before the next chunk: 8 images of 224 px, hundreds of
 # small ones. A whole batch of large images goes through memory for each piece, not the cache: 1.7 times slower.
@@ -21,26 +24,61 @@ FAST_TAPS = 13  # of --fast_views' Gaussian: 3 sigma of the widest
 
 FLIP = RandomHorizontalFlip(p=0.5)
 JITTER = ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8)
+JITTER_V3 = ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8)
+GRAY = RandomGrayscale(0.2)
+V1 = (FLIP, GRAY, ColorJitter(0.4, 0.4, 0.4, 0.4))
 
-# name: (scale of the crop's area, or None for no crop; the operations after the crop).
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What makes one random view: a crop, then operations in their order.
+
+    Args:
+        scale: range of the crop's area, a share of the image's; None: no crop.
+        ops: the operations after the crop.
+        antialias: whether the crop is resized as PIL does, or with the plain bilinear filter.
+        uniform_ratio: whether the crop's aspect ratio is uniform, or its logarithm.
+    """
+
+    scale: tuple[float, float] | None
+    ops: tuple[ImageOp, ...] = ()
+    antialias: bool = True
+    uniform_ratio: bool = False
+
+
+# What --views names: a recipe for both views of an image, or one recipe for each of the two.
 # The mirror comes right after the crop even where the original has it last: it commutes with every other operation here
 # (they act on single pixels, on the image's mean, or symmetrically), and at the end of the list XLA computes the jitter
 # twice, which made the compiled moco_v2 view 3 times slower.
-VIEWS: dict[str, tuple[tuple[float, float] | None, tuple[ImageOp, ...]]] = {
+VIEWS: dict[str, Recipe | tuple[Recipe, Recipe]] = {
     # MoCo section 4, "Technical details"; facebookresearch/moco without --aug-plus
-    "moco_v1": ((0.2, 1.0), (FLIP, RandomGrayscale(0.2), ColorJitter(0.4, 0.4, 0.4, 0.4))),
+    "moco_v1": Recipe((0.2, 1.0), V1),
     # MoCo v2; facebookresearch/moco with --aug-plus
-    "moco_v2": ((0.2, 1.0), (FLIP, JITTER, RandomGrayscale(0.2), GaussianBlur((0.1, 2.0), p=0.5))),
+    "moco_v2": Recipe((0.2, 1.0), (FLIP, JITTER, GRAY, GaussianBlur((0.1, 2.0), p=0.5))),
+    # the same two in ppwwyyxx/moco.tensorflow
+    "moco_v1_s3": Recipe((0.2, 1.0), V1, antialias=False, uniform_ratio=True),
+    "moco_v2_s3": Recipe(
+        (0.2, 1.0),
+        (FLIP, JITTER, GRAY, GaussianBlur((0.1, 2.0), p=0.5, exact=False)),
+        antialias=False,
+        uniform_ratio=True,
+    ),
+    # MoCo v3, as BYOL (appendix B there): the second view is rarely blurred, and sometimes solarized.
+    # facebookresearch/moco-v3 trains a ResNet-50 with --crop_scale=0.2,1
+    "moco_v3": (
+        Recipe((0.08, 1.0), (FLIP, JITTER_V3, GRAY, GaussianBlur((0.1, 2.0), p=1.0))),
+        Recipe((0.08, 1.0), (FLIP, JITTER_V3, GRAY, GaussianBlur((0.1, 2.0), p=0.1), Solarize(p=0.2))),
+    ),
     # the MoCo CIFAR-10 demo
-    "cifar": ((0.08, 1.0), (FLIP, JITTER, RandomGrayscale(0.2))),
+    "cifar": Recipe((0.08, 1.0), (FLIP, JITTER, GRAY)),
     # SimCLR and MoCo v2 on CIFAR-10: the same operations; its recipes do not normalise
-    "simclr_cifar": ((0.08, 1.0), (FLIP, JITTER, RandomGrayscale(0.2))),
+    "simclr_cifar": Recipe((0.08, 1.0), (FLIP, JITTER, GRAY)),
     # larger crops and less gray, for the frozen-probe SimCLR recipe
-    "cifar_mild": ((0.2, 1.0), (FLIP, JITTER, RandomGrayscale(0.1))),
+    "cifar_mild": Recipe((0.2, 1.0), (FLIP, JITTER, RandomGrayscale(0.1))),
     # training of linear probes and supervised baselines
-    "crop_flip": ((0.08, 1.0), (FLIP,)),
+    "crop_flip": Recipe((0.08, 1.0), (FLIP,)),
     # evaluation
-    "none": (None, ()),
+    "none": Recipe(None),
 }
 
 
@@ -131,29 +169,79 @@ def view(
     image_size: int,
     mean: Color = (0.0, 0.0, 0.0),
     std: Color = (1.0, 1.0, 1.0),
-    crop_scale: tuple[float, float] | None = None,
-    exact_blur: bool = True,
-    antialias: bool = True,
-    uniform_ratio: bool = False,
+    crop_scale: tuple[float, ...] | None = None,
     fast: bool = False,
 ) -> View:
-    """The view called `name`, of image_size x image_size pixels; mean 0 and std 1 mean no normalisation.
+    """The one view that a name stands for; the arguments are those of `views`. Raises UserError, also for a pair."""
+    recipe = find(name)
+    if isinstance(recipe, tuple):
+        raise UserError(f"the view {name!r} is a pair of two different ones, expected one; give another, as crop_flip")
+    return _made(recipe, image_size, Normalize(tuple(mean), tuple(std)), crop_scale, fast)
 
-    crop_scale overrides the range of the crop's area. moco.tensorflow's views have exact_blur=False (a true Gaussian),
-    antialias=False and uniform_ratio=True (see RandomResizedCrop). fast: crops without antialiasing, and a Gaussian of
-    13 taps instead of PIL's blur.
+
+def views(
+    name: str,
+    image_size: int,
+    mean: Color = (0.0, 0.0, 0.0),
+    std: Color = (1.0, 1.0, 1.0),
+    crop_scale: tuple[float, ...] | None = None,
+    fast: bool = False,
+) -> tuple[View, View]:
+    """The first and the second random view of an image: the same object twice unless the recipes differ.
+
+    Args:
+        name: of VIEWS, or a Python module of the user's, see `find`.
+        image_size: S, the pixels of a side.
+        mean, std: of R, G and B, to normalise with; 0 and 1 leave the values in [0, 1].
+        crop_scale: replaces the range of the crop's area.
+        fast: crops without antialiasing, and a Gaussian of 13 taps instead of PIL's blur.
+
+    Raises:
+        UserError: there is no such name.
     """
-    if name not in VIEWS:
-        raise UserError(f"unknown view {name!r}; known views: {', '.join(sorted(VIEWS))}")
-    scale, ops = VIEWS[name]
-    crop = (
-        RandomResizedCrop(
-            image_size, crop_scale or scale, antialias=antialias and not fast, uniform_ratio=uniform_ratio
-        )
-        if scale
-        else None
-    )
-    if fast or not exact_blur:
-        other = {"exact": False, "max_taps": FAST_TAPS if fast else MAX_TAPS}
-        ops = tuple(dataclasses.replace(op, **other) if isinstance(op, GaussianBlur) else op for op in ops)
-    return View(crop, ops, Normalize(tuple(mean), tuple(std)))
+    recipe, rest = find(name), (image_size, Normalize(tuple(mean), tuple(std)), crop_scale, fast)
+    if isinstance(recipe, tuple):
+        return _made(recipe[0], *rest), _made(recipe[1], *rest)
+    both = _made(recipe, *rest)
+    return both, both
+
+
+def find(name: str) -> Recipe | tuple[Recipe, Recipe]:
+    """The recipe, or the two, that a name stands for: of VIEWS, or RECIPE in a Python module of the user's.
+
+    --views=my_package.gray_crops takes this from my_package/gray_crops.py; an operation of one's own extends ImageOp of
+    moco_tf/data/views/ops.py:
+
+        from moco_tf.data.views.colour import RandomGrayscale
+        from moco_tf.data.views.recipes import Recipe
+
+        RECIPE = Recipe((0.5, 1.0), (RandomGrayscale(p=0.5),))  # or two recipes: (Recipe(...), Recipe(...))
+
+    Raises:
+        UserError: there is none.
+    """
+    if "." not in name:
+        if name not in VIEWS:
+            known = names.listed(name, sorted(VIEWS))
+            raise UserError(f"unknown view {name!r} came, expected {known}, or a Python module such as my.views")
+        return VIEWS[name]
+    recipe: Any = getattr(importlib.import_module(names.module_of("views", name)), "RECIPE", None)
+    for part in recipe if isinstance(recipe, tuple) and len(recipe) == 2 else [recipe]:
+        if not isinstance(part, Recipe):
+            raise UserError(f"--views={name} has the RECIPE {recipe!r}, expected a Recipe or two of them; give it one")
+    return recipe
+
+
+def _made(
+    recipe: Recipe, image_size: int, normalize: Normalize, crop_scale: tuple[float, ...] | None, fast: bool
+) -> View:
+    crop, ops = None, recipe.ops
+    if recipe.scale:
+        antialias, scale = recipe.antialias and not fast, crop_scale or recipe.scale
+        crop = RandomResizedCrop(image_size, scale, uniform_ratio=recipe.uniform_ratio, antialias=antialias)
+    return View(crop, tuple(map(_fast, ops)) if fast else ops, normalize)
+
+
+def _fast(op: ImageOp) -> ImageOp:
+    """With a Gaussian of few taps instead of PIL's blur."""
+    return dataclasses.replace(op, exact=False, max_taps=FAST_TAPS) if isinstance(op, GaussianBlur) else op
