@@ -331,13 +331,13 @@ class ReportOptions(TableOptions):
 class PackOptions:
     """How images are packed."""
 
-    output: str | None = option(None, "The folder to write the pack into, or to verify.")
+    output: str | None = option(None, "The folder to write the pack into, DIR/NAME, or to verify.")
     short_side: CountOrZero = option(256, "Larger images become smaller, so many pixels; 0: all stay as they are.")
     quality: Count | None = option(None, "Of JPEGs that are encoded; given, those of a higher one are, too; else 90.")
-    shard_mb: Positive = option(128.0, "Size of a file in 10^6 bytes, at most, but for single larger images.")
+    shard_mb: Positive = option(128.0, "Size of a file in 10^6 bytes, about.")
     splits: tuple[str, ...] = option(("train", "test"), "What is packed.")
     workers: CountOrZero = option(0, "Threads that decode and encode; 0: as many as there are cores.")
-    verify: bool = option(False, "Read the whole pack in --output and compare its checksums; write nothing.")
+    verify: bool = option(False, "Read the whole pack in --output, each record with its checksum; write nothing.")
 
     def __post_init__(self) -> None:
         if self.quality is not None and self.quality > 100:

@@ -1,41 +1,71 @@
-"""What goes into a pack: the examples of a data set, their images encoded in parallel and in order, in shards."""
+"""Writes images as a data set that TensorFlow Datasets (TFDS) reads.
 
+The pack NAME is the folder NAME/1.0.0 with
+
+    NAME-train.tfrecord-00000-of-00012        records of image (encoded), label (int64, -1: none) and file_name
+    NAME-train.tfrecord-00000-of-00012.npy    the label of each example of the shard, int32; SKIPPED: it was unreadable
+    pack.json                                 what is packed and how, so that an interrupted pack can be continued
+    unreadable.txt                            what was left out, one line of name, tab, reason each
+    dataset_info.json, features.json ...      TFDS's own, written when all shards are there
+
+A shard holds a fixed part of the examples and appears when it is whole.
+"""
+
+import contextlib
+import fcntl
 import hashlib
+import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tqdm
 
-from moco_tf.data import packed
-from moco_tf.data.packed import Shard
-from moco_tf.data.records import UnreadableImages
-from moco_tf.data.sets import tfds as tfds_source
-from moco_tf.data.sets.find import load
-from moco_tf.data.sources import RecordSource, decode_rgb
-from moco_tf.data.views.geometry import resize_one
+from moco_tf.data.order import EVERYTHING
+from moco_tf.data.records import BadImages, RecordReader, UnreadableImages
+from moco_tf.data.sets import find, tfds
+from moco_tf.data.sources import ArraySource, RecordSource
+from moco_tf.errors import UserError
+from moco_tf.training.runlog import write_whole
 
-QUALITY = 90  # of JPEGs that are made smaller, where --quality does not say
-SAMPLE = 64  # images whose bytes are part of a fingerprint
-_STANDARD_SUM = 3688  # of the luminance quantisation table in the JPEG standard, annex K.1: quality 50
-_FRAME = 16  # bytes of a record besides its data: length 8, checksum 4; checksum 4 after the data
+VERSION = "1.0.0"
+SKIPPED = -2  # in place of a label
+SAMPLE = 64  # images that say how large the encoded ones are
+_PAUSE = 0.5 if sys.stderr.isatty() else 10.0  # seconds between two redraws of the progress bar
 _CHUNK = 32  # images handed over at once by tf.data
 
+Shape = tuple[int | None, int | None, int]  # height, width, channels; None: it varies
+ANY_SHAPE: Shape = (None, None, 3)
 
-def original(dataset: str, split: str, data_dir: str | None) -> RecordSource:
-    """A split of the data set, its images encoded and its names without the folder it lies in. Raises UserError."""
-    source = load(dataset, split, data_dir)
-    if isinstance(source, RecordSource):
-        root = os.path.join(data_dir or tfds_source.default_dir(), "")
-        everything = source.entries(np.arange(source.num_examples))
 
-        def describe(index: int) -> str:
-            return source.describe(index).removeprefix(root)
+def original(dataset: str, split: str, data_dir: str | None, short_side: int) -> tuple[RecordSource, Shape]:
+    """A split of the data set with its images encoded, and the shape that packed images have.
 
-        return RecordSource(source.name, everything, source.read, describe, source.labels, source.class_names)
+    Args:
+        dataset, split, data_dir: of sets.find.load.
+        short_side: in pixels, to which larger images are resized; 0: none are.
 
-    images = source.images[..., :1] if source.images.strides[-1] == 0 else source.images  # grey ones shown as RGB
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    source = find.load(dataset, split, data_dir)
+    if isinstance(source, ArraySource):
+        return _encoded(source, split), _shape(source, short_side)
+    root, read = os.path.join(data_dir or tfds.default_dir(), ""), source.describe
+    columns = source.entries(np.arange(source.num_examples))
+    named = RecordSource(
+        source.name, columns, source.read, lambda i: read(i).removeprefix(root), source.labels, source.class_names
+    )
+    return named, ANY_SHAPE
+
+
+def _encoded(source: ArraySource, split: str) -> RecordSource:
+    """The same images as PNGs."""
+    images = _as_stored(source)
 
     def read(index: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image = tf.numpy_function(lambda i: np.ascontiguousarray(images[i]), [index], tf.uint8, stateful=False)
@@ -45,188 +75,193 @@ def original(dataset: str, split: str, data_dir: str | None) -> RecordSource:
     return RecordSource(source.name, columns, read, lambda i: f"{split} {i}", source.labels, source.class_names)
 
 
-def fingerprint(source: RecordSource) -> str:
-    """SHA-256 of all names and labels, and of some images: whether an unfinished pack is of these images."""
-    digest = hashlib.sha256()
+def _as_stored(source: ArraySource) -> np.ndarray:
+    """NxHxWxC: grey images, which a source shows as RGB, have one channel."""
+    return source.images[..., :1] if source.images.strides[-1] == 0 else source.images
+
+
+def _shape(source: ArraySource, short_side: int) -> Shape:
+    height, width, channels = _as_stored(source).shape[1:]
+    return ANY_SHAPE if 0 < short_side < min(height, width) else (height, width, channels)
+
+
+def survey(source: RecordSource, encode: Callable[[tf.Tensor], tf.Tensor], shard_bytes: float) -> dict[str, int | str]:
+    """What pack.json says of a split: its examples, in how many shards, and whether they are the same as before.
+
+    Args:
+        source: the images, encoded.
+        encode: of reencoding.encoder.
+        shard_bytes: of a shard; the size of all images is estimated from a sample.
+    """
+    digest, sizes = hashlib.sha256(), []
     for index in range(source.num_examples):
         digest.update(os.fsencode(source.describe(index)) + b"\0")
     digest.update(b"" if source.labels is None else source.labels.tobytes())
     for index in np.unique(np.linspace(0, source.num_examples - 1, SAMPLE).astype(int)):
         try:
             with tf.device("/CPU:0"):
-                data = source.read(*map(tf.convert_to_tensor, source.entries(index)))[0].numpy()
+                data = source.read(*map(tf.convert_to_tensor, source.entries(int(index))))[0]
+                digest.update(hashlib.sha256(data.numpy()).digest())
+                sizes.append(len(encode(data).numpy()))
         except (tf.errors.OpError, UnicodeDecodeError):  # the latter when a message quotes a broken record
-            data = b""
-        digest.update(hashlib.sha256(data).digest())
-    return digest.hexdigest()
+            continue
+    shards = round(float(np.mean(sizes or [0])) * source.num_examples / shard_bytes + 0.5)
+    return {
+        "examples": source.num_examples,
+        "shards": min(max(1, shards), source.num_examples),
+        "fingerprint": digest.hexdigest(),
+    }
 
 
-def encoder(short_side: int, quality: int | None) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A graph function from an image's bytes to those that are packed, both scalar strings; fails on unreadable ones.
-
-    Args:
-        short_side: in pixels; images with a larger one are resized to it. 0: every image is kept as it is.
-        quality: 1 to 100 of the JPEGs encoded; JPEGs of a higher one are encoded again, too. None: QUALITY, and only
-            what is resized is encoded.
-    """
-
-    def encode(data: tf.Tensor) -> tf.Tensor:
-        image = decode_rgb(data)
-        shape = tf.shape(image)[:2]
-        short = tf.reduce_min(shape)
-        size = short_side * shape // tf.maximum(short, 1)
-
-        def again() -> tf.Tensor:
-            smaller = tf.cond(short > short_side, lambda: resize_one(image, size[0], size[1]), lambda: image)
-            return tf.cond(
-                lossy(data),
-                lambda: tf.io.encode_jpeg(smaller, quality=quality or QUALITY, optimize_size=True),
-                lambda: tf.io.encode_png(smaller),
-            )
-
-        wanted = short > short_side if short_side else tf.constant(False)
-        if quality:
-            found = tf.numpy_function(_quality_of, [data], tf.int64, stateful=False)
-            wanted |= tf.ensure_shape(found, []) > quality
-        with tf.control_dependencies([short]):  # what is kept as it is must be readable, too
-            return tf.cond(wanted, again, lambda: tf.identity(data))
-
-    return encode
-
-
-def lossy(data: tf.Tensor) -> tf.Tensor:
-    """Whether the bytes are a JPEG or WebP: encoded again, they become a JPEG, and all others a PNG."""
-    return tf.io.is_jpeg(data) | (tf.strings.substr(data, 0, 4) == b"RIFF")
-
-
-def _quality_of(data: bytes | np.ndarray) -> int:
-    return jpeg_quality(data if isinstance(data, bytes) else data.item())  # eagerly called, TensorFlow gives an array
-
-
-def jpeg_quality(data: bytes) -> int:
-    """The quality of a JPEG, 1 to 100, by the scale of its luminance quantisation table; 0 when it has none.
-
-    Good to 1 from 25 on; below, where many entries stand at their largest value, it comes out higher.
-    """
-    at = 2
-    while len(data) > at + 4 and data[at] == 0xFF and data[at + 1] != 0xDA:
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == 0xDB and data[at + 4] & 15 == 0:  # a quantisation table, number 0 the first of its segment
-            wide = data[at + 4] >> 4  # 16 bits an entry, or 8
-            table = np.frombuffer(data[at + 5 : at + 5 + (64 << wide)], ">u2" if wide else "u1")
-            scale = 100 * float(table.sum()) / _STANDARD_SUM
-            return int(np.clip(round(100 - scale / 2 if scale <= 100 else 5000 / scale), 1, 100))
-        at += 2 + length
-    return 0
-
-
-def encoded(
-    source: RecordSource,
-    start: int,
-    encode: Callable[[tf.Tensor], tf.Tensor],
-    unreadable: UnreadableImages,
-    workers: int,
-) -> Iterator[tuple[int, bytes | None, int, str]]:
-    """(index, encoded image, label, "") of each example from `start` on, in order.
-
-    Of an unreadable one it is (index, None, -1, reason). Raises UserError when these are too many.
-    """
-
-    def one(index: tf.Tensor, *entries: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        data, label = source.read(*entries)
-        return index, encode(data), label
-
-    def again(index: int) -> tuple[int, bytes | None, int, str]:
-        """For the reason: or was it a passing fault?"""
+@contextlib.contextmanager
+def only_one(folder: pathlib.Path) -> Iterator[None]:
+    """Makes the folder, and keeps other processes from packing into it. Raises UserError, also for a full disk."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            with tf.device("/CPU:0"):
-                _, data, label = one(index, *map(tf.convert_to_tensor, source.entries(index)))
-            return index, data.numpy(), int(label), ""
-        except (tf.errors.OpError, UnicodeDecodeError) as error:  # the latter when a message quotes the image's bytes
-            message = error.message if isinstance(error, tf.errors.OpError) else "not an image"
-            reason = " ".join(message.split("}} ")[-1].split(" [Op:")[0].split())[:200]
-            unreadable.add(index, reason)
-            return index, None, -1, reason
-
-    indices = np.arange(start, source.num_examples)
-    threads = tf.data.Options()
-    threads.threading.private_threadpool_size = workers  # the process's own pool may have two threads
-    threads.threading.max_intra_op_parallelism = 1
-    with tf.device("/CPU:0"):
-        dataset = tf.data.Dataset.from_tensor_slices((indices, *source.entries(indices)))
-        dataset = dataset.map(one, num_parallel_calls=workers, deterministic=True).ignore_errors(log_warning=False)
-        dataset = dataset.batch(_CHUNK).prefetch(1).with_options(threads)
-    following = start
-    for chunk in dataset.as_numpy_iterator():
-        for index, data, label in zip(*chunk):
-            yield from map(again, range(following, index))
-            yield int(index), data, int(label), ""
-            following = int(index) + 1
-    yield from map(again, range(following, source.num_examples))
+            with contextlib.suppress(OSError):  # of file systems without locks
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(f"{folder} is being packed by another process; wait for it") from None
+            yield
+        finally:
+            os.close(handle)
+    except (OSError, tf.errors.OpError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:200]
+        raise UserError(f"{folder} cannot be written ({reason}); make room or give another folder") from None
 
 
-class ShardWriter:
-    """Writes one shard under a hidden name; `close` gives it its own.
+def begin(folder: pathlib.Path, about: dict[str, Any]) -> None:
+    """Writes pack.json, or compares it with the one that is there. Raises UserError when that is of other images."""
+    path = folder / "pack.json"
+    if not path.exists():
+        if strange := [name for name in os.listdir(folder) if not name.startswith(".")]:
+            raise UserError(f"{folder} holds {strange[0]!r} and is no pack, expected an empty folder; give another one")
+        write_whole(path, json.dumps(about, indent=1) + "\n")
+        return
+    try:
+        there = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove {folder} to pack the images again") from None
+    if other := [name for name in {**about, **there} if there.get(name) != about.get(name)]:
+        raise UserError(
+            f"{folder} is a pack with other {', '.join(other)}, expected one of the same images and settings (see "
+            "pack.json); give another --output, or remove this one"
+        )
+
+
+def pack_split(
+    folder: pathlib.Path,
+    split: str,
+    source: RecordSource,
+    encode: Callable[[tf.Tensor], tf.Tensor],
+    shards: int,
+    max_bad_images: int,
+) -> list[pathlib.Path]:
+    """Writes those shards of a split that are not there yet; returns the files of all.
 
     Args:
-        folder: of the pack.
-        name: of the shard's files, without the extension.
-        first: the source's index of the first example.
+        folder: NAME/1.0.0.
+        split: its name.
+        source: of the images.
+        encode: of reencoding.encoder.
+        shards: in how many the images are packed.
+        max_bad_images: unreadable images that are left out; at one more it stops.
 
     Raises:
-        UserError: in every method, when the folder cannot be written to.
+        UserError: too many images are unreadable.
     """
-
-    def __init__(self, folder: pathlib.Path, name: str, first: int) -> None:
-        self.size = 0
-        self._folder, self._name, self._first = folder, name, first
-        self._places: list[tuple[int, int, int]] = []
-        self._skipped: list[tuple[int, str]] = []
-        self._draft = folder / f".{name}.tfrecord"
-        try:
-            self._writer = tf.io.TFRecordWriter(str(self._draft))
-        except (OSError, tf.errors.OpError) as error:
-            raise packed.unwritable(folder, error) from None
-
-    def fits(self, record: bytes, limit: float) -> bool:
-        """Whether the shard stays within `limit` bytes with this record; an empty one takes any."""
-        return not self._places or self.size + len(record) + _FRAME <= limit
-
-    def add(self, record: bytes, label: int) -> None:
-        """Appends what `example` made."""
-        self._places.append((self.size + 12, len(record), label))
-        self.size += len(record) + _FRAME
-        try:
-            self._writer.write(record)
-        except (OSError, tf.errors.OpError) as error:
-            raise packed.unwritable(self._folder, error) from None
-
-    def skip(self, index: int, reason: str) -> None:
-        """Notes an unreadable example."""
-        self._skipped.append((index, reason))
-
-    def close(self, stop: int) -> Shard:
-        """Finishes the files; stop is the source's index after the last example, written or skipped."""
-        draft = self._folder / f".{self._name}.npy"
-        try:
-            self._writer.close()
-            np.save(draft, np.array(self._places, np.int64).reshape(-1, 3))
-            paths = [self._folder / path.name[1:] for path in (self._draft, draft)]
-            sums = [packed.checksum(path, to_disk=True) for path in (self._draft, draft)]
-            sizes = [path.stat().st_size for path in (self._draft, draft)]
-            os.replace(draft, paths[1])
-            os.replace(self._draft, paths[0])
-        except (OSError, tf.errors.OpError) as error:
-            raise packed.unwritable(self._folder, error) from None
-        count = len(self._places)
-        return Shard(self._name, self._first, stop, count, sizes[0], sums[0], sizes[1], sums[1], self._skipped)
+    unreadable = UnreadableImages(source, BadImages(max_bad_images, str(folder / "unreadable.txt")), EVERYTHING)
+    reader = RecordReader(source, lambda data, _: (encode(data),), unreadable)
+    paths = [folder / f"{folder.parent.name}-{split}.tfrecord-{i:05}-of-{shards:05}" for i in range(shards)]
+    parts = np.array_split(np.arange(source.num_examples), shards)
+    with tqdm.tqdm(total=source.num_examples, desc=split, unit="image", dynamic_ncols=True, mininterval=_PAUSE) as bar:
+        for path, indices in zip(paths, parts):
+            if path.exists() and len(labels := labels_of(path)) == len(indices):
+                for index in indices[labels == SKIPPED]:
+                    unreadable.add(int(index), "was unreadable before")
+            else:
+                _write_shard(path, source, reader, indices)
+            bar.update(len(indices))
+    return paths
 
 
-def example(image: bytes, label: int, name: str) -> bytes:
+def labels_of(path: pathlib.Path) -> np.ndarray:
+    """The labels beside a shard; none where the file is missing or damaged."""
+    try:
+        return np.load(f"{path}.npy")
+    except (OSError, ValueError, EOFError):
+        return np.zeros(0, np.int32)
+
+
+def _write_shard(path: pathlib.Path, source: RecordSource, reader: RecordReader, indices: np.ndarray) -> None:
+    """Writes the examples of these indices, in their order, under a hidden name that is changed in the end."""
+    draft, labels = path.with_name(f".{path.name}"), np.full(len(indices), SKIPPED, np.int32)
+    with tf.io.TFRecordWriter(str(draft)) as writer:
+        for images, own, chosen in reader.batches(indices, lambda i: np.zeros((len(i), 0), np.int32), _CHUNK):
+            labels[chosen - indices[0]] = own
+            for image, label, index in zip(np.asarray(images), own, chosen):
+                writer.write(_example(image, int(label), source.describe(int(index))))
+    np.save(draft, labels)
+    for name in (f"{draft}.npy", str(draft)):
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(name, path.parent / os.path.basename(name)[1:])
+
+
+def _example(image: bytes, label: int, name: str) -> bytes:
     """A record's data; the same bytes every time."""
     features = {
         "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
         "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-        "name": tf.train.Feature(bytes_list=tf.train.BytesList(value=[os.fsencode(name)])),
+        "file_name": tf.train.Feature(bytes_list=tf.train.BytesList(value=[os.fsencode(name)])),
     }
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+
+
+def write_metadata(
+    folder: pathlib.Path, splits: dict[str, list[pathlib.Path]], sources: dict[str, tuple[RecordSource, Shape]]
+) -> None:
+    """Writes what TFDS needs beside the shards, from the files of each split and what they were made of."""
+    import tensorflow_datasets
+
+    core, features = tensorflow_datasets.core, tensorflow_datasets.features
+    (source, shape), *others = sources.values()
+    shape = shape if all(other == shape for _, other in others) else ANY_SHAPE
+    spec = {"image": features.Image(shape=shape), "file_name": features.Text()}
+    if source.class_names:
+        spec["label"] = features.ClassLabel(names=list(source.class_names))
+    infos = []
+    for split, paths in splits.items():
+        counts = [int((labels_of(path) != SKIPPED).sum()) for path in paths]
+        named = {"dataset_name": folder.parent.name, "split": split, "filetype_suffix": "tfrecord"}
+        template = core.ShardedFileTemplate(folder, **named)
+        size = sum(path.stat().st_size for path in paths)
+        infos.append(core.SplitInfo(name=split, shard_lengths=counts, num_bytes=size, filename_template=template))
+    tensorflow_datasets.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=spec,
+        split_infos=infos,
+        description=f"Images of {source.name}, packed by moco_tf.pack; pack.json says how.",
+        check_data=False,
+    )
+
+
+def verify(folder: pathlib.Path) -> dict[str, int]:
+    """Reads all records, each of which has a checksum, and counts them by split. Raises UserError."""
+    import tensorflow_datasets
+
+    path = folder
+    try:
+        splits = tensorflow_datasets.builder_from_directory(folder).info.splits
+        for info in splits.values():
+            for path, expected in zip(info.filepaths, info.shard_lengths):
+                found = sum(1 for _ in tf.data.TFRecordDataset(str(path)))
+                if found != expected:
+                    raise ValueError(f"{found} records came, expected {expected}")
+    except (OSError, tf.errors.OpError, ValueError) as error:
+        reason = " ".join(str(error).split("}} ")[-1].split(" [Op:")[0].split())[:300]
+        raise UserError(f"{path} is no whole pack or shard ({reason}); remove it and pack again, or copy it") from None
+    return {split: info.num_examples for split, info in splits.items()}

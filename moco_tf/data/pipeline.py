@@ -16,7 +16,7 @@ import tensorflow as tf
 from moco_tf.data.order import EVERYTHING, LANES, ORDERS, ReadAhead, Share, block_order, epoch_order
 from moco_tf.data.prefetch import to_device
 from moco_tf.data.records import NO_BAD_IMAGES, BadImages, RecordReader, UnreadableImages
-from moco_tf.data.sources import ArraySource, RecordSource, Source
+from moco_tf.data.sources import ArraySource, RecordSource, Source, decode_rgb
 from moco_tf.errors import UserError
 from moco_tf.training import device
 
@@ -31,7 +31,13 @@ class Crop(Protocol):
 
 
 def view_seeds(seed: int, epoch: int, indices: np.ndarray, views: int) -> np.ndarray:
-    """Stateless seeds of each image's views, int32 len(indices) x views x 2, from nothing but the arguments."""
+    """Stateless seeds of each image's views, int32 N x views x 2, from nothing but the arguments.
+
+    Args:
+        seed, epoch: any numbers from 0 on.
+        indices: of the images, int64 N.
+        views: how many views of each.
+    """
     key = np.random.default_rng([seed, epoch]).integers(0, 1 << 64, size=views, dtype=np.uint64)
     return _splitmix64(indices.astype(np.uint64)[:, None] ^ key[None, :])[..., None].view(np.int32)
 
@@ -110,7 +116,8 @@ class TrainBatches:
             batches = self._record_batches(epoch, order, steps)
         return to_device(batches, "/GPU:0") if device.has_gpu() else batches
 
-    def _cropped(self, image: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def _cropped(self, data: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        image = decode_rgb(data)
         return tuple(crop.crop_one(image, seeds[view]) for view, crop in enumerate(self._crops))
 
     def _positions(self, step: int) -> np.ndarray:
@@ -152,15 +159,15 @@ class TrainBatches:
                 ahead.close()
 
 
-def _check_blocks(source: Source, ranks: int) -> None:
+def _check_blocks(source: Source, size: int) -> None:
     """Whether a source can be read by blocks. Raises UserError."""
     if source.read_span is None:
         raise UserError(
-            f"--read_order=blocks came with {source.name}, expected a pack or a TFDS set of large images; leave it "
+            f"--read_order=blocks came with {source.name}, expected a TFDS set of large images, as a pack is; leave it "
             "out, or pack the images with moco_tf.pack"
         )
-    if LANES % ranks:
-        raise UserError(f"--read_order=blocks came on {ranks} ranks, expected a divisor of {LANES}; use as many ranks")
+    if LANES % size:
+        raise UserError(f"--read_order=blocks came on {size} ranks, expected a divisor of {LANES}; use as many ranks")
 
 
 def eval_batches(
@@ -184,7 +191,9 @@ def eval_batches(
         return _array_batches(source, [indices[i : i + rank_batch] for i in range(0, len(indices), rank_batch)])
     if prepare_one is None:
         raise ValueError(f"the images of {source.name} differ in size: prepare_one is needed")
-    reader = RecordReader(source, lambda image, _: (prepare_one(image),), UnreadableImages(source, bad_images, share))
+    reader = RecordReader(
+        source, lambda data, _: (prepare_one(decode_rgb(data)),), UnreadableImages(source, bad_images, share)
+    )
     return reader.batches(indices, lambda indices: np.zeros((len(indices), 0), np.int32), rank_batch)
 
 

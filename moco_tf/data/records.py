@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.order import Share
-from moco_tf.data.sources import RecordSource, decode_rgb
+from moco_tf.data.sources import RecordSource
 from moco_tf.errors import RankError
 from moco_tf.training import device
 from moco_tf.training.files import one_line
@@ -80,7 +80,13 @@ class UnreadableImages:
 
 
 class RecordReader:
-    """Decodes the images of a RecordSource in parallel and keeps their order, whichever are unreadable."""
+    """Reads the images of a RecordSource in parallel and keeps their order, whichever are unreadable.
+
+    Args:
+        source: of the images.
+        views: (encoded image, seeds of its views) to what is made of it; fails on an unreadable image.
+        unreadable: where these are noted.
+    """
 
     def __init__(
         self,
@@ -123,7 +129,7 @@ class RecordReader:
     def _load(self, index: tf.Tensor, seeds: tf.Tensor, *entries: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """(*views, label, index) of one image."""
         data, label = self._source.read(*entries)
-        return *self._views(decode_rgb(data), seeds), label, index
+        return *self._views(data, seeds), label, index
 
     def _dataset(self, indices: np.ndarray, seeds: np.ndarray, batch_size: int) -> tf.data.Dataset:
         """Batches of (slot, *views, label, index). The slot is the place in indices; unreadable ones are missing."""

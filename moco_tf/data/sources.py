@@ -14,9 +14,13 @@ from moco_tf.data.image_bounds import within_bounds
 
 
 class ArraySource:
-    """Fixed-size images in memory: images uint8 NxHxWx3, labels int32 N.
+    """Fixed-size images in memory.
 
-    NxHxWx1 is accepted and shown as RGB without taking more memory. Without labels all of them are -1.
+    Args:
+        name: of the data set, for messages.
+        images: uint8 NxHxWx3; NxHxWx1 is shown as RGB without taking more memory.
+        labels: int32 N; without them all are -1.
+        class_names: of the labels 0, 1, 2 ...
     """
 
     fixed_size = True
@@ -47,10 +51,14 @@ class ArraySource:
 class RecordSource:
     """Encoded images of any size, read one by one and in any order.
 
-    columns: arrays of one entry for each example; `read` gets one entry of each.
-    read: graph function (*entries) -> (encoded bytes string, label int32), both scalars.
-    describe: index -> path or other name of the example, for messages.
-    read_span: see order.ReadAhead; None where neighbours are not stored one after another.
+    Args:
+        name: of the data set, for messages.
+        columns: arrays of one entry for each example; `read` gets one entry of each.
+        read: graph function (*entries) -> (encoded bytes string, label int32), both scalars.
+        describe: index -> path or other name of the example, for messages.
+        labels: int32 N, -1 where there is none; None when they are known only once read.
+        class_names: of the labels 0, 1, 2 ...
+        read_span: see order.ReadAhead; None where neighbours are not stored one after another.
     """
 
     fixed_size = False

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf.data import image_bounds, packed, sources
+from moco_tf.data import image_bounds, sources
 from moco_tf.data.sets import fashion_mnist
 from moco_tf.errors import UserError
 from moco_tf.formats import tensorpack
@@ -140,17 +140,6 @@ def test_npz_with_an_object_array_is_refused(tmp_path):
     np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
     with pytest.raises(UserError, match="not a readable .npz"):
         tensorpack.read(str(tmp_path / "objects.npz"))
-
-
-@pytest.mark.parametrize("place", [(0, 1 << 62), (1 << 62, 1), (-1, 4), (0, 101)])
-def test_places_outside_of_a_shard_are_refused(place, tmp_path):
-    """Each is read with as many bytes as it says."""
-    (tmp_path / "train-00000.tfrecord").write_bytes(bytes(100))
-    np.save(tmp_path / "train-00000.npy", np.array([(0, 100, 0), (*place, 0)]))
-    size, digest = (tmp_path / "train-00000.npy").stat().st_size, packed.checksum(tmp_path / "train-00000.npy")
-    shard = packed.Shard("train-00000", 0, 2, 2, 100, "", size, digest, [])
-    with pytest.raises(UserError, match="is damaged, expected the places of 2 records"):
-        packed.places(tmp_path, shard)
 
 
 def test_gzip_bomb_is_read_no_further_than_it_may_be_right(tmp_path):

@@ -261,7 +261,7 @@ def introduction(capsys, **values):
     """Printed for 62,500 images, without taking a step."""
     o = tiny(**values)
     train = ArraySource("toy", np.broadcast_to(np.uint8(0), (62_500, 24, 24, 3)))
-    method = build.method(o, SingleProcess(), base.as_given, train)
+    method = build.method(o, SingleProcess(), (base.as_given, base.as_given), train)
     pretrain.introduce(o, method, train, 24, SingleProcess(), 2, 6)
     return capsys.readouterr().out
 

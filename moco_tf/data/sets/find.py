@@ -34,7 +34,10 @@ def load(dataset: str, split: str, data_dir: str | None = None) -> Source:
 def module(dataset: str) -> ModuleType | None:
     """The module of a set; None when TensorFlow Datasets has to know it. Raises UserError."""
     if dataset == "packed":
-        return importlib.import_module("moco_tf.data.packed")
+        raise UserError(
+            "--dataset=packed is gone: pack the images again, with --output=DIR/NAME, and read them with "
+            "--dataset=NAME --data_dir=DIR"
+        )
     if dataset not in tfds.OWN and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", dataset):
         return None
     found = importlib.import_module(find.module_of("dataset", dataset))

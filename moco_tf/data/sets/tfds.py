@@ -5,6 +5,7 @@ noted, so that they can be read in any order, as files in folders are.
 """
 
 import difflib
+import glob
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from moco_tf.config import find
 from moco_tf.data.order import span_reader
@@ -53,6 +55,13 @@ def is_here(name: str, data_dir: str | None) -> bool:
     return os.path.isdir(os.path.join(data_dir or default_dir(), re.split("[/:]", name)[0]))
 
 
+def is_known(name: str) -> bool:
+    """Whether a set of this package or of TFDS has the name."""
+    import tensorflow_datasets as tfds
+
+    return name in OWN or name in tfds.list_builders(with_community_datasets=False)
+
+
 def normalisation(name: str) -> Normalisation | None:
     """The published mean and deviation of a set; None where there are none."""
     name = re.split("[/:]", name)[0]  # without configuration and version
@@ -80,6 +89,8 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     except tfds.core.DatasetNotFoundError as error:
         close = difflib.get_close_matches(name, OWN + tfds.list_builders(with_community_datasets=False))
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        if begun := glob.glob(os.path.join(glob.escape(data_dir or default_dir()), name, "*", "pack.json")):
+            hint = f"; {os.path.dirname(begun[0])} is an unfinished pack: run the command again that began it"
         raise UserError(f"--dataset={name} came, {_EXPECTED}{hint}") from error
     except Exception as error:  # wrong configurations and versions come as many kinds of errors
         raise UserError(f"--dataset={name}: TensorFlow Datasets cannot make it: {_one_line(error)}") from error
@@ -174,22 +185,9 @@ def _array(name: str, builder: "tfds.core.DatasetBuilder", split: str, class_nam
 
 
 def _records(name: str, builder: "tfds.core.DatasetBuilder", split: str, class_names: tuple[str, ...]) -> RecordSource:
-    paths = [instruction.filename for instruction in builder.info.splits[split].file_instructions]
-    if builder.info.file_format.value != "tfrecord" or any("://" in path for path in paths):
-        raise UserError(
-            f"--dataset={name} in {builder.data_dir} came as {builder.info.file_format.value}, expected tfrecord "
-            "files on a local disk, since its images are read in random order; prepare or copy it so"
-        )
-    with ThreadPoolExecutor(16) as pool:  # hundreds of files on a disk with some latency
-        places = list(pool.map(record_places, paths))
-    counts = [len(place) for place in places]
-    if sum(counts) != builder.info.splits[split].num_examples:
-        raise UserError(
-            f"{builder.data_dir}: {sum(counts)} records of split {split} came, expected "
-            f"{builder.info.splits[split].num_examples} from dataset_info.json; prepare the data set again"
-        )
-    file = np.repeat(np.arange(len(paths)), counts)
-    offset, length = np.concatenate(places).T
+    paths = _paths(name, builder, split)
+    file, offset, length = columns = _places(builder, split, paths)
+    labels = _kept_labels(paths, len(file), len(class_names))
 
     def read_bytes(file: np.ndarray, offset: np.ndarray, length: np.ndarray) -> bytes:
         with open(paths[file], "rb", buffering=0) as stream:
@@ -205,10 +203,50 @@ def _records(name: str, builder: "tfds.core.DatasetBuilder", split: str, class_n
         return example["image"], tf.cast(example.get("label", -1), tf.int32)
 
     def describe(index: int) -> str:
-        return f"{paths[file[index]]} record at byte {offset[index]}"
+        place = f"{paths[file[index]]} record at byte {offset[index]}"
+        if labels is None:
+            return place
+        try:  # a pack has the names of the files that it was made of
+            record = tf.train.Example.FromString(read_bytes(file[index], offset[index], length[index]))
+            return os.fsdecode(record.features.feature["file_name"].bytes_list.value[0])
+        except (OSError, DecodeError, IndexError):
+            return place
 
-    span = span_reader(paths, file, offset, length)
-    return RecordSource(builder.name, (file, offset, length), read, describe, None, class_names, span)
+    return RecordSource(builder.name, columns, read, describe, labels, class_names, span_reader(paths, *columns))
+
+
+def _paths(name: str, builder: "tfds.core.DatasetBuilder", split: str) -> list[str]:
+    paths = [instruction.filename for instruction in builder.info.splits[split].file_instructions]
+    if builder.info.file_format.value != "tfrecord" or any("://" in path for path in paths):
+        raise UserError(
+            f"--dataset={name} in {builder.data_dir} came as {builder.info.file_format.value}, expected tfrecord "
+            "files on a local disk, since its images are read in random order; prepare or copy it so"
+        )
+    return paths
+
+
+def _places(builder: "tfds.core.DatasetBuilder", split: str, paths: list[str]) -> tuple[np.ndarray, ...]:
+    """Of each record, the number of its file, and offset and length in it: int64 N each."""
+    with ThreadPoolExecutor(16) as pool:  # hundreds of files on a disk with some latency
+        places = list(pool.map(record_places, paths))
+    counts = [len(place) for place in places]
+    if sum(counts) != builder.info.splits[split].num_examples:
+        raise UserError(
+            f"{builder.data_dir}: {sum(counts)} records of split {split} came, expected "
+            f"{builder.info.splits[split].num_examples} from dataset_info.json; prepare the data set again"
+        )
+    return np.repeat(np.arange(len(paths)), counts), *np.concatenate(places).T
+
+
+def _kept_labels(paths: list[str], count: int, classes: int) -> np.ndarray | None:
+    """The labels that moco_tf.pack wrote beside the files, int32 N; None where there are none or they do not fit."""
+    try:
+        labels = np.concatenate([np.load(f"{path}.npy", mmap_mode="r") for path in paths])  # mapped: sizes are checked
+    except (OSError, ValueError, EOFError):
+        return None
+    labels = labels[labels >= -1]  # without the images that were left out
+    fits = labels.dtype == np.int32 and labels.shape == (count,) and labels.max(initial=-1) < classes
+    return labels if fits else None
 
 
 def record_places(path: str) -> np.ndarray:
@@ -217,12 +255,15 @@ def record_places(path: str) -> np.ndarray:
     A record is its length (8 bytes, little-endian), a checksum (4), the data, and a checksum (4).
     """
     places, position = [], 0
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        while position + 16 <= size:
-            (length,) = struct.unpack("<Q", os.pread(file.fileno(), 8, position))
-            places.append((position + 12, length))
-            position += 16 + length
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            while position + 16 <= size:
+                (length,) = struct.unpack("<Q", os.pread(file.fileno(), 8, position))
+                places.append((position + 12, length))
+                position += 16 + length
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); copy or prepare the data set again") from None
     if position != size:
         raise UserError(f"{path}: {size} bytes came, expected {position} by its last record; copy or prepare it again")
     return np.array(places, np.int64).reshape(-1, 2)

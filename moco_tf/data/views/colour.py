@@ -26,10 +26,14 @@ def mean_gray(luma: tf.Tensor) -> tf.Tensor:
 
 
 def blend(planes: tf.Tensor, keep: tf.Tensor, to_mean: tf.Tensor, to_gray: tf.Tensor) -> tf.Tensor:
-    """clip(keep x + to_mean mean(gray(x)) + to_gray gray(x)), each weight of shape B.
+    """clip(keep x + to_mean mean(gray(x)) + to_gray gray(x)).
 
     keep alone is a brightness change; with to_mean = 1 - keep it is a contrast change, with to_gray = 1 - keep a
     saturation change; keep = 1 alone is the identity. One form for all lets their order differ from image to image.
+
+    Args:
+        planes: x, BxHx3xW in [0, 1].
+        keep, to_mean, to_gray: weights of each image, float32 B.
     """
     luma = gray(planes)
     base = per_image(to_gray) * luma + per_image(to_mean) * mean_gray(luma)

@@ -33,11 +33,16 @@ def resize_matrices(
     kept: tf.Tensor | None = None,
     antialias: bool = True,
 ) -> tf.Tensor:
-    """B x out x in weights that resize pixels [start, start + length) to out_size; both of shape B, float32.
+    """B x out x in weights that resize a window of the pixels of one direction.
 
-    PIL's triangle filter: its half width is the scale, at least 1, and it sees nothing outside the window. Without
-    antialiasing its half width is 1.
-    Where only some output pixels are `kept` (K numbers, float32), B x K x in.
+    PIL's triangle filter: its half width is the scale, at least 1, and it sees nothing outside the window.
+
+    Args:
+        start, length: of each window in pixels, float32 B.
+        in_size: pixels of the image.
+        out_size: pixels of the resized window.
+        kept: which of these are computed, float32 K: the result is B x K x in; default: all.
+        antialias: without it the filter's half width is 1.
     """
     kept = tf.range(out_size, dtype=tf.float32) if kept is None else kept
     scale = (length / tf.cast(out_size, tf.float32))[:, None, None]
@@ -59,7 +64,14 @@ def resize_planes(planes: tf.Tensor, vertical: tf.Tensor, horizontal: tf.Tensor)
 
 
 def resized_crop(planes: tf.Tensor, box: tf.Tensor, size: int, antialias: bool = True) -> tf.Tensor:
-    """Crops each image to its box (Bx4 int: top, left, height, width) and resizes to size x size."""
+    """Crops each image to its box and resizes it to size x size.
+
+    Args:
+        planes: BxHx3xW float32.
+        box: Bx4 int, top, left, height, width in pixels.
+        size: S, the pixels of a side.
+        antialias: as in resize_matrices.
+    """
     _, height, _, width = planes.shape
     top, left, box_height, box_width = tf.unstack(tf.cast(box, tf.float32), axis=1)
     vertical = resize_matrices(top, box_height, height, size, antialias=antialias)
@@ -156,7 +168,13 @@ class RandomResizedCrop(ImageOp):
 
 
 def resize_one(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor, antialias: bool = True) -> tf.Tensor:
-    """Bilinear resize of one HxWx3 uint8 image, rounded to uint8."""
+    """Bilinear resize of one HxWx3 uint8 image, rounded to uint8.
+
+    Args:
+        image: of any size.
+        height, width: of the result, in pixels.
+        antialias: PIL's filter, or the plain bilinear one.
+    """
     if not antialias:
         return tf.cast(tf.round(tf.image.resize(image, (height, width), method="bilinear")), tf.uint8)
     # What tf.image.resize(antialias=True) computes; but its kernel goes along a row pixel by pixel, three values at a
@@ -173,7 +191,15 @@ def resize_rows(
     first: int | tf.Tensor = 0,
     kept: int | None = None,
 ) -> tf.Tensor:
-    """HxAxB -> `rows`xAxB float32 by the filter of resize_matrices; of these, `kept` from `first` on."""
+    """HxAxB -> KxAxB float32 by the filter of resize_matrices.
+
+    Args:
+        image: HxAxB.
+        rows: to which H is resized.
+        antialias: as in resize_matrices.
+        first: the first row that is computed.
+        kept: K, how many rows are computed; default: all.
+    """
     height, *rest = tf.unstack(tf.shape(image))
     kept = rows if kept is None else kept
     scale = tf.stack([tf.cast(rows, tf.float32) / tf.cast(height, tf.float32), 1.0])

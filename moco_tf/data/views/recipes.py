@@ -127,7 +127,14 @@ class View:
     def __call__(
         self, images: tf.Tensor, seed: tf.Tensor, rows: tf.Tensor | None = None, count: int | None = None
     ) -> tf.Tensor:
-        """Draws for the global batch of `count` images (default: B), applies its `rows` (B, default: all) to images."""
+        """One random view of each image.
+
+        Args:
+            images: of a rank, BxHxWx3.
+            seed: int32 pair.
+            rows: where the images stand in the global batch, int32 B; default: 0, 1, ... B-1.
+            count: of the images in the global batch, for all of which parameters are drawn; default: B.
+        """
         if count is None:
             count = images.shape[0] or tf.shape(images)[0]
         return self.apply(images, self._drawn(seed, rows, count))
@@ -172,7 +179,14 @@ def view(
     crop_scale: tuple[float, ...] | None = None,
     fast: bool = False,
 ) -> View:
-    """The one view that a name stands for; the arguments are those of `views`. Raises UserError, also for a pair."""
+    """The one view that a name stands for.
+
+    Args:
+        name, image_size, mean, std, crop_scale, fast: of `views`.
+
+    Raises:
+        UserError: there is no such name, or it is a pair of views.
+    """
     recipe = find(name)
     if isinstance(recipe, tuple):
         raise UserError(f"the view {name!r} is a pair of two different ones, expected one; give another, as crop_flip")
