@@ -144,8 +144,8 @@ def _spec(module: str) -> Any:
 @functools.cache
 def _tree(module: str) -> ast.Module:
     spec = _spec(module)
-    origin = spec.origin if spec else None
-    return ast.parse(pathlib.Path(origin).read_text(encoding="utf-8") if origin else "")
+    source = spec.origin if spec and spec.has_location else None  # modules inside of Python itself have none
+    return ast.parse(pathlib.Path(source).read_text(encoding="utf-8") if source else "")
 
 
 def _lineage(module: str, base: str) -> list[tuple[str, ast.ClassDef]]:

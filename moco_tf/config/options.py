@@ -12,9 +12,11 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from moco_tf.config import find
 from moco_tf.config.types import Count, CountOrZero, Positive, PositiveOrZero, Share, Value
 from moco_tf.errors import UserError
 
+OPTIMIZERS = ["adam", "lars", "sgd"]
 FORMATS = [m.name for m in pkgutil.iter_modules([str(pathlib.Path(__file__).parents[1] / "formats")])]
 
 
@@ -161,6 +163,10 @@ class OptimizerOptions:
     momentum: Share = may_change(0.9, "Of SGD and LARS.")
     nesterov: bool = may_change(False, "Nesterov's momentum in SGD.")
     weight_decay: PositiveOrZero = may_change(1e-4, "L2 in the gradient, on every parameter.")
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"--optimizer={self.optimizer} came, expected {find.listed(self.optimizer, OPTIMIZERS)}")
 
 
 @dataclasses.dataclass(frozen=True)

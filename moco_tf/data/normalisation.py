@@ -8,6 +8,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.config import find
 from moco_tf.data.pipeline import eval_batches
 from moco_tf.data.records import BadImages
 from moco_tf.data.sets import fashion_mnist, find, tfds
@@ -26,8 +27,11 @@ MIN_STD = 0.01  # 2.5 grey levels: images of one colour would be divided by 0
 
 
 def known(name: str, dataset: str) -> Normalisation | None:
-    """(mean, deviation) of the named normalisation; None when it is "auto" and the data set's own must be measured."""
-    if name != "auto":
+    """(mean, deviation) of the named normalisation; None when it is "auto" and the data set's own must be measured.
+
+    Raises UserError when there is no such name.
+    """
+    if name in NORMALISATIONS:
         return NORMALISATIONS[name]
     own = find.module(re.split("[/:]", dataset)[0])  # without TFDS's configuration and version
     return getattr(own, "NORMALISATION", None) if own else tfds.normalisation(dataset)
