@@ -28,7 +28,7 @@ from moco_tf.training import device, launcher
 
 def main(options: Pack) -> None:
     """Packs, or verifies a pack, with the given options."""
-    o = types.SimpleNamespace(**define.values_of(options))
+    o, given = options.pack, options.source
     if not launcher.is_first_rank():
         return  # one process does it all
     folder = output_folder(o) / packing.VERSION

@@ -8,14 +8,12 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.config import find
 from moco_tf.data.pipeline import eval_batches
 from moco_tf.data.records import BadImages
 from moco_tf.data.sets import fashion_mnist, find, tfds
 from moco_tf.data.sets.tfds import Normalisation
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
-from moco_tf.training.files import one_line, write_whole, writing
 
 NORMALISATIONS: dict[str, Normalisation] = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
@@ -27,11 +25,8 @@ MIN_STD = 0.01  # 2.5 grey levels: images of one colour would be divided by 0
 
 
 def known(name: str, dataset: str) -> Normalisation | None:
-    """(mean, deviation) of the named normalisation; None when it is "auto" and the data set's own must be measured.
-
-    Raises UserError when there is no such name.
-    """
-    if name in NORMALISATIONS:
+    """(mean, deviation) of the named normalisation; None when it is "auto" and the data set's own must be measured."""
+    if name != "auto":
         return NORMALISATIONS[name]
     own = find.module(re.split("[/:]", dataset)[0])  # without TFDS's configuration and version
     return getattr(own, "NORMALISATION", None) if own else tfds.normalisation(dataset)
@@ -56,10 +51,16 @@ def keep(path: str | os.PathLike, source: Source, values: Normalisation) -> None
     path = pathlib.Path(path)
     if path.exists():
         return
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     about = {"dataset": source.name, "mean": values[0], "std": values[1]}
-    with writing(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(about, indent=1) + "\n")
+        draft.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}), expected a folder to write to; give another one"
+        ) from error
 
 
 def measure(source: Source, count: int = 2000, seed: int = 0) -> Normalisation:
@@ -104,7 +105,8 @@ def _read(path: pathlib.Path, dataset: str) -> Normalisation:
         about = json.loads(path.read_text(encoding="utf-8"))
         mean, std = tuple(map(float, about["mean"])), tuple(map(float, about["std"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}), expected JSON with mean and std; {fix}") from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} cannot be read ({reason}), expected JSON with mean and std; {fix}") from None
     if about.get("dataset") != dataset:
         raise UserError(f"{path} is of the data set {about.get('dataset')!r}, expected {dataset!r}; {fix}")
     numbers = all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)

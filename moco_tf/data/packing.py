@@ -30,7 +30,7 @@ from moco_tf.data.records import BadImages, RecordReader, UnreadableImages
 from moco_tf.data.sets import find, tfds
 from moco_tf.data.sources import ArraySource, RecordSource
 from moco_tf.errors import UserError
-from moco_tf.training.runlog import write_whole
+from moco_tf.training.files import write_whole
 
 VERSION = "1.0.0"
 SKIPPED = -2  # in place of a label

@@ -11,7 +11,7 @@ import tensorflow as tf
 from support.programs import call, start, write_photos
 
 from moco_tf import formats
-from moco_tf.data import few
+from moco_tf.data.sets import find
 from moco_tf.data.sources import ArraySource, decode_rgb
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features

@@ -12,7 +12,7 @@ from support.programs import call, write_photos
 from support.sources_of_encoders import make
 
 from moco_tf import formats
-from moco_tf.data import few
+from moco_tf.data import sample_images
 from moco_tf.errors import UserError
 from moco_tf.formats import card, export
 from moco_tf.formats import keras as keras_format
