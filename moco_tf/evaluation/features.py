@@ -105,7 +105,8 @@ def extract_share(
     if not source.fixed_size:  # images of many sizes: resized and cut one by one, and not again
         prepare_one, in_batch = lambda image: resize_center_crop_one(image, *geometry), (geometry[1], geometry[1])
     compute = tf.function(lambda images: embed(prepare_batch(images, in_batch)), reduce_retracing=True)
-    count, filled, columns = len(range(rank, source.num_examples, ranks)), 0, ()
+    count, filled = len(range(rank, source.num_examples, ranks)), 0
+    columns: tuple[np.ndarray, ...] = ()
     bad_images = BadImages(max_bad_images, bad_images_file)
     for images, labels, indices in eval_batches(source, rank_batch, Share(rank, ranks), prepare_one, bad_images):
         batch = compute(tf.constant(images)).numpy(), labels, indices
@@ -117,7 +118,7 @@ def extract_share(
     if not filled:
         raise RankError(f"{source.name}: none of a rank's {count} images can be read; mend them, or use fewer ranks")
     features, labels, indices = (column[:filled] for column in columns)
-    if (np.diff(indices) > 0).all():
+    if bool(np.all(np.diff(indices) > 0)):
         return features, labels, indices
     order = np.argsort(indices)
     return features[order], labels[order], indices[order]

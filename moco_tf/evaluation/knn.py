@@ -80,5 +80,6 @@ def _outcome(
     near: tuple[np.ndarray, np.ndarray], truth: np.ndarray, num_classes: int, k: int, temperature: float, weighting: str
 ) -> Outcome:
     """What one setting makes of similarities and labels of at least k neighbours: QxK, QxK, Q."""
-    ranked = neighbours.rank_classes(*(column[:, :k] for column in near), num_classes, temperature, weighting)
+    similarities, labels = near
+    ranked = neighbours.rank_classes(similarities[:, :k], labels[:, :k], num_classes, temperature, weighting)
     return Outcome(k, temperature, *neighbours.accuracy(ranked, truth), ranked[:, 0].copy())

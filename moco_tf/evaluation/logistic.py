@@ -4,6 +4,7 @@ The problem is convex, so that its answer depends on no learning rate, schedule 
 """
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -48,12 +49,12 @@ def fit_and_test(
         whether it converged.
     """
     rest = np.setdiff1d(np.arange(len(features)), held_out)
-    shares = {}
-    model = None
+    shares: dict[float, float] = {}
+    model: Any = None
     for weight_decay in WEIGHT_DECAYS:  # from the strongest on, each from where the last one ended
         model = _fit(features[rest], labels[rest], weight_decay, max_iterations, model)
         shares[weight_decay] = float((model.predict(features[held_out]) == labels[held_out]).mean())
-    best = max(shares, key=shares.get)
+    best = max(shares, key=lambda weight_decay: shares[weight_decay])
     model = _fit(features, labels, best, max_iterations)
     # A class without training images has no column there.
     logits = np.full((len(test), max(labels.max(), test_labels.max()) + 1), -np.inf)
@@ -71,16 +72,14 @@ def fit_and_test(
     }
 
 
-def in_words(result: dict[str, object]) -> str:
+def in_words(result: dict[str, Any]) -> str:
     """The result of `fit_and_test` in a line."""
     ended = "converged" if result["converged"] else "did not converge"
     accuracy = f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}"
     return f"{accuracy}, weight decay {result['weight_decay']:g}, {ended} after {result['iterations']} iterations"
 
 
-def _fit(
-    features: np.ndarray, labels: np.ndarray, weight_decay: float, max_iterations: int, start: object = None
-) -> object:
+def _fit(features: np.ndarray, labels: np.ndarray, weight_decay: float, max_iterations: int, start: Any = None) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

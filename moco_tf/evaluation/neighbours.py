@@ -19,6 +19,8 @@ CHUNK, QUERY_CHUNK = 32768, 1024
 # Multiples of 2^-26, whose products are multiples of 2^-52: float64 holds every sum of them up to 2 without rounding.
 _GRAIN = 2.0**26
 
+Pair = tuple[tf.Tensor, tf.Tensor]  # similarities Qxk and rows Qxk of the best found so far
+
 
 def classify(
     bank: np.ndarray,
@@ -83,7 +85,8 @@ def nearest_labels(
     numbers = np.asarray(rows, np.int64)[neighbours]
     blocks = [slice(start, start + QUERY_CHUNK) for start in range(0, len(queries), QUERY_CHUNK)]
     merged = [_merge_ranks(similarities[block], numbers[block], labels[block], k, ranks) for block in blocks]
-    return tuple(np.concatenate(column) for column in zip(*merged))
+    best_similarities, best_labels = (np.concatenate(column) for column in zip(*merged))
+    return best_similarities, best_labels
 
 
 def nearest(
@@ -118,7 +121,8 @@ def nearest(
     best = [(tf.zeros([len(block), 0], tf.float64), tf.zeros([len(block), 0], tf.int64)) for block in blocks]
     for start in range(0, len(bank), chunk):
         best = _merge_chunk(bank[start : start + chunk], blocks, best, start, k)
-    return tuple(np.concatenate([part.numpy() for part in parts]) for parts in zip(*best))
+    similarities, rows = (np.concatenate([part.numpy() for part in parts]) for parts in zip(*best))
+    return similarities, rows
 
 
 def rank_classes(
@@ -179,16 +183,15 @@ def _exact(features: tf.Tensor) -> tf.Tensor:
     return tf.round(tf.cast(features, tf.float64) * _GRAIN) / _GRAIN
 
 
-def _merge_chunk(chunk: np.ndarray, blocks: list[tf.Tensor], best: list[tuple], first_row: int, k: int) -> list[tuple]:
+def _merge_chunk(chunk: np.ndarray, blocks: list[tf.Tensor], best: list[Pair], first_row: int, k: int) -> list[Pair]:
     """The k best of those found so far and of a chunk, for each block of queries; a chunk is gone before the next."""
     rows = _exact(tf.constant(chunk, tf.float32))
-    return [_merge(*found, _exact(block), rows, first_row, k) for found, block in zip(best, blocks)]
+    return [_merge(found, _exact(block), rows, first_row, k) for found, block in zip(best, blocks)]
 
 
-def _merge(
-    similarities: tf.Tensor, neighbours: tf.Tensor, queries: tf.Tensor, rows: tf.Tensor, first_row: int, k: int
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _merge(found: Pair, queries: tf.Tensor, rows: tf.Tensor, first_row: int, k: int) -> Pair:
     """The k best of those found so far and of a chunk of the bank."""
+    similarities, neighbours = found
     products = tf.matmul(queries, rows, transpose_b=True)
     # top_k puts the lower position first among equals; those found before stand before, in order: ties stay exact.
     new, position = tf.math.top_k(products, min(k, rows.shape[0]))
@@ -202,10 +205,12 @@ def _merge_ranks(
     similarities: np.ndarray, rows: np.ndarray, labels: np.ndarray, k: int, collectives: Collectives
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best of all ranks' neighbours, and their labels: the lower row number first among equals."""
-    columns = (similarities, rows, labels)  # of any number of neighbours on each rank, so they are gathered as rows
-    columns = [collectives.allgather(tf.constant(np.ascontiguousarray(c.T))).numpy().T for c in columns]
-    order = np.lexsort((columns[1], -columns[0]), axis=-1)[:, :k]
-    return np.take_along_axis(columns[0], order, 1), np.take_along_axis(columns[2], order, 1)
+    similarities, rows, labels = (  # of any number of neighbours on each rank, so they are gathered as rows
+        collectives.allgather(tf.constant(np.ascontiguousarray(column.T))).numpy().T
+        for column in (similarities, rows, labels)
+    )
+    order = np.lexsort((rows, -similarities), axis=-1)[:, :k]
+    return np.take_along_axis(similarities, order, 1), np.take_along_axis(labels, order, 1)
 
 
 def _class_scores(labels: np.ndarray, weights: np.ndarray, num_classes: int) -> np.ndarray:

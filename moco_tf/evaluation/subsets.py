@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from moco_tf.data.sources import Source
+from moco_tf.data.sources import RecordSource, Source
 from moco_tf.errors import UserError
 
 _OTHERWISE = (
@@ -54,7 +54,7 @@ def listed(source: Source, path: str) -> Source:
     names = [name.strip() for name in names if name.strip()]
     if not names:
         raise UserError(f"--train_list={path} is empty, expected a name a line")
-    if source.name != "folder":
+    if not isinstance(source, RecordSource) or source.name != "folder":
         raise UserError(
             f"--train_list={path} came with {source.name}, expected --dataset=folder, whose files have names"
         )
@@ -68,7 +68,7 @@ def listed(source: Source, path: str) -> Source:
     return source.subset(np.sort(np.array(chosen)))
 
 
-def _find(source: Source, name: str, files: dict[str, list[int]], path: str) -> int:
+def _find(source: RecordSource, name: str, files: dict[str, list[int]], path: str) -> int:
     there = [i for i in files.get(os.path.basename(name), ()) if f"/{source.describe(i)}".endswith(f"/{name}")]
     if len(there) != 1:
         came = "is not among" if not there else f"fits {len(there)} of"

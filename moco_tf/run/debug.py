@@ -69,8 +69,8 @@ def run_steps(
     step = method.step if eager else tf.function(method.step)
     records = []
     for (im_q, im_k), shuffles in zip(image_pairs, permutations, strict=True):
-        pair = [tf.cast(images, method.query_encoder.compute_dtype) for images in (im_q, im_k)]
-        metrics, logits = step(*pair, [tf.constant(p, tf.int32) for p in shuffles])
+        im_q, im_k = (tf.cast(images, method.query_encoder.compute_dtype) for images in (im_q, im_k))
+        metrics, logits = step(im_q, im_k, [tf.constant(p, tf.int32) for p in shuffles])
         record = {name: float(value) for name, value in metrics.items()} | snapshot(method)
         record["logits"] = [each.numpy() for each in logits]
         record["rank_loss"] = sum(float(info_nce(each)) for each in logits)
