@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from moco_tf.benchmark import compare, exchanges, images, machine, scaling, table, timing, work
+from moco_tf.benchmark import compare, exchanges, images, machine, table, timing, work
 from moco_tf.config import define
 from moco_tf.config.options import Bench as Bench_
 from moco_tf.data import pipeline
@@ -26,7 +26,7 @@ from moco_tf.data.records import BadImages
 from moco_tf.errors import UserError
 from moco_tf.methods import base
 from moco_tf.run import loop, prepare, program
-from moco_tf.training import device, schedules
+from moco_tf.training import schedules
 from moco_tf.training.collectives import Collectives, Horovod
 from moco_tf.training.counting import Counting
 
@@ -101,21 +101,7 @@ class Bench:
         for kind in step.values():
             kind |= work.achieved(found["multiply_adds"], kind["ms"]["median"] / 1000, dtype)
         found |= {"step": step, "start_up": self.start_up}
-        found["scaling"] = self.scaling(step["views"]["ms"]["median"] / 1000, found["collectives"])
         return found | {"machine": machine.describe(), "versions": machine.versions()}
-
-    def scaling(self, seconds: float, collectives: dict[str, dict]) -> list[dict[str, float]]:
-        """The model's rows for --scale_to, from the seconds a step took on the ranks that there are."""
-        o = self.o
-        own = {"cores": device.cores(), "threads": device.threads()} if machine.gpu() is None else {}
-        cluster = scaling.Cluster(o.ranks_per_host, o.local_gbps, o.link_gbps, o.exchange_ms, **own)
-        compute = scaling.compute_seconds(seconds, collectives, self.ranks.size, cluster)
-        if compute == 0 and o.scale_to and self.ranks.rank == 0:
-            print(
-                f"no prediction: the exchanges would take longer than the step of {1000 * seconds:.3g} ms that was "
-                "measured; lower --exchange_ms, or raise --local_gbps and --link_gbps"
-            )
-        return scaling.predict(compute, collectives, self.batch, o.scale_to or (), cluster) if compute else []
 
     def recipe(self) -> dict[str, object]:
         """What is measured."""

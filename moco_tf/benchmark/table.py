@@ -66,7 +66,6 @@ def _notes(figures: dict) -> Iterator[str]:
         yield f"{counted}, {given['sent_bytes'] / 1e6:,.3f} MB sent to others"
     yield from _shuffles(figures["exchanges"])
     yield from _operations(figures)
-    yield from _scaling(figures["scaling"])
     if figures["start_up"]["seconds"]:
         yield f"from the start of the process to the end of its first step: {figures['start_up']['seconds']:.1f} s"
 
@@ -79,18 +78,6 @@ def _shuffles(exchanges: dict) -> Iterator[str]:
             yield f"{form}, alone: {found['sent_bytes'] / 1e6:,.3f} MB sent to others{time}"
     if exchanges["gradients"]["ms"]:
         yield f"gradients, alone: {_spread(exchanges['gradients']['ms'])} ms"
-
-
-def _scaling(rows: list[dict]) -> Iterator[str]:
-    if not rows:
-        return
-    yield from ("", "predicted, with views, at this batch a rank:", "")
-    yield "| ranks | ms a step | of it exchanges | images/s | efficiency |"
-    yield "|---|---|---|---|---|"
-    for row in rows:
-        times = f"{_digits(row['step_ms'])} | {_digits(row['exchange_ms'])}"
-        yield f"| {row['ranks']:,} | {times} | {_digits(row['images_per_second'])} | {row['efficiency']:.1%} |"
-    yield ""
 
 
 def _of(figures: dict) -> str:

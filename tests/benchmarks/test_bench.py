@@ -77,7 +77,7 @@ def test_all_figures(folder, bare_python, tmp_path, capsys):
     assert str(tmp_path) not in path.read_text()
     measured = {"step", "input", "together", "python_overhead_ms", "peak_memory_bytes", "collectives", "start_up"}
     about = {"recipe", "bench", "flags", "machine", "versions"}
-    assert figures.keys() == measured | about | {"multiply_adds", "torch", "exchanges", "scaling"}
+    assert figures.keys() == measured | about | {"multiply_adds", "torch", "exchanges"}
     assert figures["torch"] is None
     assert figures["step"].keys() == {"views", "prepared"}
     check_positive(figures, zero=["sent_bytes", "horovod"])

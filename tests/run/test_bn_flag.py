@@ -60,7 +60,7 @@ def test_bench_counts_what_compression_and_bn_send(tmp_path):
     figures = {}
     values = {"fake": "true", "dataset": "cifar10", "views": "none", "batch_size": 8, "queue_size": 64, "epochs": 1}
     values |= {"bench_steps": 1, "repeats": 1, "warmup_steps": 1, "precision": "float32", "jit_compile": "false"}
-    for name, more in {"plain": {}, "small": {"compression": "float16", "bn": "sync", "scale_to": "1,8,1024"}}.items():
+    for name, more in {"plain": {}, "small": {"compression": "float16", "bn": "sync"}}.items():
         call("bench", "debug/pretrain.cfg", json=tmp_path / name, **values, **more)
         figures[name] = json.loads((tmp_path / name).read_text())
     plain, small = (figures[name]["collectives"] for name in ("plain", "small"))
@@ -74,13 +74,3 @@ def test_bench_counts_what_compression_and_bn_send(tmp_path):
     assert alone["alltoall"]["bytes"] == alone["allgather"]["bytes"] == 8 * 32 * 32 * 3
     assert alone["gradients"]["bytes"] == plain["allreduce"]["bytes"] - metrics
     assert figures["small"]["exchanges"].keys() == {"gradients"}
-    rows = figures["small"]["scaling"]
-    assert [row["ranks"] for row in rows] == [1, 8, 1024] and figures["plain"]["scaling"] == []
-    step = figures["small"]["step"]["views"]["ms"]["median"]
-    assert rows[0]["step_ms"] == pytest.approx(step) and rows[1]["step_ms"] > step
-
-
-@pytest.mark.parametrize("numbers", ["0", "8,-1"])
-def test_numbers_of_ranks_are_positive(numbers):
-    with pytest.raises(flags.IllegalFlagValueError, match="expected numbers of ranks, 1 or more"):
-        parse("bench", f"--scale_to={numbers}")
