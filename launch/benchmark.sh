@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measures, in turns with PyTorch where there is one, what docs/benchmarks.md holds, and prints it as Markdown.
+# Measures, in turns with PyTorch where there is one, what docs/benchmarks.md holds, and prints it as Markdown. What
+# compares and studies is in tests/benchmarks/: its programs can be run one by one, as python tests/benchmarks/views.py.
 # Leave the machine alone meanwhile: about fifteen minutes on two cores.
 # usage: launch/benchmark.sh [PYTHON_WITH_PYTORCH]     (python3 -m venv torch; torch/bin/pip install torch==2.13.0 numpy pillow)
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh" >&2
@@ -26,11 +27,17 @@ for precision in bfloat16 float32; do
     --compare=torch --torch_python="$torch"
 done
 echo
+echo "## More of a step: start-up, Python around it, operations a second, exchanges"
+for precision in bfloat16 float32; do
+  measure "$python" tests/benchmarks/details.py "${resnet18[@]}" "${common[@]}" --precision=$precision --bench_steps=4
+  measure "$python" tests/benchmarks/details.py "${resnet50[@]}" "${common[@]}" --precision=$precision --bench_steps=4
+done
+echo
 echo "## Views"
-measure "$python" -m moco_tf.benchmark.views
+measure "$python" tests/benchmarks/views.py
 echo
 echo "## Convolutions, as the encoder chooses them on a CPU"
-measure "$python" -m moco_tf.benchmark.convolutions
+measure "$python" tests/benchmarks/convolutions.py
 echo
 echo "## Horovod with one rank, in turns with none (images/s of five turns)"
 one=("$python" -m moco_tf.bench "${resnet18[@]}" "${common[@]}" --precision=float32 --bench_steps=4)

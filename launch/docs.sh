@@ -5,7 +5,5 @@ MOCO_TF_NO_HOROVOD=1
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 output=$(realpath -m "${1:-$root/docs/reference}")
 cd "$root"
-# torch_moco is a program for another Python, the one that has PyTorch.
-"$python" -W error:::pdoc.doc -W "ignore:Couldn't import moco_tf.benchmark.torch_moco" \
-  -m pdoc --docformat google --output-directory "$output" moco_tf '!moco_tf.benchmark.torch_moco'
+"$python" -W error:::pdoc.doc -m pdoc --docformat google --output-directory "$output" moco_tf
 echo "the reference is $output/index.html"

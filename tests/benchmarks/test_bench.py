@@ -6,20 +6,25 @@ import re
 import subprocess
 import sys
 
+import compare
+import convolutions
+import details
 import numpy as np
+import pil_views
 import pytest
+import views as view_rates
 from PIL import Image
 from support import ranks
-from support.programs import arguments, call, make_photos
+from support.programs import arguments, call, make_photos, parse
 
-from moco_tf.benchmark import compare, convolutions, machine, pil_views, work
-from moco_tf.benchmark import views as view_rates
-from moco_tf.benchmark.views import photos
+from moco_tf import bench
+from moco_tf.config import find
 from moco_tf.data.views import recipes as views
 from moco_tf.data.views.ops import call as call_piece
 from moco_tf.errors import UserError
-from moco_tf.methods import base
-from moco_tf.training.counting import sent
+from moco_tf.run import measure, prepare
+from moco_tf.run.measure import sent
+from moco_tf.training.collectives import SingleProcess
 
 TORCH_PYTHON = os.environ.get("TORCH_PYTHON", sys.executable)  # another Python may be the one with PyTorch
 SHORT = {"bench_steps": 2, "repeats": 2, "warmup_steps": 1, "batch_size": 16, "queue_size": 64}
@@ -75,22 +80,19 @@ def test_all_figures(folder, bare_python, tmp_path, capsys):
     call("bench", "debug/pretrain.cfg", dataset="folder", data_dir=folder, json=path, **rival, **TINY)
     figures = json.loads(path.read_text())
     assert str(tmp_path) not in path.read_text()
-    measured = {"step", "input", "together", "python_overhead_ms", "peak_memory_bytes", "collectives", "start_up"}
-    about = {"recipe", "bench", "flags", "machine", "versions"}
-    assert figures.keys() == measured | about | {"multiply_adds", "torch", "exchanges"}
+    measured = {"step", "input", "both", "peak_memory_bytes", "collectives", "torch"}
+    assert figures.keys() == measured | {"recipe", "bench", "flags", "machine", "versions"}
     assert figures["torch"] is None
     assert figures["step"].keys() == {"views", "prepared"}
     check_positive(figures, zero=["sent_bytes", "horovod"])
-    for rates in (*figures["step"].values(), figures["input"], figures["together"]):
+    for rates in (*figures["step"].values(), figures["input"], figures["both"]):
         for part in ("ms", "images_per_second"):
             assert rates[part]["min"] <= rates[part]["median"] <= rates[part]["max"]
         assert rates["images_per_second"]["max"] == pytest.approx(16 / (rates["ms"]["min"] / 1000))
-    assert 0 < figures["together"]["waiting"]["max"] < 1
+    assert 0 < figures["both"]["input_wait"]["max"] < 1
     given = {name: row["bytes"] for name, row in figures["collectives"].items()}
     assert given == bytes_by_hand(16)
     assert [row["sent_bytes"] for row in figures["collectives"].values()] == [0, 0, 0]
-    flops = 2 * figures["multiply_adds"] / figures["step"]["views"]["ms"]["median"] * 1000
-    assert figures["step"]["views"]["flops_per_second"] == pytest.approx(flops)
     out = capsys.readouterr().out
     check_table(out, rows=4)
     assert out.count("no comparison: ") == 1 and "No module named 'torch'" in out
@@ -99,7 +101,7 @@ def test_all_figures(folder, bare_python, tmp_path, capsys):
 def check_table(out, rows):
     lines = [line for line in out.splitlines() if line.startswith("| ") and line.count("|") == 4]
     assert len(lines) == 1 + rows
-    for wanted in ("images/s", "peak memory: ", "alltoall: 1 a step", "Python around the step: "):
+    for wanted in ("images/s", "peak memory: ", "alltoall: 1 a step"):
         assert out.count(wanted) == 1
 
 
@@ -111,14 +113,13 @@ def test_two_ranks(tmp_path):
     out = ranks.horovodrun(2, "-m", "moco_tf.bench", *flags).stdout
     check_table(re.sub(r"^\[.*?\]<stdout>:", "", out, flags=re.MULTILINE), rows=2)
     figures = json.loads(path.read_text())
-    assert figures["input"] is figures["together"] is None
+    assert figures["input"] is figures["both"] is None
     assert figures["recipe"]["horovod"] and figures["recipe"]["ranks"] == 2
     check_positive(figures)
     given = {name: row["bytes"] for name, row in figures["collectives"].items()}
     assert given == bytes_by_hand(8)
     half, same = figures["collectives"]["alltoall"]["sent_bytes"], figures["collectives"]["allreduce"]["sent_bytes"]
     assert (half, same) == (given["alltoall"] // 2, given["allreduce"])
-    assert figures["start_up"]["step"] == "views"
     assert figures["versions"].keys() >= {"tensorflow", "keras", "horovod"}
 
 
@@ -139,9 +140,9 @@ def test_beside_pytorch(more, tmp_path, capsys):
     speed = torch["with_views"]["ms"]["median"] / figures["step"]["views"]["ms"]["median"]
     assert torch["with_views"]["speed_ratio"]["median"] == pytest.approx(speed)
     assert torch["speed_ratio"]["min"] <= torch["speed_ratio"]["max"]
-    assert figures["start_up"]["step"] == "prepared"
     out = capsys.readouterr().out
     assert out.count(" times as fast as PyTorch ") == out.count("\nwith views: ") == 1
+    check_table(out, rows=4)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,58 @@ def test_refused_before_anything_runs(values, message):
         call("bench", "debug/pretrain.cfg", fake="true", **values)
 
 
+def test_compare_needs_a_clone(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "moco_tf" / "bench.py"))
+    with pytest.raises(UserError, match="--compare=torch came, expected a clone of the project"):
+        call("bench", "debug/pretrain.cfg", fake="true", compare="torch")
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_step_is_that_of_pretrain(policy, precision, folder):
+    """Its guard too: with --nan_policy=skip it looks at every gradient, unless the loss is scaled."""
+    values = {"dataset": "folder", "data_dir": folder, "nan_policy": policy, "precision": precision, "knn_every": 0}
+    flags = arguments("debug/pretrain.cfg", batch_size=16, image_size=24, **values)
+    theirs = prepare.pretraining(parse("pretrain", *flags), SingleProcess()).method
+    ours = measure.Bench(parse("bench", *flags), SingleProcess()).method
+    assert ours.guard.every_gradient is theirs.guard.every_gradient is (policy == "skip" and precision == "float32")
+
+
+@pytest.mark.parametrize("more", [{}, {"bn": "sync", "compression": "float16"}])
+def test_details(more, tmp_path, capsys):
+    """Start-up, Python around the step, operations a second; the exchanges' bytes as counted by hand."""
+    values = {"dataset": "photos", "fake": "true", "json": tmp_path / "json", **TINY, **more}
+    details.main(parse("bench", *arguments("debug/pretrain.cfg", **values)))
+    figures = json.loads((tmp_path / "json").read_text())
+    check_positive(figures, zero=["sent_bytes"])
+    assert figures.keys() == {"start_up_seconds", "python_overhead_ms", "multiply_adds", "step", "exchanges"}
+    flops = 2 * figures["multiply_adds"] / figures["step"]["views"]["ms"]["median"] * 1000
+    assert figures["step"]["views"]["flops_per_second"] == pytest.approx(flops)
+    given = {name: row["bytes"] for name, row in figures["exchanges"].items()}
+    images, gradients = bytes_by_hand(16)["alltoall"], parameters_of_debug_recipe() * 4
+    shuffles = {"alltoall": images, "allgather": images}
+    assert given == ({"gradients": gradients // 2} if more else {"gradients": gradients, **shuffles})
+    out = capsys.readouterr().out
+    for wanted in ("Python around the step: ", "end of its first step: ", "gradients, by itself: ", "TFLOP/s"):
+        assert wanted in out
+
+
+def test_bench_counts_what_compression_and_bn_send(tmp_path):
+    """Gradients in half the bytes and metrics as they are; no image is sent without a shuffle."""
+    figures = {}
+    values = {"fake": "true", "dataset": "cifar10", "views": "none", "batch_size": 8, "queue_size": 64, "epochs": 1}
+    values |= {"bench_steps": 1, "repeats": 1, "warmup_steps": 1, "precision": "float32", "jit_compile": "false"}
+    for name, more in {"plain": {}, "small": {"compression": "float16", "bn": "sync"}}.items():
+        call("bench", "debug/pretrain.cfg", json=tmp_path / name, **values, **more)
+        figures[name] = json.loads((tmp_path / name).read_text())
+    plain, small = (figures[name]["collectives"] for name in ("plain", "small"))
+    assert plain["alltoall"] == {"calls": 1, "bytes": 8 * 32 * 32 * 3, "sent_bytes": 0} and "alltoall" not in small
+    metrics = (5 + 2) * 4  # two of them are wishes to stop
+    assert small["allreduce"]["bytes"] - metrics == (plain["allreduce"]["bytes"] - metrics) / 2
+    assert small["allreduce"]["calls"] == plain["allreduce"]["calls"] + 1 == 2
+    assert small["allgather"] == plain["allgather"]
+
+
 def test_bytes_sent_by_a_ring():
     """Of 4 ranks, each with 300 bytes."""
     assert [sent(name, 300, 4) for name in ("alltoall", "allgather", "allreduce")] == [225, 900, 450]
@@ -168,13 +221,13 @@ def test_bytes_sent_by_a_ring():
     ("method", "passes"), [("moco", 4), ("supcon_in", 4), ("simclr", 6), ("npid", 3), ("supervised", 3)]
 )
 def test_forward_passes(method, passes):
-    kind = base.find(method)
+    kind = find.find("method", method)
     stub = type("Stub", (), {"num_views": kind.num_views})()
-    if "key_encoder" in base.parameters(kind):
+    if "key_encoder" in kind.given():
         stub.key_encoder = None
-    assert work.forward_passes(stub) == passes
+    assert details.forward_passes(stub) == passes
     stub.symmetric = True
-    assert work.forward_passes(stub) == (8 if passes == 4 else passes)
+    assert details.forward_passes(stub) == (8 if passes == 4 else passes)
 
 
 @pytest.mark.parametrize("name", ["cifar", "cifar_mild", "crop_flip", "moco_v1", "moco_v2", "none", "simclr_cifar"])
@@ -184,7 +237,7 @@ def test_pil_makes_the_same_views(name):
     if name in ("none", "moco_v1"):
         assert given is None
         return
-    made = pil_views.View(**given)(Image.fromarray(photos(1, 40, 30)[0]))
+    made = pil_views.View(**given)(Image.fromarray(view_rates.photos(1, 40, 30)[0]))
     assert made.shape == (3, 16, 16) and made.dtype == np.float32 and 0 <= made.min() < made.max() <= 1
     assert given.get("jitter_p", 0) == (0.8 if name != "crop_flip" else 0)
     assert given.get("blur_p", 0) == (0.5 if name == "moco_v2" else 0)
@@ -193,7 +246,7 @@ def test_pil_makes_the_same_views(name):
 def test_pil_views_hold_to_their_draws(monkeypatch):
     """Without crop, jitter and blur a view is the image or its mirror, grey or not; the boxes lie inside."""
     boxes = [pil_views.crop_box(50, 40, (0.08, 1.0)) for _ in range(200)]
-    image = photos(1, 12, 12)[0]
+    image = view_rates.photos(1, 12, 12)[0]
     view = pil_views.View(12, (1.0, 1.0), gray_p=0.5)
     monkeypatch.setattr(pil_views, "crop_box", lambda width, height, scale: (0, 0, width, height))
     made = [view(Image.fromarray(image)).transpose(1, 2, 0) * 255 for _ in range(40)]
@@ -225,9 +278,9 @@ def test_convolutions_benchmark():
 
 
 def test_peaks_by_name():
-    assert machine.peak_flops("NVIDIA A100-SXM4-40GB", "bfloat16") == 312e12
-    assert machine.peak_flops("NVIDIA H100 80GB HBM3", "float32") == 494.7e12
-    assert machine.peak_flops("Tesla V100-SXM2-16GB", "float32") == 15.7e12
-    assert machine.peak_flops("Tesla T4", "float16") == 65e12
+    assert details.peak_flops("NVIDIA A100-SXM4-40GB", "bfloat16") == 312e12
+    assert details.peak_flops("NVIDIA H100 80GB HBM3", "float32") == 494.7e12
+    assert details.peak_flops("Tesla V100-SXM2-16GB", "float32") == 15.7e12
+    assert details.peak_flops("Tesla T4", "float16") == 65e12
     for name, dtype in [("NVIDIA A10G", "float32"), ("", "bfloat16"), ("Tesla T4", "bfloat16")]:
-        assert machine.peak_flops(name, dtype) is None
+        assert details.peak_flops(name, dtype) is None

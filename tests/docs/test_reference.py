@@ -10,18 +10,17 @@ import subprocess
 import sys
 
 import moco_tf
-from moco_tf.training import collectives, counting
+from moco_tf.training import collectives
 
 ROOT = pathlib.Path(__file__).parents[2]
-NEEDS_PYTORCH = {"moco_tf.benchmark.torch_moco"}
 # Keras calls them; what they do is what the class says.
 HOOKS = {"build", "call", "get_config", "update_step", "on_train_batch_begin", "on_train_batch_end"}
-SAME_OPERATIONS = {collectives.Horovod: collectives.SingleProcess, counting.Counting: collectives.SingleProcess}
+SAME_OPERATIONS = {collectives.Horovod: collectives.SingleProcess}
 
 
 def modules():
     names = [module.name for module in pkgutil.walk_packages(moco_tf.__path__, "moco_tf.")]
-    return [moco_tf, *(importlib.import_module(name) for name in names if name not in NEEDS_PYTORCH)]
+    return [moco_tf, *(importlib.import_module(name) for name in names)]
 
 
 def public(owner):

@@ -1,11 +1,10 @@
 """--bn and --compression as the programs take them, and the flag that --bn replaces."""
 
-import json
 import types
 
 import pytest
 from absl import flags
-from support.programs import arguments, call, parse
+from support.programs import arguments, parse
 
 from moco_tf import pretrain
 from moco_tf.errors import UserError
@@ -53,24 +52,3 @@ def test_sync_leaves_the_encoder_uncompiled(monkeypatch):
     monkeypatch.setattr(device, "has_gpu", lambda: True)
     assert build.pieces_to_compile(options(bn="sync"), TWO) == "views"
     assert build.pieces_to_compile(options(bn="shuffle"), TWO) == "all"
-
-
-def test_bench_counts_what_compression_and_bn_send(tmp_path):
-    """Gradients in half the bytes and metrics as they are; no image is sent without a shuffle; a predicted table."""
-    figures = {}
-    values = {"fake": "true", "dataset": "cifar10", "views": "none", "batch_size": 8, "queue_size": 64, "epochs": 1}
-    values |= {"bench_steps": 1, "repeats": 1, "warmup_steps": 1, "precision": "float32", "jit_compile": "false"}
-    for name, more in {"plain": {}, "small": {"compression": "float16", "bn": "sync"}}.items():
-        call("bench", "debug/pretrain.cfg", json=tmp_path / name, **values, **more)
-        figures[name] = json.loads((tmp_path / name).read_text())
-    plain, small = (figures[name]["collectives"] for name in ("plain", "small"))
-    assert plain["alltoall"] == {"calls": 1, "bytes": 8 * 32 * 32 * 3, "sent_bytes": 0} and "alltoall" not in small
-    metrics = (5 + 2) * 4  # two of them are wishes to stop
-    assert small["allreduce"]["bytes"] - metrics == (plain["allreduce"]["bytes"] - metrics) / 2
-    assert small["allreduce"]["calls"] == plain["allreduce"]["calls"] + 1 == 2
-    assert small["allgather"] == plain["allgather"]
-    alone = figures["plain"]["exchanges"]
-    assert alone.keys() == {"gradients", "alltoall", "allgather"}
-    assert alone["alltoall"]["bytes"] == alone["allgather"]["bytes"] == 8 * 32 * 32 * 3
-    assert alone["gradients"]["bytes"] == plain["allreduce"]["bytes"] - metrics
-    assert figures["small"]["exchanges"].keys() == {"gradients"}

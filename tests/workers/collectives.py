@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import tensorflow as tf
+from benchmarks import exchanges
 from support import collective_cases as cases
 from support import method_cases
 
-from moco_tf.benchmark import allgather_shuffle
 from moco_tf.contrast import shuffle_bn
 from moco_tf.training.collectives import connect
 from moco_tf.training.update import compressed_mean
@@ -23,7 +23,7 @@ means = tf.function(compressed_mean)(ranks, [tf.constant(x) for x in cases.gradi
 found |= {f"float16 {i}": mean.numpy() for i, mean in enumerate(means)}
 
 permutation = shuffle_bn.draw_permutation([3, 5], cases.BATCH, ranks.size)
-for name, form in (("alltoall", shuffle_bn.shuffle), ("allgather", allgather_shuffle.shuffle)):
+for name, form in (("alltoall", shuffle_bn.shuffle), ("allgather", exchanges.shuffle_by_allgather)):
     keys = tf.function(cases.keys)(form, tf.constant(cases.images(ranks.rank)), permutation, ranks)
     found |= {f"{name} {what}": value.numpy() for what, value in zip(("own", "all"), keys)}
 np.savez(pathlib.Path(out) / f"rank{ranks.rank}.npz", **found)

@@ -1,6 +1,6 @@
 """Measures what `networks.conv` chooses between on a CPU: TensorFlow's convolutions and matrix products.
 
-    python -m moco_tf.benchmark.convolutions
+    python tests/benchmarks/convolutions.py
 
 Prints a Markdown table of forward pass and both gradients, in processor milliseconds (of all threads, so that other
 jobs disturb it little): in turns, the smallest of each.
@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from moco_tf.benchmark import machine
 from moco_tf.networks.conv import Conv2D
+from moco_tf.run import measure
 
 TURNS = 12
 # Batch, side of the output, channels in and out, kernel, stride: of ResNet-18 at 32 px and of ResNet-50 at 128 px.
@@ -65,7 +65,7 @@ def milliseconds(steps: list[Step], turns: int) -> list[float]:
 
 def report(shapes: list[tuple[int, ...]], turns: int) -> str:
     """The table."""
-    about = f"{machine.describe()['cpu']}; TensorFlow {tf.__version__}; smallest of {turns} turns"
+    about = f"{measure.machine()['cpu']}; TensorFlow {tf.__version__}; smallest of {turns} turns"
     lines = [f"Forward pass and gradients, processor ms; {about}", ""]
     lines += ["| batch, output, channels, kernel | | TensorFlow's | as chosen | ratio |", "|---|---|---|---|---|"]
     for batch, side, channels, filters, size, strides in shapes:

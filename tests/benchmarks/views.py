@@ -1,6 +1,6 @@
 """Measures random views on one core: exact, fast (--fast_views), and as PIL makes them one by one; no data set needed.
 
-    python -m moco_tf.benchmark.views
+    python tests/benchmarks/views.py
 
 It needs Pillow, prints a Markdown table of the moco_v2 views' rates, and one of how far fast views are from exact ones.
 Everything is measured in one process on one core, in turns; a figure is the median of its turns.
@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import pil_views  # beside this file
 import tensorflow as tf
 from PIL import Image
 
-from moco_tf.benchmark import machine, pil_views
 from moco_tf.data.sources import decode_rgb
 from moco_tf.data.views import recipes as views
+from moco_tf.run import measure
 
 NAME, SCALE = "moco_v2", (0.2, 1.0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -186,7 +187,7 @@ def measured(seconds: float, rounds: int, batches: dict[int, int], folder: str) 
 
 def report(seconds: float, rounds: int, batches: dict[int, int], folder: str) -> str:
     """Both tables."""
-    about = f"{machine.describe()['cpu']}, one core; TensorFlow {tf.__version__}, Pillow {Image.__version__}"
+    about = f"{measure.machine()['cpu']}, one core; TensorFlow {tf.__version__}, Pillow {Image.__version__}"
     lines = [f"{NAME} views a second; {about}; medians of {rounds} turns", ""]
     lines += ["| | PIL | exact | of PIL's | --fast_views | of PIL's |", "|---|---|---|---|---|---|"]
     for name, (pil, exact, fast) in measured(seconds, rounds, batches, folder):

@@ -1,6 +1,6 @@
 """Random views as PyTorch users make them on the CPU: one image after another with Pillow, see `View`.
 
-Needs Pillow and NumPy alone, and nothing of this package: moco_tf.benchmark.torch_moco loads it in its own process.
+Needs Pillow and NumPy alone, and nothing of this package: torch_moco.py, beside this file, loads it in its own process.
 """
 
 import dataclasses

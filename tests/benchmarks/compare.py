@@ -1,4 +1,7 @@
-"""The other side of a comparison: an eager PyTorch step in a process of its own, measured in turns with ours."""
+"""The other side of `moco_tf.bench --compare=torch`: an eager PyTorch step in a process of its own, in turns with ours.
+
+python -m moco_tf.bench --flagfile=flags/pretrain/cifar10_moco.cfg --fake --compare=torch --torch_python=PYTHON
+"""
 
 import contextlib
 import json
@@ -9,32 +12,34 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
-from moco_tf.benchmark import machine, timing
-from moco_tf.benchmark.images import Photos
-from moco_tf.data.sources import ArraySource
+from moco_tf.config import define, options
 from moco_tf.data.views.blur import GaussianBlur
 from moco_tf.data.views.colour import ColorJitter, RandomGrayscale
 from moco_tf.data.views.geometry import RandomHorizontalFlip
 from moco_tf.data.views.recipes import View
 from moco_tf.errors import UserError
-from moco_tf.methods.base import Method
+from moco_tf.run import measure as measuring
+from moco_tf.run.prepare import Pretraining
 from moco_tf.training import device
 
 _PROGRAM = pathlib.Path(__file__).with_name("torch_moco.py")
 _PAUSE = 0.5  # seconds until the threads of the one framework, which spin while they wait for work, have gone to sleep
 
 
-def check(o: object, ranks: int) -> None:
+def check(o: options.Bench, ranks: int) -> None:
     """Refuses what the PyTorch step does not do."""
+    values = define.values_of(o)
     wanted = {"method": "moco", "symmetric": False, "optimizer": "sgd", "key_update": "before"}
     for name, value in wanted.items():
-        if getattr(o, name) != value:
+        if values.get(name) != value:
             raise UserError(
-                f"--compare=torch came with --{name}={getattr(o, name)}, expected {value}: PyTorch's step is MoCo's; "
+                f"--compare=torch came with --{name}={values.get(name)}, expected {value}: PyTorch's step is MoCo's; "
                 "leave --compare out or change the other"
             )
-    if o.precision == "float16":
+    if o.device.precision == "float16":
         raise UserError("--compare=torch came with --precision=float16, expected float32 or bfloat16; give one of them")
     if ranks > 1:
         raise UserError(f"--compare=torch came on {ranks} ranks, expected one process; start it without horovodrun")
@@ -42,39 +47,93 @@ def check(o: object, ranks: int) -> None:
         raise UserError(f"--torch_python={python(o)} is no program; expected a Python that has PyTorch")
 
 
-def python(o: object) -> str:
+def python(o: options.Bench) -> str:
     """The Python that PyTorch runs on."""
-    return o.torch_python or sys.executable
+    return o.bench.torch_python or sys.executable
 
 
-def settings(o: object, method: Method, image_size: int, view: View, source: ArraySource | Photos) -> dict[str, object]:
+def measure(bench: measuring.Bench) -> dict[str, Any] | None:
+    """A repeat of each in turn: PyTorch's figures, or None where it is not there; bench keeps our rates.
+
+    "with_views" is None where PyTorch's step cannot make the views; "no_views" says why.
+    """
+    bench.start("prepared")
+    rival = TorchStep(python(bench.o), settings(bench.o, bench.run))
+    try:
+        if "missing" in rival.about:
+            print(
+                f"no comparison: {python(bench.o)} has no PyTorch ({rival.about['missing']}); "
+                "install torch there, or name another with --torch_python"
+            )
+            return None
+        found = in_turns(bench, rival, "prepared")
+        memory = {"moco_tf": measuring.peak_memory(), "torch": rival.peak_memory()}
+        found |= {"peak_memory_bytes": memory, "memory_ratio": memory["moco_tf"] / memory["torch"]}
+        found |= {name: rival.about[name] for name in ("torch", "device", "parameters")}
+        found |= {"no_views": no_views(bench.run, rival), "with_views": None}
+        if not found["no_views"]:
+            bench.start("views")
+            rival.seconds(1, views=True)  # its workers start
+            found["with_views"] = in_turns(bench, rival, "views")
+        return found
+    finally:
+        rival.close()
+
+
+def in_turns(bench: measuring.Bench, rival: "TorchStep", kind: str) -> dict[str, Any]:
+    """PyTorch's rates and how many times as fast ours are, a repeat of each in turn; bench keeps our rates."""
+    o = bench.o.bench
+    pairs = [(bench.turn(kind), rival.seconds(o.bench_steps, kind == "views")) for _ in range(o.repeats)]
+    ours, theirs = zip(*pairs)
+    bench.rates[kind] = bench.rates_of(ours)
+    ratios = [their / our for our, their in pairs]
+    ratio = {"median": statistics.median(theirs) / statistics.median(ours), "min": min(ratios), "max": max(ratios)}
+    return {**bench.rates_of(theirs), "speed_ratio": ratio}
+
+
+def summary(torch: dict[str, Any]) -> Iterator[str]:
+    """What is printed of the comparison."""
+    memory, views = torch["peak_memory_bytes"], torch["with_views"]
+    yield (
+        f"{times(torch)} as fast as PyTorch {torch['torch']}, with {torch['memory_ratio']:.2f} times its peak memory "
+        f"({memory['moco_tf'] / 1e9:.2f} against {memory['torch'] / 1e9:.2f} GB)"
+    )
+    yield f"with views: {times(views)} as fast" if views else f"views not compared: {torch['no_views']}"
+
+
+def times(rates: dict[str, Any]) -> str:
+    """The ratio of the medians, and the smallest and largest of a turn."""
+    ratio = rates["speed_ratio"]
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f} in single turns) times"
+
+
+def settings(o: options.Bench, run: Pretraining) -> dict[str, Any]:
     """What the PyTorch step is told, see torch_moco.Settings: our own network, batch, queue, threads and views."""
-    config = method.query_encoder.config
+    values, config, shape = define.values_of(o), run.method.query_encoder.config, run.train.image_shape
     flags = ("batch_size", "queue_size", "temperature", "key_momentum", "learning_rate", "momentum")
     return {
         **{name: config[name] for name in ("arch", "stem", "width", "bn_splits", "head", "hidden_dim", "feature_dim")},
-        **{name: getattr(o, name) for name in (*flags, "weight_decay", "nesterov")},
-        "shuffle_bn": o.bn == "shuffle",
-        "image_size": image_size,
-        "precision": method.query_encoder.compute_dtype,
+        **{name: values[name] for name in (*flags, "weight_decay", "nesterov", "warmup_steps")},
+        "shuffle_bn": o.method.bn == "shuffle",
+        "image_size": run.size,
+        "precision": run.method.query_encoder.compute_dtype,
         "threads": device.threads(),
-        "gpu": machine.gpu() is not None,
-        "warmup_steps": max(1, o.warmup_steps),
-        "view": pil_view(view, image_size),
-        "stored": (1024, *source.image_shape, 3) if source.image_shape else None,
+        "gpu": device.has_gpu(),
+        "view": pil_view(run.view, run.size),
+        "stored": (1024, *shape, 3) if shape else None,
     }
 
 
-def no_views(view: View, image_size: int, source: ArraySource | Photos, rival: "TorchStep") -> str | None:
+def no_views(run: Pretraining, rival: "TorchStep") -> str | None:
     """Why views are not compared; None when they are."""
-    if not source.image_shape:
+    if not run.train.image_shape:
         return "the pipeline crops images of many sizes before the step"
-    if not pil_view(view, image_size):
+    if not pil_view(run.view, run.size):
         return "these views' operations come in another order than in PyTorch's step"
     return rival.about["no_views"]
 
 
-def pil_view(view: View, image_size: int) -> dict[str, object] | None:
+def pil_view(view: View, image_size: int) -> dict[str, Any] | None:
     """The arguments of pil_views.View for our view; None where its operations or their order are others."""
     ops = {type(op): op for op in view.ops}
     order = [kind for kind in (ColorJitter, RandomGrayscale, GaussianBlur) if kind in ops]
@@ -97,7 +156,7 @@ class TorchStep:
     Raises UserError when the process breaks off.
     """
 
-    def __init__(self, python: str, settings: dict[str, object]) -> None:
+    def __init__(self, python: str, settings: dict[str, Any]) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": str(settings["threads"])}
         command = [python, str(_PROGRAM)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
@@ -121,7 +180,7 @@ class TorchStep:
         self._process.wait()
         self._process.stdout.close()
 
-    def _ask(self, question: dict[str, object]) -> dict:
+    def _ask(self, question: dict[str, Any]) -> dict:
         with contextlib.suppress(BrokenPipeError):  # without PyTorch it has said so and is gone
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
@@ -132,27 +191,3 @@ class TorchStep:
                 "what it printed, and lower --batch_size if memory ran out"
             )
         return json.loads(answer)
-
-
-def ratios(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """How many times as fast as PyTorch this step is: of the medians, and the least and most of one turn."""
-    turns = [their / our for our, their in zip(ours, theirs, strict=True)]
-    return {"median": statistics.median(theirs) / statistics.median(ours), "min": min(turns), "max": max(turns)}
-
-
-def report(rival: TorchStep, ours: list[float], theirs: list[float], images: int) -> dict[str, object]:
-    """The comparison's figures: PyTorch's rates, peak memory of both in bytes, ratios.
-
-    Args:
-        rival: PyTorch's step.
-        ours, theirs: seconds a step of each turn.
-        images: of a step.
-    """
-    our_memory, their_memory = machine.peak_memory(), rival.peak_memory()
-    return {
-        **{name: rival.about[name] for name in ("torch", "device", "parameters")},
-        **timing.rates(theirs, images),
-        "speed_ratio": ratios(ours, theirs),
-        "peak_memory_bytes": {"moco_tf": our_memory, "torch": their_memory},
-        "memory_ratio": our_memory / their_memory,
-    }

@@ -1,6 +1,6 @@
 """An eager PyTorch step of MoCo, to compare with: run as a program, it needs PyTorch and nothing of this package.
 
-    python moco_tf/benchmark/torch_moco.py
+    python tests/benchmarks/torch_moco.py
 
 Reads one JSON object a line and answers each with one. The first holds the settings (`Settings`); the answer is
 {"torch": version, "parameters": count, "device": ..., "no_views": why it cannot make views, or null} once a few steps

@@ -1,1 +1,0 @@
-"""What moco_tf.bench measures, and how."""
