@@ -14,6 +14,7 @@ from moco_tf.data.sets import fashion_mnist, find, tfds
 from moco_tf.data.sets.tfds import Normalisation
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
+from moco_tf.training.files import one_line, write_whole, writing
 
 NORMALISATIONS: dict[str, Normalisation] = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
@@ -51,16 +52,10 @@ def keep(path: str | os.PathLike, source: Source, values: Normalisation) -> None
     path = pathlib.Path(path)
     if path.exists():
         return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     about = {"dataset": source.name, "mean": values[0], "std": values[1]}
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}), expected a folder to write to; give another one"
-        ) from error
+    write_whole(path, json.dumps(about, indent=1) + "\n")
 
 
 def measure(source: Source, count: int = 2000, seed: int = 0) -> Normalisation:
@@ -105,8 +100,7 @@ def _read(path: pathlib.Path, dataset: str) -> Normalisation:
         about = json.loads(path.read_text(encoding="utf-8"))
         mean, std = tuple(map(float, about["mean"])), tuple(map(float, about["std"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path} cannot be read ({reason}), expected JSON with mean and std; {fix}") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)}), expected JSON with mean and std; {fix}") from None
     if about.get("dataset") != dataset:
         raise UserError(f"{path} is of the data set {about.get('dataset')!r}, expected {dataset!r}; {fix}")
     numbers = all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)
