@@ -4,12 +4,12 @@ import os
 
 
 def rank() -> int:
-    """This process' number among those of the job; 0 without a launcher."""
+    """This process' number in the job; 0 without a launcher."""
     return _number(("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"), 0)
 
 
 def is_first_rank() -> bool:
-    """Whether this process may print, before or without connecting."""
+    """Whether this process is rank 0, also before it connects."""
     return rank() == 0
 
 
