@@ -4,6 +4,7 @@ import pathlib
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 
 import tensorflow as tf
 
@@ -22,7 +23,7 @@ class Writer:
     def __init__(self, folder: pathlib.Path, keep: int) -> None:
         self._folder, self._keep = folder, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._last: Future | None = None
+        self._last: Future[pathlib.Path] | None = None
 
     def save(self, step: int, state: Mapping, description: Mapping, permanent: bool = False) -> None:
         """Copies the state to host memory and returns. First waits until the checkpoint before is written.
@@ -49,7 +50,7 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
             self.wait()
         except UserError as late:

@@ -1,4 +1,4 @@
-"""Settles what depends on the machine: threads, memory growth, precision, what XLA compiles."""
+"""Chooses what depends on the machine: threads, GPU memory, precision, what XLA compiles."""
 
 import os
 import pathlib
@@ -9,16 +9,16 @@ from moco_tf.errors import UserError
 
 
 def configure(threads: int, ranks_here: int) -> None:
-    """Limits this process to its share of the cores, and lets GPU memory grow. Call before the first operation.
+    """Limits this process to its share of the cores, and lets GPU memory grow. Call it before the first operation.
 
-    An elastic job connects more than once: it keeps the threads of the first time, TensorFlow's cannot be changed.
+    TensorFlow cannot change its threads later: an elastic job, which connects more than once, keeps the first ones.
 
     Args:
-        threads: for this process; 0 divides the cores by the ranks, or keeps what an earlier call has settled.
+        threads: for this process; 0 divides the cores by the ranks, or keeps those of an earlier call.
         ranks_here: ranks on this machine.
 
     Raises:
-        UserError: TensorFlow runs with another number of threads already; it cannot change it.
+        UserError: TensorFlow runs already, and a number of threads came.
     """
     number = threads or max(1, cores() // ranks_here)
     try:
@@ -26,7 +26,7 @@ def configure(threads: int, ranks_here: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(max(1, min(2, number)))
         for gpu in tf.config.get_visible_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
-    except RuntimeError:  # TensorFlow has started: in Python or a notebook the first call settles it
+    except RuntimeError:  # TensorFlow has started: in Python or a notebook the first call counts
         if threads:
             raise UserError(
                 f"--threads={threads} came when TensorFlow ran with other threads already, expected before its first "
@@ -40,7 +40,7 @@ def cores() -> int:
 
 
 def threads() -> int:
-    """CPU threads that this process may use, as `configure` settled it."""
+    """CPU threads that this process may use, as `configure` has set them."""
     return tf.config.threading.get_intra_op_parallelism_threads() or cores()
 
 
@@ -50,14 +50,14 @@ def has_gpu() -> bool:
 
 
 def dtype_policy(precision: str) -> str:
-    """Keras' dtype policy for "float32", "bfloat16", "float16" or "auto": bfloat16 where the hardware multiplies it."""
+    """Keras' dtype policy for "float32", "bfloat16", "float16" or "auto" (bfloat16 where the hardware has it)."""
     if precision == "auto":
         precision = "bfloat16" if _multiplies_bfloat16() else "float32"
     return precision if precision == "float32" else f"mixed_{precision}"
 
 
 def pieces_to_compile(jit_compile: str) -> str:
-    """Which pieces XLA compiles, see `Method`: on a CPU compiled views are faster, compiled convolutions slower."""
+    """The pieces that XLA compiles, see `Method`: on a CPU it makes views faster and convolutions slower."""
     if jit_compile == "auto":
         return "all" if has_gpu() else "views"
     return {"true": "all", "false": "none"}[jit_compile]
@@ -67,7 +67,7 @@ def _multiplies_bfloat16() -> bool:
     if has_gpu():
         details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.get_visible_devices("GPU")]
         return all(d.get("compute_capability", (0, 0)) >= (8, 0) for d in details)
-    # A CPU without one of these converts to float32 and back: 12 times slower than float32 itself, as measured. With
-    # AVX-512's it is 1.2 (ResNet-10 of width 16) to 1.6 times as fast (ResNet-18).
+    # A CPU without one of these converts to float32 and back, which was measured to be 12 times slower than float32.
+    # With AVX-512's bfloat16 a step is 1.2 (ResNet-10 of width 16) to 1.6 times (ResNet-18) as fast as in float32.
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     return cpuinfo.exists() and any(name in cpuinfo.read_text() for name in ("amx_bf16", "avx512_bf16"))

@@ -2,13 +2,14 @@
 
 Horovod's own loop (`hvd.elastic.run`) connects the ranks that are left, and new ones, and gives them the state of rank
 0. A program then runs again from its start, because batches, graphs and collectives depend on the number of ranks; it
-goes on from what was last committed to memory. Elsewhere all of this does nothing.
+goes on from what was last committed to memory. In other jobs `run` calls the program, and the rest does nothing.
 """
 
 import functools
 import gc
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +17,7 @@ import tensorflow as tf
 
 from moco_tf.training import collectives, device, runlog
 
-_state = None  # horovod's ObjectState of this process; its values are the committed variables, None before any
+_state: Any = None  # horovod's ObjectState of this process; its values are the committed variables, None before any
 
 
 def is_elastic() -> bool:
@@ -29,7 +30,7 @@ def run(program: Callable[[], None], threads: int = 0) -> None:
 
     Args:
         program: returns when all is done. Its collectives raise when a rank is lost, `commit` when one joins.
-        threads: of this process, see `device.configure`: here they are settled before the first exchange.
+        threads: of this process, see `device.configure`; set here, before the first exchange.
     """
     global _state
     if not is_elastic():
@@ -43,13 +44,13 @@ def run(program: Callable[[], None], threads: int = 0) -> None:
     hvd.elastic.run(_translating(lambda _: _attempt(program)))(_state)
 
 
-def _translating(function: Callable) -> Callable:
-    """The function with TensorFlow's errors of lost ranks as Horovod's loop expects them; it knows a part of them."""
+def _translating(function: Callable[..., None]) -> Callable[..., None]:
+    """The function, but TensorFlow's errors of lost ranks are raised as Horovod's loop expects them."""
 
     @functools.wraps(function)
-    def call(*arguments: object) -> object:
+    def call(*arguments: Any) -> None:
         try:
-            return function(*arguments)
+            function(*arguments)
         except tf.errors.OpError as error:
             if collectives.is_rank_failure(error):
                 raise collectives.rank_failure(error) from None
@@ -68,11 +69,11 @@ def _attempt(program: Callable[[], None]) -> None:
     finally:
         runlog.close_all()
         keras.backend.clear_session()
-        gc.collect()  # the model of the old ranks leaves the device before the new one comes
+        gc.collect()  # frees the device's memory of the old model before the new one is built
 
 
 def commit(state: Mapping) -> None:
-    """Keeps a copy of the variables in memory. All ranks call it after the same step.
+    """Copies the variables to memory. All ranks call it after the same step.
 
     Raises:
         HostsUpdatedInterrupt: ranks join or leave; `run` catches it.
@@ -84,7 +85,7 @@ def commit(state: Mapping) -> None:
 
 
 def restore(state: Mapping) -> bool:
-    """Sets the variables to what was committed; returns whether anything was."""
+    """Sets the variables to the committed values; returns whether there were any."""
     if _state is None or _state.values is None:
         return False
     tf.nest.map_structure(lambda variable, value: variable.assign(value), dict(state), _state.values)

@@ -1,5 +1,6 @@
-"""One job to a run folder: two would overwrite each other's checkpoints."""
+"""Locks a run folder: two jobs there would overwrite each other's checkpoints."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -7,6 +8,7 @@ import os
 import pathlib
 import socket
 import time
+from typing import IO, Any
 
 from moco_tf.errors import UserError
 
@@ -14,46 +16,46 @@ _NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class RunLock:
-    """The lock of a run folder, held by rank 0: the kernel's on its file .lock, which a dead process leaves by itself.
+    """The lock of a run folder, which rank 0 takes: the kernel's lock on its file .lock. It ends with the process.
 
-    Where the file system has no locks, what the file says counts: a process that is gone from this machine is followed,
-    one of another machine is not.
+    On a file system without locks the file's text counts, which names the process that has the lock: when that one ran
+    on this machine and has ended, the lock is free; of a process on another machine nothing is known.
 
     Args:
         workdir: the run folder, which exists.
-        patience: seconds to wait for a job that is about to end, such as one that was killed.
+        timeout: seconds to wait for a job that is about to end, such as one that was killed.
     """
 
-    def __init__(self, workdir: pathlib.Path, patience: float = 10.0) -> None:
-        self._path, self._patience = workdir / ".lock", patience
-        self._file = None
+    def __init__(self, workdir: pathlib.Path, timeout: float = 10.0) -> None:
+        self._path, self._timeout = workdir / ".lock", timeout
+        self._file: IO[str] | None = None
 
     def acquire(self) -> None:
         """Takes the lock. Raises UserError when another job has it, or the folder cannot be written."""
         try:
-            self._file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held until release()
+            file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - open until release()
         except OSError as error:
             raise UserError(
                 f"--workdir={self._path.parent} cannot be written ({error.strerror}); give another folder"
             ) from None
-        until = time.monotonic() + self._patience
-        while not self._is_free():
+        until = time.monotonic() + self._timeout
+        while not _take(file):
             if time.monotonic() >= until:
-                holder = self._holder()
-                self._file.close()
-                self._file = None
+                owner = _owner(file)
+                file.close()
                 raise UserError(
-                    f"--workdir={self._path.parent} is in use by process {holder.get('pid', '?')} on host "
-                    f"{holder.get('host', '?')}; wait for it, stop it, or give another --workdir (if it is no longer "
-                    f"there, remove {self._path})"
+                    f"--workdir={self._path.parent} is in use by process {owner.get('pid', '?')} on host "
+                    f"{owner.get('host', '?')}; wait for it, stop it, or give another --workdir (if it no longer runs, "
+                    f"remove {self._path})"
                 )
             time.sleep(0.2)
-        self._write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        _write(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        self._file = file
 
     def release(self) -> None:
         """Gives the lock back."""
         if self._file is not None:
-            self._write("")
+            _write(self._file, "")
             self._file.close()
             self._file = None
 
@@ -63,36 +65,39 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _is_free(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
-                return False
-        holder = self._holder()
-        if not holder or (holder.get("host"), holder.get("pid")) == (socket.gethostname(), os.getpid()):
-            return True
-        return holder.get("host") == socket.gethostname() and not _is_alive(holder.get("pid"))
 
-    def _holder(self) -> dict:
-        try:
-            self._file.seek(0)
-            return dict(json.loads(self._file.read()))
-        except (OSError, ValueError, TypeError):
-            return {}
-
-    def _write(self, text: str) -> None:
-        try:
-            self._file.seek(0)
-            self._file.truncate()
-            self._file.write(text)
-            self._file.flush()
-        except OSError:  # a full disk: the kernel's lock holds without a word
-            pass
+def _take(file: IO[str]) -> bool:
+    """Takes the lock of an open file; returns whether it was free."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            return False
+    owner, here = _owner(file), socket.gethostname()
+    if not owner or (owner.get("host"), owner.get("pid")) == (here, os.getpid()):
+        return True
+    return owner.get("host") == here and not _is_alive(owner.get("pid"))
 
 
-def _is_alive(pid: object) -> bool:
+def _owner(file: IO[str]) -> dict[str, Any]:
+    """{"host", "pid"} of the process that has the lock, as the file says; empty when it says nothing."""
+    try:
+        file.seek(0)
+        return dict(json.loads(file.read()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write(file: IO[str], text: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk: the kernel's lock needs no text
+        file.seek(0)
+        file.truncate()
+        file.write(text)
+        file.flush()
+
+
+def _is_alive(pid: Any) -> bool:
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, TypeError, ValueError):

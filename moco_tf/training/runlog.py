@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl, TensorBoard events, flags.cfg, a progress bar."""
+"""The numbers of a run: metrics.jsonl, TensorBoard events, a progress bar."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ class RunLog:
         workdir: the run folder, which exists.
         enabled: whether this is rank 0.
         total: steps of the whole run, for the progress bar.
-        start: steps done before; metrics of later ones are dropped from metrics.jsonl, for they will come again.
+        start: steps done before; metrics of later steps are removed from metrics.jsonl, because they come again.
     """
 
     def __init__(self, workdir: pathlib.Path, enabled: bool, total: int, start: int = 0) -> None:
@@ -36,7 +36,7 @@ class RunLog:
         self._bar = tqdm.tqdm(
             total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=pause
         )
-        self._began = time.monotonic()  # the clock of the day may jump
+        self._began = time.monotonic()  # unlike time.time() it never jumps
         _open_logs.append(self)
 
     def advance(self) -> None:
@@ -62,7 +62,7 @@ class RunLog:
                 tf.summary.scalar(name, value)
 
     def to_disk(self) -> None:
-        """Waits until metrics.jsonl is on the disk: a checkpoint's steps have their lines, whatever happens next."""
+        """Waits until metrics.jsonl is on the disk, so that the steps of the next checkpoint have their lines."""
         if self.enabled:
             with writing(self._metrics):
                 os.fsync(self._file.fileno())
@@ -77,7 +77,7 @@ class RunLog:
         if self in _open_logs:
             _open_logs.remove(self)
             self._bar.close()
-            with contextlib.suppress(OSError):  # of a line that a full disk has refused, and said so
+            with contextlib.suppress(OSError):  # a full disk, which `write` has reported
                 self._file.close()
             self._board.close()
 
@@ -86,12 +86,13 @@ _open_logs: list[RunLog] = []
 
 
 def close_all() -> None:
-    """Finishes the logs of a program that stops early: what TensorBoard holds back is written, the bar's line ends."""
+    """Finishes all logs, for a program that stops early: TensorBoard's buffer is written, the bar's line ends."""
     for log in list(_open_logs):
         log.close()
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
+    """Removes the lines of later steps, and those that a crash cut off, from metrics.jsonl."""
     if not path.exists():
         return
     kept = []
@@ -100,5 +101,5 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
-            continue  # a line that a crash cut off
+            continue
     write_whole(path, "".join(f"{line}\n" for line in kept))

@@ -1,21 +1,22 @@
-"""Stops that are asked for: SIGTERM and SIGUSR1 (Slurm's --signal, a preemption) and Ctrl-C.
+"""Requests to stop: SIGTERM and SIGUSR1 (Slurm's --signal, a preemption) and Ctrl-C.
 
-A rank that was asked passes it on in the step's exchange, so that all ranks stop after the same step.
+A rank that gets one tells the others in the step's exchange, so that all ranks stop after the same step.
 """
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 import tensorflow as tf
 
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
 REQUEUE = 75  # exit status after the other signals: EX_TEMPFAIL of sysexits.h, start the same command again
 
 
 class Stopped(Exception):
-    """The run stops because it was asked to, with nothing lost; `status` is the program's exit status."""
+    """The run stops on request and has lost nothing; `status` is the program's exit status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -23,9 +24,9 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether a rank was asked to stop, and what all ranks agreed on in the last step.
+    """This rank's request to stop, and the requests of all ranks in the last step.
 
-    asked: 2 float32 of this rank, 1 for a requeue and for an interrupt. agreed: their means over ranks.
+    asked: 2 float32 of this rank: 1 or 0 for a requeue, 1 or 0 for an interrupt. agreed: their means over ranks.
     """
 
     def __init__(self) -> None:
@@ -37,19 +38,19 @@ class StopRequest:
         self.asked.assign([float(status != INTERRUPTED), float(status == INTERRUPTED)])
 
     def status(self) -> int:
-        """The exit status to stop with, the same on all ranks; 0: go on."""
+        """The exit status to stop with, the same on all ranks; 0: no request."""
         requeue, interrupt = self.agreed.numpy()
         return INTERRUPTED if interrupt > 0 else REQUEUE if requeue > 0 else 0
 
 
 class Signals:
-    """What a process was sent: `status` is the exit status that it asks for, 0 for none."""
+    """The signals that a process got: `status` is the exit status that they ask for, 0 for none."""
 
     status = 0
     _deferred = False
 
-    def receive(self, number: int, _: object = None) -> None:
-        """Notes a signal; stops at once where nothing would be lost, or when Ctrl-C came before."""
+    def receive(self, number: int, _: FrameType | None = None) -> None:
+        """Notes a signal. Stops at once outside of `deferred`, or when this is the second Ctrl-C."""
         again, interrupt = self.status == INTERRUPTED, number == signal.SIGINT
         self.status = INTERRUPTED if interrupt else self.status or REQUEUE
         if interrupt and (again or not self._deferred):
@@ -59,7 +60,7 @@ class Signals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Signals are noted only, for the loop to look at."""
+        """In this context signals are only noted; the loop reads `status`."""
         self._deferred = True
         try:
             yield
@@ -69,7 +70,7 @@ class Signals:
 
 @contextlib.contextmanager
 def signals() -> Iterator[Signals]:
-    """Receives the signals in this context, where Python allows it: in the main thread."""
+    """Receives signals in this context. Python allows it in the main thread only; elsewhere it does nothing."""
     received, before = Signals(), {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
