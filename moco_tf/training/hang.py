@@ -51,12 +51,14 @@ class HangTimer:
     def steps(self, batches: Iterable[tuple[int, Batch]]) -> Iterator[tuple[int, Batch]]:
         """The same (number of a step, batch), with a limit on the wait for each and on what is done with it."""
         self.restart("waiting for the images of the first step")
-        for step, batch in batches:
-            self._in_step(step)
-            self._slack = 1
-            yield step, batch
-            self.restart(f"waiting for the images of step {step + 1}")
-        self.stop()
+        try:
+            for step, batch in batches:
+                self._in_step(step)
+                self._slack = 1
+                yield step, batch
+                self.restart(f"waiting for the images of step {step + 1}")
+        finally:  # also after an error, before the batches are closed, which may take a while
+            self.stop()
 
     def restart(self, doing: str) -> None:
         """Starts the time again, for something that this rank does alone; doing: what, for the message."""

@@ -1,4 +1,4 @@
-"""From gradients to the optimizer: the mean over ranks, the loss scale, and steps that are not finite."""
+"""From gradients to the optimizer: means over ranks, the loss scale, steps that are not finite."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,15 +23,15 @@ def averaged(
 
     Args:
         collectives: what crosses ranks.
-        stop: this rank's request goes along; what all agreed on is set.
+        stop: this rank's request goes along; the requests of all ranks are set.
         gradients: of this rank.
         metrics: of this rank.
-        compression: "none": one exchange; "float16": gradients are sent in float16, in an exchange of their own.
+        compression: "float16" sends gradients in half the bytes; "none" as they are.
     """
     numbers = [*metrics.values(), *tf.unstack(stop.asked)]
     values = tf.stack([tf.cast(x, gradients[0].dtype) for x in numbers])
     if compression == "none":
-        *gradients, values = collectives.mean([*gradients, values])
+        *gradients, values = collectives.mean([*gradients, values])  # one exchange
     else:
         gradients = compressed_mean(collectives, gradients, compression)
         (values,) = collectives.mean([values])  # few bytes, as they are

@@ -119,7 +119,7 @@ def settings(o: options.Bench, run: Pretraining) -> dict[str, Any]:
         "precision": run.method.query_encoder.compute_dtype,
         "threads": device.threads(),
         "gpu": device.has_gpu(),
-        "view": pil_view(run.view, run.size),
+        "view": pil_view_of(run),
         "stored": (1024, *shape, 3) if shape else None,
     }
 
@@ -128,9 +128,15 @@ def no_views(run: Pretraining, rival: "TorchStep") -> str | None:
     """Why views are not compared; None when they are."""
     if not run.train.image_shape:
         return "the pipeline crops images of many sizes before the step"
-    if not pil_view(run.view, run.size):
+    if not pil_view_of(run):
         return "these views' operations come in another order than in PyTorch's step"
     return rival.about["no_views"]
+
+
+def pil_view_of(run: Pretraining) -> dict[str, Any] | None:
+    """`pil_view` of a recipe's two views; None when they differ."""
+    first, second = run.views
+    return pil_view(first, run.size) if first is second else None
 
 
 def pil_view(view: View, image_size: int) -> dict[str, Any] | None:

@@ -10,7 +10,8 @@ import tensorflow as tf
 from moco_tf.contrast import shuffle_bn
 from moco_tf.methods.base import SHUFFLE, Method
 from moco_tf.run.measure import Bench
-from moco_tf.training.collectives import Collectives, compressed_mean
+from moco_tf.training.collectives import Collectives
+from moco_tf.training.update import compressed_mean
 
 
 def shuffle_by_allgather(images: tf.Tensor, permutation: tf.Tensor, collectives: Collectives) -> tf.Tensor:
