@@ -51,12 +51,9 @@ class SourceOptions:
     """Where images come from."""
 
     dataset: str = option(
-        "fashion_mnist",
-        "fashion_mnist, imagenet100, folder, a TensorFlow Datasets name, or a module of yours (my.set).",
+        "fashion_mnist", "fashion_mnist, imagenet100, folder, a TensorFlow Datasets name, or your module."
     )
-    data_dir: str | None = elsewhere(
-        None, "Where the data is: TFDS's folder, or for `folder` the one with train/, val/."
-    )
+    data_dir: str | None = elsewhere(None, "TFDS's folder; for `folder` the one with train/ and val/.")
     max_bad_images: CountOrZero = may_change(100, "Unreadable images a rank skips before it stops.")
 
 
@@ -64,9 +61,7 @@ class SourceOptions:
 class DataOptions(SourceOptions):
     """Which images, and how large."""
 
-    holdout: CountOrZero = option(
-        0, "Keep so many training images out, and test on them: to choose settings without test images."
-    )
+    holdout: CountOrZero = option(0, "Keep so many training images out and test on them, to choose settings.")
     image_size: CountOrZero = option(0, "Pixels of a view's side; 0: the data set's own size, else 224.")
     normalise: str = option("auto", "Mean and deviation to normalise with: a data set's name, none, or auto: its own.")
 
@@ -90,11 +85,9 @@ class DeviceOptions:
     """How this machine computes."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = may_change(
-        "auto", "Of convolutions; auto: bfloat16 where it is fast; float16 scales the loss."
+        "auto", "auto: bfloat16 where it is fast; float16 scales the loss."
     )
-    jit_compile: Literal["auto", "true", "false"] = may_change(
-        "auto", "XLA; auto: everything on a GPU, only the views on a CPU."
-    )
+    jit_compile: Literal["auto", "true", "false"] = may_change("auto", "XLA; auto: all on a GPU, views on a CPU.")
     threads: CountOrZero = may_change(0, "CPU threads of this process; 0: the cores divided by the ranks here.")
 
 
@@ -108,9 +101,7 @@ class EncoderOptions:
     feature_dim: Count = option(128, "C, width of the head's output.")
     head_init: Literal["torch", "normal"] = may_change("torch", "uniform 1/sqrt(fan_in), or N(0, 0.01) and bias 0.")
     bn_splits: Count = may_change(1, "Strided splits of a rank's batch in each batch norm (SplitBatchNorm).")
-    accumulate: Count = may_change(
-        1, "Micro-batches of a step, one held in memory at a time; batch norms see one. For more time."
-    )
+    accumulate: Count = may_change(1, "Micro-batches of a step, one in memory at a time; batch norms see one.")
     recompute: bool = may_change(False, "Compute activations again in the backward pass: less memory, more time.")
     own: Mapping[str, Value] = owned("arch")
 
@@ -127,9 +118,7 @@ class MethodOptions:
         "Batch norms see the rank's own batch (or its --bn_splits); the same, but keys are shuffled across ranks and "
         "splits (ShuffleBN); or the batch of all ranks (SyncBN).",
     )
-    compression: Literal["none", "float16"] = may_change(
-        "none", "Gradients are sent to other ranks as they are, or in half the bytes."
-    )
+    compression: Literal["none", "float16"] = may_change("none", "Send gradients to other ranks in half the bytes.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +126,9 @@ class ViewOptions:
     """The random views, and the order in which images are read."""
 
     views: str = may_change("moco_v2", "Random views of an image, see moco_tf/data/views/recipes.py.")
-    crop_scale: tuple[float, ...] | None = may_change(
-        None, "Range of the crop's area, as 0.2,1; default: the view's own."
-    )
+    crop_scale: tuple[float, ...] | None = may_change(None, "Range of the crop's area, as 0.2,1; else the view's.")
     fast_views: bool = may_change(False, "Crops without antialiasing, and a Gaussian of 13 taps for PIL's blur.")
-    read_order: Literal["random", "blocks"] = option(
-        "random", "Any, or by blocks of large files: for a pack on a network disk, see data/order.py."
-    )
+    read_order: Literal["random", "blocks"] = option("random", "Any, or blocks of large files: data/order.py.")
 
     def __post_init__(self) -> None:
         area = self.crop_scale
@@ -198,24 +183,16 @@ class CheckpointOptions:
     keep: Count = may_change(3, "Newest checkpoints that are kept.")
     keep_every: CountOrZero = may_change(0, "Epochs between two checkpoints that are kept for good; 0: none.")
     keep_steps: CountOrZero = may_change(0, "Steps between two checkpoints that are kept for good; 0: none.")
-    nan_policy: Literal["stop", "skip"] = may_change(
-        "stop", "A step that is not finite: stop; or leave it out, which looks at every gradient."
-    )
-    step_timeout: CountOrZero = may_change(
-        600, "Seconds of a step until one of several ranks counts as hung, and ends; 0: any number."
-    )
+    nan_policy: Literal["stop", "skip"] = may_change("stop", "A step that is not finite: stop, or leave it out.")
+    step_timeout: CountOrZero = may_change(600, "Seconds of a step until one of several ranks counts as hung; 0: any.")
 
 
 @dataclasses.dataclass(frozen=True)
 class KnnOptions:
     """The weighted k-nearest-neighbour classifier."""
 
-    k: tuple[int, ...] = may_change(
-        (200,), "Neighbours; several between commas are evaluated in one pass, the first counts."
-    )
-    knn_temperature: tuple[float, ...] = may_change(
-        (0.1,), "Temperature of the neighbours' weights; or several, each with each k."
-    )
+    k: tuple[int, ...] = may_change((200,), "Neighbours; several between commas in one pass, the first counts.")
+    knn_temperature: tuple[float, ...] = may_change((0.1,), "Of the neighbours' weights; or several, each with each k.")
     weighting: Literal["weighted", "majority"] = may_change("weighted", "exp(sim / T) or one vote each.")
     feature: Literal["head", "backbone"] = may_change("head", "The head's output or the pooled features.")
 
@@ -236,9 +213,7 @@ class MonitorOptions:
 class LoadOptions:
     """What holds the encoder."""
 
-    load: str | None = elsewhere(
-        None, "Run folder, checkpoint, MoCo's .pth.tar, torchvision .pth, or moco.tensorflow .npz."
-    )
+    load: str | None = elsewhere(None, "Run folder, checkpoint, MoCo's .pth.tar, torchvision .pth, or .npz.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +221,7 @@ class EncoderToEvaluate(LoadOptions):
     """What is evaluated."""
 
     baseline: Literal["none", "untrained", "raw_pixels"] = option(
-        "none", "Evaluate, instead of what --load holds, its architecture untrained, or the pixels."
+        "none", "Evaluate its architecture untrained, or pixels."
     )
     test_resize: CountOrZero = option(0, "Short side before the centre crop in tests; 0: 256/224 of the size.")
 
@@ -255,9 +230,7 @@ class EncoderToEvaluate(LoadOptions):
 class SweepOptions:
     """Several encoders in one call."""
 
-    all_checkpoints: bool = option(
-        False, "Evaluate every checkpoint of the run folder in --load, or every file of the folder."
-    )
+    all_checkpoints: bool = option(False, "Evaluate every checkpoint of the run, or every file of the folder.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,13 +241,11 @@ class ProbeOptions:
     cache_features: bool = option(False, "Compute un-augmented features once and train on them: takes minutes.")
     standardise: bool = option(False, "Give every cached feature mean 0 and deviation 1.")
     learning_rates: tuple[float, ...] | None = option(
-        None, "Learning rates to train together on cached features; a held-out tenth chooses one."
+        None, "To train together on cached features; a held-out tenth chooses."
     )
     logistic_regression: bool = option(False, "Check with scikit-learn's L-BFGS on the cached features.")
     finetune: bool = option(False, "Train the backbone too, in training mode.")
-    backbone_learning_rate: PositiveOrZero | None = option(
-        None, "The backbone's own in fine-tuning; default: --learning_rate."
-    )
+    backbone_learning_rate: PositiveOrZero | None = option(None, "In fine-tuning; default: --learning_rate.")
     train_fraction: Share = option(1.0, "Share of the training images of each class to learn from.")
     train_list: str | None = option(None, "Text file that names the training images to learn from, one a line.")
     eval_every: CountOrZero = may_change(1, "Epochs between two tests; 0: only at the end.")
