@@ -1,5 +1,6 @@
 """Features of a data set: every image once, resized and cropped as in tests, over all ranks."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -37,7 +38,13 @@ def prepare_batch(images: tf.Tensor, geometry: tuple[int, int]) -> tf.Tensor:
 def embedder(
     encoder: Encoder, feature: str, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Images in [0, 1] to features, in inference mode: "backbone" BxD, "head" BxC."""
+    """Images in [0, 1] to features, in inference mode.
+
+    Args:
+        encoder: of the features.
+        feature: "backbone": BxD; "head": BxC.
+        mean, std: of RGB in [0, 1], to normalise with.
+    """
     mean, std = tf.constant(mean), tf.constant(std)
 
     def embed(images: tf.Tensor) -> tf.Tensor:
@@ -104,7 +111,7 @@ def extract_share(
     prepare_one, in_batch = None, geometry
     if not source.fixed_size:  # images of many sizes: resized and cut one by one, and not again
         prepare_one, in_batch = lambda image: resize_center_crop_one(image, *geometry), (geometry[1], geometry[1])
-    compute = tf.function(lambda images: embed(prepare_batch(images, in_batch)), reduce_retracing=True)
+    compute = _compiled(embed, in_batch)
     count, filled = len(range(rank, source.num_examples, ranks)), 0
     columns: tuple[np.ndarray, ...] = ()
     bad_images = BadImages(max_bad_images, bad_images_file)
@@ -122,6 +129,11 @@ def extract_share(
         return features, labels, indices
     order = np.argsort(indices)
     return features[order], labels[order], indices[order]
+
+
+@functools.lru_cache(maxsize=2)  # an evaluation on the way traces once, not each time
+def _compiled(embed: Callable[[tf.Tensor], tf.Tensor], geometry: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
+    return tf.function(lambda images: embed(prepare_batch(images, geometry)), reduce_retracing=True)
 
 
 def check_finite(features: np.ndarray, collectives: Collectives) -> None:

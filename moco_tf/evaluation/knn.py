@@ -1,6 +1,7 @@
 """kNN accuracy of an encoder: features of both sets, the neighbours once, and what every setting makes of them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -59,9 +60,7 @@ def measure(
         UserError: features are not finite.
     """
 
-    def normalised(images: tf.Tensor) -> tf.Tensor:
-        return tf.math.l2_normalize(embed(images), axis=1, epsilon=1e-24)
-
+    normalised = _normalised(embed)
     run = rank_batch, collectives, max_bad_images
     rows, labels, indices = features.extract_share(normalised, bank, geometries[0], *run)
     wanted, truth = features.extract(normalised, queries, geometries[1], *run)
@@ -74,6 +73,11 @@ def measure(
     temperatures = temperatures if weighting == "weighted" else temperatures[:1]
     settings = [(k, temperature) for k in ks for temperature in temperatures]
     return [_outcome(near, truth, queries.num_classes, *setting, weighting) for setting in settings], truth
+
+
+@functools.lru_cache(maxsize=2)  # the same function for the same encoder: it is traced once
+def _normalised(embed: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+    return lambda images: tf.math.l2_normalize(embed(images), axis=1, epsilon=1e-24)
 
 
 def _outcome(

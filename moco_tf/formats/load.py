@@ -98,7 +98,17 @@ def from_checkpoint(path: pathlib.Path, dtype: str = "float32", untrained: bool 
 
 
 def from_foreign(path: pathlib.Path, state: Foreign, dtype: str = "float32", untrained: bool = False) -> Loaded:
-    """The encoder of another program's file. Raises UserError if it is of no architecture that is known here."""
+    """The encoder of another program's file.
+
+    Args:
+        path: of the file.
+        state: what it holds.
+        dtype: Keras' dtype policy.
+        untrained: whether only the architecture is taken.
+
+    Raises:
+        UserError: it is of no architecture that is known here.
+    """
     try:
         encoder = _build(vars(describe(state.encoder)), state.encoder, dtype, untrained)
     except UserError as error:

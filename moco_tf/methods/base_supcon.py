@@ -81,7 +81,12 @@ class QueueSupCon(Method):
     def step(
         self, im_q: tf.Tensor, im_k: tf.Tensor, labels: tf.Tensor, permutation: tf.Tensor | None
     ) -> dict[str, tf.Tensor]:
-        """MoCo's algorithm 1 with labels; the permutation, if any, is of the G rows.
+        """MoCo's algorithm 1 with labels.
+
+        Args:
+            im_q, im_k: images of the queries and of the keys, BxHxWx3.
+            labels: B int32, -1 for none.
+            permutation: of the G rows; None for no shuffle.
 
         Returns:
             The metrics, averaged over ranks.

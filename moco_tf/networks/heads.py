@@ -26,7 +26,13 @@ class Sequential(Composite):
 
 
 def linear(widths: Sequence[int], use_bias: bool = True, init: str = "torch", dtype: Any = None) -> keras.layers.Dense:
-    """A fully connected layer from the first of the widths to the last, see `mlp`."""
+    """A fully connected layer.
+
+    Args:
+        widths: its inputs first, its outputs last.
+        use_bias: whether it has a bias.
+        init, dtype: of `mlp`.
+    """
     if init == "normal":
         kernel, bias = keras.initializers.RandomNormal(stddev=0.01), "zeros"
     else:

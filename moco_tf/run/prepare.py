@@ -142,7 +142,14 @@ def normalisation(options: DataOptions, train: Source, folder: RunFolder | None)
 
 
 def keep_normalisation(options: DataOptions, train: Source, folder: RunFolder, mean_and_std: Normalisation) -> None:
-    """Keeps a measured normalisation in the run folder, for the run that goes on from there."""
+    """Keeps a measured normalisation in the run folder, for the run that goes on from there.
+
+    Args:
+        options: which normalisation was asked for.
+        train: the images that were measured.
+        folder: the run folder.
+        mean_and_std: what was measured.
+    """
     if not normalisations.known(options.normalise, options.dataset):
         normalisations.keep(folder.normalisation, train, mean_and_std)
 

@@ -43,7 +43,14 @@ def gather(learner: Learner, collectives: Collectives) -> dict[str, tf.Tensor]:
 
 
 def scatter(learner: Learner, rows: np.ndarray | None, count: int, collectives: Collectives) -> None:
-    """Gives every rank its row of what `gather` returned; rank 0 has the rows, the others know their count."""
+    """Gives every rank its row of what `gather` returned.
+
+    Args:
+        learner: whose statistics to set.
+        rows: ranks x S, on rank 0 only.
+        count: the number of rows, on every rank.
+        collectives: what crosses ranks.
+    """
     variables = learner.running_statistics()
     sizes = [v.shape.num_elements() for v in variables]
     shared = tf.Variable(tf.zeros([count, sum(sizes)], variables[0].dtype))

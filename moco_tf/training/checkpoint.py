@@ -35,6 +35,14 @@ def save(
 ) -> pathlib.Path:
     """Writes a checkpoint, reads it back, then removes all but the newest `keep` and permanent ones; returns its path.
 
+    Args:
+        folder: of the checkpoints.
+        step: of this one.
+        state: nested dicts of variables.
+        description: what checkpoint.json is to say besides.
+        keep: number of newest ones that stay.
+        permanent: whether this one stays for good.
+
     Raises:
         UserError: it cannot be written; what was there before is untouched.
     """

@@ -28,6 +28,9 @@ class Writer:
     def save(self, step: int, state: Mapping, description: Mapping, permanent: bool = False) -> None:
         """Copies the state to host memory and returns. First waits until the checkpoint before is written.
 
+        Args:
+            step, state, description, permanent: of `checkpoint.save`.
+
         Raises:
             UserError: the one before could not be written.
         """
