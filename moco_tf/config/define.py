@@ -5,7 +5,7 @@ import math
 import pathlib
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from absl import flags
@@ -278,8 +278,3 @@ def texts_of(flagfile: pathlib.Path) -> dict[str, str]:
         negated = not equals and name.startswith("no")  # only booleans come without a value
         found[name[2:] if negated else name] = value if equals else str(not negated).lower()
     return found
-
-
-def described(options: Mapping[str, Value]) -> str:
-    """Options as they stand on a command line."""
-    return " ".join(word(name, value) for name, value in options.items())

@@ -1,14 +1,5 @@
-"""What a run folder holds: the only place that spells its names.
+"""What a run folder holds: the only place that spells its names."""
 
-flags.cfg        everything that ran, as a flagfile
-metrics.jsonl    one JSON object a line
-checkpoints/     complete state
-tensorboard/     the same numbers, views, embeddings
-report.html      one page
-knn/ lincls/     results: result.json, confusion.csv, flags.cfg
-"""
-
-import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
@@ -17,11 +8,9 @@ from typing import Any
 from moco_tf.errors import UserError
 
 RESULT = "result.json"
-FLAGS = "flags.cfg"
 CHECKPOINTS = "checkpoints"
 
 
-@dataclasses.dataclass(frozen=True)
 class RunFolder:
     """A run folder, or a folder of results inside one.
 
@@ -29,65 +18,28 @@ class RunFolder:
         path: of the folder; it need not be there.
     """
 
-    path: pathlib.Path
+    def __init__(self, path: str | pathlib.Path) -> None:
+        self.path = pathlib.Path(path)
+        self.flags = self.path / "flags.cfg"  # everything that ran, as a flagfile
+        self.metrics = self.path / "metrics.jsonl"  # one JSON object a line
+        self.checkpoints = self.path / CHECKPOINTS  # complete state
+        self.tensorboard = self.path / "tensorboard"  # the same numbers, views, embeddings
+        self.normalisation = self.path / "normalisation.json"  # mean and deviation, where they were measured
+        self.unreadable = self.path / "unreadable.txt"  # images that could not be read
+        self.report = self.path / "report.html"
+        self.result = self.path / RESULT  # of a folder of results
+        self.confusion = self.path / "confusion.csv"  # of a folder of results
 
     @classmethod
     def of(cls, path: str | pathlib.Path) -> "RunFolder":
         """The folder of this path."""
-        return cls(pathlib.Path(path))
+        return cls(path)
 
     @classmethod
     def around(cls, checkpoint: pathlib.Path) -> "RunFolder":
         """The run folder that a checkpoint, or its folder of checkpoints, stands in; else the folder itself."""
-        for folder in (checkpoint, *checkpoint.parents):
-            if folder.name == CHECKPOINTS:
-                return cls(folder.parent)
-        return cls(checkpoint)
-
-    @property
-    def flags(self) -> pathlib.Path:
-        """flags.cfg."""
-        return self.path / FLAGS
-
-    @property
-    def metrics(self) -> pathlib.Path:
-        """metrics.jsonl."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> pathlib.Path:
-        """The folder of checkpoints."""
-        return self.path / CHECKPOINTS
-
-    @property
-    def tensorboard(self) -> pathlib.Path:
-        """The folder of TensorBoard's events."""
-        return self.path / "tensorboard"
-
-    @property
-    def normalisation(self) -> pathlib.Path:
-        """Where a measured normalisation is kept."""
-        return self.path / "normalisation.json"
-
-    @property
-    def unreadable(self) -> pathlib.Path:
-        """The list of images that could not be read."""
-        return self.path / "unreadable.txt"
-
-    @property
-    def report(self) -> pathlib.Path:
-        """The report's page."""
-        return self.path / "report.html"
-
-    @property
-    def result(self) -> pathlib.Path:
-        """result.json of a folder of results."""
-        return self.path / RESULT
-
-    @property
-    def confusion(self) -> pathlib.Path:
-        """confusion.csv of a folder of results."""
-        return self.path / "confusion.csv"
+        folders = (checkpoint, *checkpoint.parents)
+        return cls(next((folder.parent for folder in folders if folder.name == CHECKPOINTS), checkpoint))
 
     def results(self, evaluation: str, baseline: str = "none") -> "RunFolder":
         """The folder of the results of an evaluation of this run."""
