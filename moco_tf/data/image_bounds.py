@@ -1,7 +1,7 @@
 """How many pixels an encoded image will have, from its headers: a few bytes can promise gigabytes.
 
-In graph operations alone, so that an exported model has the check, too. A decoder that allocates before it finds the
-data missing is not asked.
+It uses graph operations alone, so that an exported model has the check, too. The decoders are not asked, because they
+allocate the memory before they find that data is missing.
 """
 
 import tensorflow as tf

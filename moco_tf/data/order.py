@@ -80,12 +80,13 @@ def span_reader(
 class ReadAhead:
     """Reads blocks into the system's page cache, in the order of their first use, before their examples are asked for.
 
-    A thread of its own, at most `ahead` examples before the one that `reached` was told of last; it ends with `close`.
+    It has its own thread, which stays at most `ahead` examples before the place that `reached` gave last, and ends with
+    `close`.
 
     Args:
         indices: of the examples, in the order of their use.
-        read: reads all of the given examples, which are neighbours on disk; what it raises is not heard: whoever needs
-            the example reads it again.
+        read: reads all of the given examples, which are neighbours on disk. Its errors are ignored: the reader of the
+            examples meets them again.
         ahead: examples.
     """
 

@@ -10,9 +10,9 @@ _AHEAD = 2  # batches on the device besides the one in use
 
 
 def to_device(batches: Generator[tuple, None, None], device: str) -> Iterator[tuple]:
-    """The same batches as tensors on a device, taken and copied by a thread of its own that ends with the iterator.
+    """The same batches as tensors on a device. A thread takes and copies them; it ends with the iterator.
 
-    A copy to a GPU takes place beside what the GPU computes; so does the wait for whoever makes the batches.
+    So the GPU computes while batches are made and copied.
     """
 
     def copied() -> tuple | None:

@@ -22,10 +22,8 @@ from moco_tf.data.views.colour import (
     Normalize,
     RandomGrayscale,
     Solarize,
-    adjust_brightness,
-    adjust_contrast,
     adjust_hue,
-    adjust_saturation,
+    blend,
 )
 from moco_tf.data.views.geometry import (
     RandomHorizontalFlip,
@@ -42,9 +40,9 @@ from moco_tf.errors import UserError
 SEED = tf.constant([3, 4])
 APPLIED = {"applied": tf.constant([True])}
 ADJUST = {
-    "brightness": adjust_brightness,
-    "contrast": adjust_contrast,
-    "saturation": adjust_saturation,
+    "brightness": lambda planes, factor: blend(planes, factor, 0 * factor, 0 * factor),
+    "contrast": lambda planes, factor: blend(planes, factor, 1 - factor, 0 * factor),
+    "saturation": lambda planes, factor: blend(planes, factor, 0 * factor, 1 - factor),
     "hue": adjust_hue,
 }
 # Mean absolute difference from torchvision in 1/255; its truncating or rounding to 8 bits alone costs up to 0.5.
@@ -316,7 +314,7 @@ def test_hand_computed_pixels():
     red = np.zeros((1, 2, 2, 3), np.float32)
     red[..., 0] = 1
     np.testing.assert_allclose(on_images(adjust_hue, red, tf.constant([85.1 / 255]))[0, 0, 0], [0, 1, 0], atol=1e-5)
-    np.testing.assert_allclose(on_images(adjust_brightness, red, tf.constant([0.5]))[0, 0, 0], [0.5, 0, 0])
+    np.testing.assert_allclose(on_images(ADJUST["brightness"], red, tf.constant([0.5]))[0, 0, 0], [0.5, 0, 0])
     np.testing.assert_allclose(RandomGrayscale(1).apply(red, APPLIED)[0, 0, 0], [0.299] * 3, atol=1e-5)
     normalized = Normalize((0.5, 0.25, 0.0), (0.5, 1.0, 2.0)).apply(red, {})
     np.testing.assert_allclose(normalized[0, 0, 0], [1, -0.25, 0], atol=1e-7)

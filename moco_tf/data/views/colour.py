@@ -40,21 +40,6 @@ def blend(planes: tf.Tensor, keep: tf.Tensor, to_mean: tf.Tensor, to_gray: tf.Te
     return tf.clip_by_value(per_image(keep) * planes + base, 0.0, 1.0)
 
 
-def adjust_brightness(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """x * factor, clipped; factor of shape B, planes BxHx3xW in [0, 1]."""
-    return tf.clip_by_value(per_image(factor) * planes, 0.0, 1.0)
-
-
-def adjust_contrast(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Moves every pixel from (0) or away from (> 1) the image's mean gray."""
-    return blend(planes, factor, 1 - factor, tf.zeros_like(factor))
-
-
-def adjust_saturation(planes: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Moves every pixel from (0) or away from (> 1) its own gray."""
-    return blend(planes, factor, tf.zeros_like(factor), 1 - factor)
-
-
 def adjust_hue(planes: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     """Turns the hue by `shift` of a full circle, in [-0.5, 0.5]; shift of shape B.
 
