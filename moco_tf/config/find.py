@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from moco_tf.config.types import NAMES, Value
+from moco_tf.config.types import NAMES, Value, kind_of
 from moco_tf.errors import UserError
 
 # kind: (the package whose files are found by name, the class that they extend)
@@ -173,9 +173,16 @@ def _definitions(module: str, name: str) -> Iterator[tuple[str, ast.ClassDef]]:
     for node in _tree(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             yield module, node
-        imported = [alias.asname or alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
-        if isinstance(node, ast.ImportFrom) and node.module and name in imported:
-            yield from _definitions(node.module, name)
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    yield from _definitions(_imported(module, node), alias.name)
+
+
+def _imported(module: str, node: ast.ImportFrom) -> str:
+    """The module that an import names, which may be relative to its own."""
+    spec = _spec(module)
+    return importlib.util.resolve_name("." * node.level + (node.module or ""), spec.parent if spec else None)
 
 
 def _with_defaults(init: ast.FunctionDef, where: str, helps: dict[str, str]) -> Iterator[Argument]:
@@ -186,8 +193,9 @@ def _with_defaults(init: ast.FunctionDef, where: str, helps: dict[str, str]) -> 
             continue
         try:
             annotation = eval(ast.unparse(argument.annotation or ast.Name("str")), dict(NAMES))  # noqa: S307
+            kind_of(annotation)
             yield Argument(argument.arg, annotation, ast.literal_eval(default), helps.get(argument.arg, ""))
-        except (NameError, ValueError, SyntaxError) as error:
+        except (NameError, TypeError, ValueError, SyntaxError) as error:
             raise UserError(
                 f"the argument {argument.arg} of {where} cannot become a flag ({error}); expected a plain type such as "
                 "float, or one of moco_tf.config.types, and a literal default"

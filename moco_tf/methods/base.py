@@ -123,9 +123,17 @@ class Method(keras.Model):
 
     @classmethod
     def given(cls) -> set[str]:
-        """The arguments without a default that it asks the assembly for: key_encoder, num_examples."""
-        parameters = inspect.signature(cls).parameters.values()
-        return {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+        """The arguments without a default that it asks the assembly for: key_encoder, num_examples.
+
+        Those of the classes that it extends count too, as far as it passes **kwargs on.
+        """
+        found: set[str] = set()
+        for kind in (kind for kind in cls.__mro__ if "__init__" in vars(kind)):
+            parameters = list(inspect.signature(kind).parameters.values())
+            found |= {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+            if kind is Method or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+                break
+        return found
 
     def learnt(self) -> dict[str, keras.Variable]:
         """What the optimizer changes, by name: the query encoder's parameters. A method with more adds them."""
