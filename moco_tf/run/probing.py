@@ -22,7 +22,7 @@ from moco_tf.evaluation.finetune import FineTuning
 from moco_tf.evaluation.probe import CachedBatches, Classifiers, LinearProbe
 from moco_tf.evaluation.scores import check_labels
 from moco_tf.evaluation.subject import Subject
-from moco_tf.run import loop, prepare, results
+from moco_tf.run import loop, prepare, results, statistics
 from moco_tf.run.folder import RunFolder
 from moco_tf.run.learner import Batches, Evaluation, Training
 from moco_tf.run.results import Result
@@ -232,19 +232,23 @@ def train(
         evaluation=Evaluation(o.probe.eval_every, measure, lambda values: ""),
         resumes=resumes,
     )
+    learner.guard.every_gradient = o.checkpoints.nan_policy == "skip"
     loop.train(training, "moco_tf.lincls", run.received, lambda start: None)
     if tested.predictions is None:  # there was nothing left to do
-        measure(training.total, training.total / training.per_epoch)
-    return {**summary(run.folder, tested), "epochs": o.schedule.epochs, "steps": training.total}
+        with statistics.averaged(learner, ranks):
+            measure(training.total, training.total / training.per_epoch)
+    # The run folder may be on rank 0's disk only, which writes the result.
+    lines = list(run.folder.read_metrics()) if ranks.rank == 0 else []
+    return {**summary(lines, tested), "epochs": o.schedule.epochs, "steps": training.total}
 
 
-def summary(folder: RunFolder, tested: Tested) -> dict[str, Any]:
+def summary(metrics: list[dict[str, Any]], tested: Tested) -> dict[str, Any]:
     """What a result says of the tests: top1 and top5 are the last one's, best_ those of the highest top-1.
 
     The best one is chosen on the test images themselves, so it flatters: it is there to compare with those who report
     it.
     """
-    lines = [line for line in folder.read_metrics() if "test_top1" in line]
+    lines = [line for line in metrics if "test_top1" in line]
     names = {"step": "step", "epoch": "epoch", "top1": "test_top1", "top5": "test_top5"}
     tests = [{name: line[key] for name, key in names.items()} for line in lines]
     best = max(tests, key=lambda test: test["top1"], default={"top1": tested.top1, "top5": tested.top5, "epoch": 0.0})

@@ -69,14 +69,19 @@ def check(training: Training, about: dict[str, Any]) -> None:
         training: what is about to go on.
         about: what checkpoint.json says.
     """
+    facts = about.get("facts", {})
+    if facts.keys() != training.facts.keys():
+        raise UserError(
+            f"the checkpoints in {training.folder.checkpoints} are of another program or version, expected its own or "
+            "none; give another --workdir"
+        )
     now, before, policy = flags_of(training.options), about.get("flags", {}), define.changes(training.options)
     different = [name for name in _different(now, before) if policy[name] == "refused"]
     if "float16" in (now.get("precision"), before.get("precision")) and "precision" in _different(now, before):
         different.append("precision")  # its loss scale is part of the state
     there, here = ([_flag(name, values[name]) for name in different] for values in (before, now))
-    facts = about.get("facts", {})
     for name, value in training.facts.items():
-        if facts.get(name, value) != value:
+        if facts[name] != value:
             there.append(f"{name}={facts[name]}")
             here.append(f"{name}={value}")
     if here:
