@@ -9,8 +9,7 @@ import tensorflow as tf
 from moco_tf.data.sets.find import load
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import RankError, UserError
-from moco_tf.evaluation import features
-from moco_tf.run import evaluate
+from moco_tf.evaluation import features, scores
 from moco_tf.training.collectives import SingleProcess
 
 
@@ -45,7 +44,7 @@ def test_a_rank_whose_images_cannot_be_read(tmp_path):
 def test_images_without_a_label_are_refused():
     images = np.zeros((3, 4, 4, 3), np.uint8)
     whole, part = (ArraySource("digits", images, labels, ("a", "b")) for labels in ([0, 1, 1], [0, -1, 1]))
-    evaluate.check_labels(whole, whole)
+    scores.check_labels(whole, whole)
     for pair in ((whole, part), (part, whole)):
         with pytest.raises(UserError, match="1 of 3 images in digits have no label"):
-            evaluate.check_labels(*pair)
+            scores.check_labels(*pair)

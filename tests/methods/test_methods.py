@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 from support import method_cases, ranks
 
+from moco_tf.config import find
 from moco_tf.contrast import collapse
-from moco_tf.methods import base
 from moco_tf.training import checkpoint
 from moco_tf.training.optimizers import Adam
 
@@ -22,7 +22,7 @@ def test_every_method_is_here():
     expected = {"moco", "npid", "simclr", "supcon_in", "supcon_out", "supcon_suploss", "supervised"}
     assert expected <= set(method_cases.METHODS)
     for name in method_cases.METHODS:
-        assert base.find(name).__name__.lower() == name.replace("_", "")
+        assert find.find("method", name).__name__.lower() == name.replace("_", "")
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_method_learns_what_it_should_and_nothing_else(name):
     images, labels, indices = (tf.constant(column) for column in method_cases.batch(0))
     first.train_step((images, labels, indices))
     changed_labels = (images, tf.roll(labels, 1, 0), indices)
-    kind = base.find(name)
+    kind = find.find("method", name)
     after = method_cases.arrays(first)
     moved = {key for key in after if key.startswith("query_encoder") and not np.array_equal(after[key], before[key])}
     assert moved == {key for key in after if key.startswith("query_encoder")}
@@ -191,7 +191,7 @@ def equal(arrays, others):
 @each_method
 def test_missing_labels_or_indices_are_named(name):
     method, images = method_cases.build(name), tf.constant(method_cases.batch(0)[0])
-    if base.find(name).uses_labels:
+    if find.find("method", name).uses_labels:
         with pytest.raises(ValueError, match="without labels"):
             method.train_step(images)
     elif name == "npid":

@@ -4,13 +4,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.config import options
-from moco_tf.methods import base
+from moco_tf.config import find
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training.collectives import SingleProcess
 from moco_tf.training.optimizers import SGD
 
-METHODS = options.METHODS
+METHODS = find.names("method")
 BATCH, SIDE, CLASSES, STEPS, IMAGES = 16, 16, 4, 3, 48  # images a step over all ranks, pixels, classes, steps, images
 
 
@@ -21,19 +20,24 @@ def shifted(images, seed, positions, count):
     return tf.cast(images, tf.float32) / 64.0 + shift[:, None, None, None]
 
 
+def takes(name):
+    """The names of what its constructor takes: what a flag sets, and what the assembly gives."""
+    return {argument.name for argument in find.arguments("method", name)} | find.find("method", name).given()
+
+
 def build(name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32", optimizer=SGD, **kwargs):
     """The method with a network that is the same at every call; kwargs: of the method, beside or instead of ours."""
     keras.utils.set_random_seed(5)
-    kind = base.find(name)
+    kind = find.find("method", name)
 
     def encoder():
         head, dim = ("linear", CLASSES) if kind.classifies else ("mlp", 8)
         return Encoder("resnet10", stem="cifar", width=4, bn_splits=splits, head=head, feature_dim=dim, dtype=dtype)
 
     own = {"queue_size": 56, "num_examples": IMAGES, "negatives": 7, "temperature": 0.2, "key_momentum": 0.9}
-    own = {name: own[name] for name in base.parameters(kind) if name in own} | kwargs
+    own = {argument: own[argument] for argument in takes(name) if argument in own} | kwargs
     query_encoder = encoder()
-    if "key_encoder" in base.parameters(kind):
+    if "key_encoder" in takes(name):
         own["key_encoder"] = encoder()
     method = kind(
         query_encoder,

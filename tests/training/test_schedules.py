@@ -4,7 +4,13 @@ import math
 
 import pytest
 
+from moco_tf.config.options import ScheduleOptions
 from moco_tf.training import schedules
+
+
+def learning_rate(step, steps_per_epoch, base, **values):
+    return schedules.learning_rate(step, steps_per_epoch, base, ScheduleOptions(**values))
+
 
 # Per recipe: the arguments, then (step, learning rate).
 TABLES = {
@@ -32,7 +38,7 @@ TABLES = {
         [(0, 0.06), (119 * 97 - 1, 0.06), (119 * 97, 0.006), (159 * 97, 0.0006), (200 * 97 - 1, 0.0006)],
     ),
     "simclr_per_step_to_1e-3": (
-        {"steps_per_epoch": 97, "epochs": 1000, "base": 0.6, "final": 1e-3, "per": "step"},
+        {"steps_per_epoch": 97, "epochs": 1000, "base": 0.6, "final_learning_rate": 1e-3, "schedule_per": "step"},
         [
             (0, 0.6),
             (24250, 0.3005 + 0.2995 * math.sqrt(0.5)),
@@ -63,7 +69,7 @@ TABLES = {
         ],
     ),
     "imagenet_v2_tensorpack": (
-        {"steps_per_epoch": 5004, "epochs": 200, "base": 0.03, "per": "step"},
+        {"steps_per_epoch": 5004, "epochs": 200, "base": 0.03, "schedule_per": "step"},
         [
             (0, 0.03),
             (50 * 5004, 0.015 * (1 + math.sqrt(0.5))),
@@ -78,14 +84,14 @@ TABLES = {
             "base": 0.12,
             "schedule": "milestones",
             "milestones": (120, 160),
-            "per": "step",
+            "schedule_per": "step",
             "warmup_epochs": 5,
             "warmup_start": 0.03,
         },
         [(0, 0.03), (1251, 0.048), (5 * 1251, 0.12), (120 * 1251 - 1, 0.12), (120 * 1251, 0.012), (160 * 1251, 0.0012)],
     ),
     "supcontrast": (  # 195 steps: 50,000 images in batches of 256
-        {"steps_per_epoch": 195, "epochs": 1000, "base": 0.12, "per": "step", "warmup_epochs": 5},
+        {"steps_per_epoch": 195, "epochs": 1000, "base": 0.12, "schedule_per": "step", "warmup_epochs": 5},
         [
             (0, 0.0),
             (1, 0.12 / 975),
@@ -115,7 +121,7 @@ TABLES = {
 def test_recipe(name):
     arguments, table = TABLES[name]
     for step, expected in table:
-        value = schedules.learning_rate(step, **arguments)
+        value = learning_rate(step, **arguments)
         assert value == pytest.approx(expected, rel=1e-9, abs=1e-12), step
 
 
@@ -133,12 +139,8 @@ def test_half_cosine_and_warm_up():
 @pytest.mark.parametrize("per", ["epoch", "step"])
 @pytest.mark.parametrize("final", [0.0, 0.01])
 def test_rises_to_base_then_falls_to_final(per, final):
-    rates = [
-        schedules.learning_rate(
-            step, steps_per_epoch=7, epochs=12, base=0.5, per=per, final=final, warmup_epochs=3, warmup_start=0.1
-        )
-        for step in range(12 * 7 + 1)
-    ]
+    values = {"epochs": 12, "schedule_per": per, "final_learning_rate": final}
+    rates = [learning_rate(step, 7, 0.5, **values, warmup_epochs=3, warmup_start=0.1) for step in range(12 * 7 + 1)]
     rising, falling = rates[: 3 * 7 + 1], rates[3 * 7 :]
     assert rising == sorted(rising) and falling == sorted(falling, reverse=True)
     assert (rates[0], rates[21], rates[-1]) == (0.1, 0.5, final)
@@ -148,19 +150,14 @@ def test_rises_to_base_then_falls_to_final(per, final):
 
 def test_keeps_the_final_rate_past_the_end():
     for per in ("epoch", "step"):
-        assert schedules.learning_rate(99, steps_per_epoch=2, epochs=5, base=1.0, per=per, final=0.25) == 0.25
+        assert learning_rate(99, 2, 1.0, epochs=5, schedule_per=per, final_learning_rate=0.25) == 0.25
 
 
 def test_per_step_depends_on_the_share_of_training_alone():
     """The same share of the training gives the same rate."""
     for share in (0.0, 0.1, 0.5, 0.75):
         rates = {
-            round(
-                schedules.learning_rate(
-                    int(share * 40 * n), steps_per_epoch=n, epochs=40, base=0.3, per="step", warmup_epochs=8
-                ),
-                12,
-            )
+            round(learning_rate(int(share * 40 * n), n, 0.3, epochs=40, schedule_per="step", warmup_epochs=8), 12)
             for n in (10, 100, 1000)
         }
         assert len(rates) == 1
@@ -182,22 +179,21 @@ GOOD = {"step": 0, "steps_per_epoch": 10, "epochs": 5, "base": 0.1}
     "changes,message",
     [
         ({"schedule": "linear"}, "schedule is 'linear'; expected one of constant, cosine, milestones"),
-        ({"per": "batch"}, "per is 'batch'; expected 'epoch' or 'step'"),
+        ({"schedule_per": "batch"}, "per is 'batch'; expected 'epoch' or 'step'"),
         ({"step": -1}, "step is -1; expected 0 or more"),
         ({"steps_per_epoch": 0}, "steps_per_epoch is 0; expected 1 or more"),
         ({"epochs": 0}, "epochs (0)"),
         ({"warmup_epochs": 5}, "warmup_epochs is 5; expected 0 up to below epochs (5)"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1"),
-        ({"first_epoch": 1, "per": "step"}, "first_epoch is 1 with per='step'; expected 0"),
-        ({"first_epoch": -1}, "first_epoch is -1; expected 0 or more"),
+        ({"first_epoch": 1, "schedule_per": "step"}, "first_epoch is 1 with per='step'; expected 0"),
         ({"base": -0.1}, "expected none below 0"),
-        ({"schedule": "milestones"}, "without any; expected epochs"),
+        ({"schedule": "milestones", "milestones": ()}, "without any; expected epochs"),
         ({"schedule": "milestones", "milestones": (3,), "decay": 0}, "decay is 0; expected a factor above 0"),
     ],
 )
 def test_bad_values_say_so(changes, message):
     with pytest.raises(ValueError) as error:
-        schedules.learning_rate(**{**GOOD, **changes})
+        learning_rate(**{**GOOD, **changes})
     assert message in str(error.value)
 
 
@@ -205,6 +201,7 @@ def test_bad_values_say_so(changes, message):
     "call,message",
     [
         (lambda: schedules.cosine(1.0, 1.5), "progress is 1.5; expected a number in [0, 1]"),
+        (lambda: schedules.epoch_number(0, 10, first_epoch=-1), "first_epoch is -1; expected 0 or more"),
         (lambda: schedules.warmup(1.0, -0.5), "progress is -0.5; expected a number in [0, 1]"),
         (lambda: schedules.key_momentum(0, 10, 1.1), "key momentum is 1.1; expected a number in [0, 1]"),
         (lambda: schedules.key_momentum(0, 10, 0.9, "linear"), "schedule is 'linear'; expected 'constant' or 'cosine'"),
