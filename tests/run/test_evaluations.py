@@ -1,10 +1,10 @@
 """lincls and knn as programs: what they write, going on, fine-tuned encoders, many checkpoints and ranks, bad input."""
 
 import csv
-import dataclasses
 import json
+import os
 import shutil
-import types
+import signal
 
 import numpy as np
 import pytest
@@ -14,10 +14,13 @@ from support import evaluation_runs, ranks
 from support.evaluation_runs import PROBE, SMALL
 from support.programs import call, losses, metrics, parse
 
+from moco_tf.config import define
+from moco_tf.config.options import EncoderToEvaluate, RunOptions
 from moco_tf.errors import UserError
+from moco_tf.evaluation import subject
 from moco_tf.formats.load import load
-from moco_tf.run import evaluate, probing
-from moco_tf.training import checkpoint
+from moco_tf.run import loop, probing, results
+from moco_tf.training import checkpoint, stop
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +78,11 @@ def test_probe_reports_last_and_best(evaluated):
 
 def test_summary_names_best_and_last():
     tests = [{"epoch": e, "step": e, "top1": t, "top5": t + 0.1} for e, t in ((1, 0.2), (2, 0.5), (3, 0.5), (4, 0.4))]
-    found = probing.summary(tests)
-    assert found == {"top1": 0.4, "top5": 0.5, "best_top1": 0.5, "best_top5": 0.6, "best_epoch": 2}
+    lines = [{name if name in ("epoch", "step") else f"test_{name}": v for name, v in test.items()} for test in tests]
+    lines.insert(1, {"epoch": 1.5, "step": 1, "loss": 0.7})
+    found = probing.summary(lines, probing.Tested(np.zeros(1, int), 0.4, 0.5))
+    best = {"best_top1": 0.5, "best_top5": 0.6, "best_epoch": 2}
+    assert found == {"top1": 0.4, "top5": 0.5, **best, "tests": tests}
 
 
 def test_cached_features_choose_on_held_out_training_images(evaluated, run, photos, tmp_path, capsys):
@@ -92,7 +98,7 @@ def test_cached_features_choose_on_held_out_training_images(evaluated, run, phot
     assert result["logistic_regression"]["converged"]
     with pytest.raises(UserError, match="every one of --learning_rates diverged"):
         call("lincls", load=run, data_dir=photos, workdir=tmp_path, **{**grid, "learning_rates": "3e38,2e38"}, **PROBE)
-    with pytest.raises(UserError, match="the loss is .* lower the learning rate"):
+    with pytest.raises(UserError, match="the loss or a gradient of step [23] is not finite; .* lower --learning_rate"):
         values = {**PROBE, "learning_rate": 3e38, "cache_features": True}
         call("lincls", load=run, data_dir=photos, workdir=tmp_path, **values)
 
@@ -128,19 +134,45 @@ def test_goes_on_bit_for_bit(finetune, run, photos, tmp_path, capsys):
         assert result_of(tmp_path / "broken") == broken and len(losses(tmp_path / "broken")) == 8
 
 
+@pytest.mark.parametrize("cached, said", [(False, "checkpoint written after step 3 of 8"), (True, "begins anew")])
+def test_a_probe_that_is_asked_to_stop(cached, said, run, photos, tmp_path, monkeypatch, capsys):
+    """With a checkpoint in the middle of an epoch, from which the same command goes on; cached features have none."""
+    steps, values = loop.steps, {**PROBE, "load": run, "data_dir": photos, "workdir": tmp_path}
+    values |= {"steps": 8, "log_every": 4, "cache_features": cached}
+
+    def interrupted(*args):
+        for number, batch in steps(*args):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield number, batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "steps", interrupted)
+        with pytest.raises(stop.Stopped, match=said) as caught:
+            call("lincls", **values)
+    assert caught.value.status == 75 and not (tmp_path / "result.json").exists()
+    call("lincls", **{**values, "learning_rate": 0.25})
+    out = capsys.readouterr().out
+    assert ("step-00000003\nchanged: --learning_rate=0.25 (was 0.5)\n" in out) != cached
+    lines = [line for line in metrics(tmp_path) if "loss" in line]
+    keys = {"step", "epoch", "loss", "train_top1", "learning_rate", "images_per_second", "input_wait", "time"}
+    assert [line["step"] for line in lines] == [4, 8] and all(line.keys() == keys for line in lines)
+    assert [test["step"] for test in result_of(tmp_path)["tests"]] == [5, 8]
+
+
 def test_goes_on_with_the_same_probe_only(evaluated, run, photos, tmp_path):
     copy = shutil.copytree(evaluated / "frozen", tmp_path / "copy")
     before = {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()}
     given = {"data_dir": photos, "workdir": copy, "steps": 6}
     cases = [
-        ({"load": run, **PROBE, "learning_rate": 3}, ["--learning_rate=0.5 made it", "--learning_rate=3.0 came"]),
-        ({"load": run, **PROBE, "train_fraction": 0.5}, ["--train_fraction=1.0", "training images=45 came"]),
+        ({"load": run, **PROBE, "optimizer": "adam"}, ["has --optimizer=sgd and came with --optimizer=adam, which"]),
+        ({"load": run, **PROBE, "train_fraction": 0.5}, ["--train_fraction=1.0", "training images=45, which"]),
         ({"load": run / "checkpoints/step-00000001", **PROBE}, ["encoder=", "another --workdir"]),
     ]
     for values, words in cases:
         with pytest.raises(UserError) as caught:
             call("lincls", **values, **given)
-        assert all(word in str(caught.value) for word in ["is of another probe", *words]), str(caught.value)
+        assert all(word in str(caught.value) for word in ["the run in", *words]), str(caught.value)
     assert {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()} == before
 
 
@@ -157,18 +189,23 @@ def test_fine_tuned_encoder_can_be_loaded(evaluated, run, photos, tmp_path):
 
 def test_checkpoints_of_a_training_are_not_overwritten(evaluated, run, photos, tmp_path):
     """Neither the metrics of a run folder, nor the result of hours on augmented images by one of minutes."""
+
+    def files(folder):  # the lock is taken before a checkpoint is read
+        found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
+        return {path: path.read_bytes() for path in found}
+
     for folder in (run, evaluated / "frozen"):
         copy = shutil.copytree(folder, tmp_path / folder.name)
-        before = {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()}
+        before = files(copy)
         given = {"load": run, "data_dir": photos, "workdir": copy}
         with pytest.raises(UserError, match="holds the checkpoints of a training, .* another --workdir"):
             call("lincls", cache_features=True, **given, **PROBE)
         with pytest.raises(UserError, match="holds the checkpoints of a training"):
             call("knn", k=5, **given, **SMALL)
         if folder == run:
-            with pytest.raises(UserError, match="step-00000002 is no probe's checkpoint, .* another --workdir"):
+            with pytest.raises(UserError, match="the checkpoints in .* are of another program .* another --workdir"):
                 call("lincls", **given, **PROBE)
-        assert {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()} == before
+        assert files(copy) == before
 
 
 def test_raw_pixels_on_augmented_images(tmp_path):
@@ -205,20 +242,20 @@ def test_every_checkpoint_of_a_run(evaluated, run, photos, tmp_path, capsys):
 
 def test_what_a_folder_holds(run, tmp_path):
     steps = [str(run / f"checkpoints/step-0000000{step}") for step in (1, 2)]
-    assert evaluate.checkpoints(str(run)) == evaluate.checkpoints(str(run / "checkpoints")) == steps
+    assert subject.checkpoints(str(run)) == subject.checkpoints(str(run / "checkpoints")) == steps
     for name in ("b.pth.tar", "a.pth", "notes.txt"):
         (tmp_path / name).touch()
-    assert evaluate.checkpoints(str(tmp_path)) == [str(tmp_path / "a.pth"), str(tmp_path / "b.pth.tar")]
+    assert subject.checkpoints(str(tmp_path)) == [str(tmp_path / "a.pth"), str(tmp_path / "b.pth.tar")]
     for nothing in (None, str(tmp_path / "nowhere"), str(tmp_path / "notes.txt")):
         with pytest.raises(UserError, match="expected a run folder with checkpoints/"):
-            evaluate.checkpoints(nothing)
+            subject.checkpoints(nothing)
 
 
 def test_where_results_go(run, tmp_path):
     """Into the run folder, whatever of it is loaded; beside the working folder's runs for a file."""
 
     def place(load):
-        return evaluate.output_folder(types.SimpleNamespace(workdir=None, baseline="none", load=str(load)), "kNN")
+        return results.folder_of(RunOptions(), EncoderToEvaluate(load=str(load)), "kNN").path
 
     assert {place(run / part) for part in ("", "checkpoints", "checkpoints/step-00000001")} == {run / "knn"}
     (tmp_path / "moco.pth.tar").touch()
@@ -254,17 +291,18 @@ def test_two_ranks_are_one_process(on_two_ranks, evaluated):
 
 
 def test_a_probe_without_a_recipe_is_mocos():
-    o, _ = parse("lincls")
-    assert (o.learning_rate, o.epochs, o.schedule, o.milestones) == (30, 100, "milestones", (60, 80))
-    assert parse("pretrain")[0].milestones == (120, 160)
+    o = parse("lincls")
+    schedule = o.schedule.epochs, o.schedule.schedule, o.schedule.milestones
+    assert (o.optimizer.learning_rate, *schedule) == (30, 100, "milestones", (60, 80))
+    assert parse("pretrain").schedule.milestones == (120, 160)
 
 
 def test_flags_of_older_runs_still_parse():
-    o, text = parse("pretrain", "--k=20", "--knn_temperature=0.07")
-    assert (o.k, o.knn_temperature) == ((20,), (0.07,)) and "--k=20\n" in text
-    o, text = parse("knn", "--k=20,200", "--knn_temperature=0.07,0.1")
-    assert (o.k, o.knn_temperature) == ((20, 200), (0.07, 0.1))
-    assert dataclasses.asdict(parse("knn", *text.splitlines())[0]) == dataclasses.asdict(o)
+    o = parse("pretrain", "--k=20", "--knn_temperature=0.07")
+    assert (o.knn.k, o.knn.knn_temperature) == ((20,), (0.07,)) and "--k=20\n" in define.flagfile(o)
+    o = parse("knn", "--k=20,200", "--knn_temperature=0.07,0.1")
+    assert (o.knn.k, o.knn.knn_temperature) == ((20, 200), (0.07, 0.1))
+    assert parse("knn", *define.flagfile(o).splitlines()) == o
 
 
 @pytest.mark.parametrize(
