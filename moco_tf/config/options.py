@@ -62,7 +62,7 @@ class DataOptions(SourceOptions):
     """Which images, and how large."""
 
     holdout: CountOrZero = option(0, "Keep so many training images out and test on them, to choose settings.")
-    image_size: CountOrZero = option(0, "Pixels of a view's side; 0: the data set's own size, else 224.")
+    image_size: CountOrZero = may_change(0, "Pixels of a view's side; 0: the data set's own size, else 224.")
     normalise: str = option("auto", "Mean and deviation to normalise with: a data set's name, none, or auto: its own.")
 
 
