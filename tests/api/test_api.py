@@ -14,9 +14,10 @@ from support.programs import arguments, parse
 
 import moco_tf
 from moco_tf.api import fitting, recipes
+from moco_tf.config import define
 from moco_tf.data.sources import ArraySource
 from moco_tf.methods.base import FIRST_VIEW
-from moco_tf.run import build
+from moco_tf.run import prepare
 from moco_tf.training import device
 
 FILE = "flags/debug/pretrain.cfg"
@@ -58,7 +59,7 @@ def in_memory(monkeypatch):
     """The data set is 20 images of noise in memory."""
     images = np.random.default_rng(1).integers(0, 256, (20, 28, 28, 3), np.uint8)
     noise = ArraySource("noise", images, np.zeros(20, np.int32), ("one", "other"))
-    monkeypatch.setattr(build, "load", lambda *_: noise)
+    monkeypatch.setattr(prepare, "load", lambda *_: noise)
 
 
 # Import
@@ -88,29 +89,30 @@ def test_recipe_is_what_the_program_parses():
     recipe = moco_tf.recipe(FILE, **values)
     assert set(flags.FLAGS) == before
     words = {"symmetric": "true", "crop_scale": "0.3,1", "milestones": "3,4", "learning_rate": "0.001"}
-    expected, text = parse("pretrain", *arguments("debug/pretrain.cfg", **words))
-    assert vars(recipe.options) == vars(expected) and recipe.flagfile == text
-    assert (recipe.options.queue_size, recipe.options.crop_scale) == (512, (0.3, 1.0))  # of the file, of the keyword
+    expected = parse("pretrain", *arguments("debug/pretrain.cfg", **words))
+    assert recipe.options == expected and recipe.flagfile == define.flagfile(expected)
+    values = define.values_of(recipe.options)
+    assert (values["queue_size"], values["crop_scale"]) == (512, (0.3, 1.0))  # of the file, of the keyword
 
 
 def test_recipe_is_read_back_and_replaced(tmp_path):
     recipe = moco_tf.recipe("demo", epochs=7)
     (tmp_path / "own.cfg").write_text(recipe.flagfile)
-    assert vars(moco_tf.recipe(tmp_path / "own.cfg").options) == vars(recipe.options)
+    assert moco_tf.recipe(tmp_path / "own.cfg").options == recipe.options
     other = recipe.replace(epochs=8, nesterov=True)
-    changed = {name for name, value in vars(other.options).items() if getattr(recipe.options, name) != value}
-    assert changed == {"epochs", "nesterov"} and recipe.options.epochs == 7
+    before, after = define.values_of(recipe.options), define.values_of(other.options)
+    assert {name for name in after if after[name] != before[name]} == {"epochs", "nesterov"} and before["epochs"] == 7
 
 
 def test_recipes_of_other_programs():
-    assert moco_tf.recipe(flagfile="demo", program="lincls").options.standardise
-    assert moco_tf.recipe(program="knn", k=10).options.feature == "backbone"
+    assert moco_tf.recipe(flagfile="demo", program="lincls").options.probe.standardise
+    assert moco_tf.recipe(program="knn", k=10).options.knn.feature == "backbone"
 
 
 def test_names_are_known_in_a_clone_only(monkeypatch, tmp_path):
     path = recipes._FLAGFILES / "pretrain" / "demo.cfg"
     monkeypatch.setattr(recipes, "_FLAGFILES", tmp_path / "flags")
-    assert moco_tf.recipe(path).options.width == 16
+    assert moco_tf.recipe(path).options.encoder.own["width"] == 16
     with pytest.raises(moco_tf.UserError, match="'demo' is not there; expected a path: names are known in a clone"):
         moco_tf.recipe("demo")
 
@@ -181,10 +183,10 @@ def test_fit_takes_the_programs_steps(in_memory, tmp_path):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_fit_stops_at_a_loss_that_is_no_number(loss):
-    watch = fitting._Schedules(types.SimpleNamespace(o=moco_tf.recipe(FILE).options), start=5, total=9)
+    watch = fitting._Schedules(types.SimpleNamespace(options=moco_tf.recipe(FILE).options), start=5, total=9)
     with pytest.raises(moco_tf.UserError, match=f"the loss is {loss} at step 5"):
         watch.on_train_batch_end(0, {"loss": loss})
-    skips = types.SimpleNamespace(o=moco_tf.recipe(FILE, nan_policy="skip").options)
+    skips = types.SimpleNamespace(options=moco_tf.recipe(FILE, nan_policy="skip").options)
     fitting._Schedules(skips, start=5, total=9).on_train_batch_end(0, {"loss": loss})  # the guard leaves the step out
 
 

@@ -9,11 +9,11 @@ from support import end_to_end, method_cases, ranks
 from support.marks import needs_fashion_mnist
 from support.programs import call, metrics, steps_kept
 
+from moco_tf.config import find
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.formats import pth as torch_file
 from moco_tf.formats.load import load
 from moco_tf.formats.torchvision import get_weights
-from moco_tf.methods import base
 
 each_method = pytest.mark.parametrize("name", method_cases.METHODS)
 
@@ -22,9 +22,9 @@ def check_run(run, name, kept):
     """A run folder of `end_to_end.run`: all four steps, healthy metrics, the checkpoints of the calls, a probe."""
     lines = [line for line in metrics(run) if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    kind = base.find(name)
+    kind = find.find("method", name)
     expected = {"train_top1", "train_top5"} if kind.classifies else {"contrast_top1", "contrast_top5", "feature_std"}
-    expected |= {"queue_random"} if "queue_size" in base.parameters(kind) else set()
+    expected |= {"queue_random"} if "queue_size" in method_cases.takes(name) else set()
     expected |= {"bank_random"} if name == "npid" else set()
     assert all(expected <= line.keys() and np.isfinite(list(line.values())).all() for line in lines)
     assert steps_kept(run) == kept

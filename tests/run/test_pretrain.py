@@ -11,13 +11,15 @@ from PIL import Image
 from support.programs import TINY, arguments, call, parse
 from support.refusals import pretrain as refused
 
-from moco_tf import pretrain
 from moco_tf.data import pipeline
 from moco_tf.data.sources import ArraySource
 from moco_tf.data.views import geometry as augment_geometry
 from moco_tf.errors import UserError
+from moco_tf.evaluation import subject
 from moco_tf.methods import base
-from moco_tf.run import build, evaluate, loop, resume
+from moco_tf.run import loop, prepare, pretraining, resume
+from moco_tf.run.folder import RunFolder
+from moco_tf.run.learner import Training
 from moco_tf.training import stop, update
 from moco_tf.training.checkpoint_writer import Writer
 from moco_tf.training.collectives import SingleProcess
@@ -25,12 +27,12 @@ from moco_tf.training.hang import HangTimer
 
 
 def options(program="pretrain", **values):
-    return parse(program, *arguments(**values))[0]
+    return parse(program, *arguments(**values))
 
 
 def tiny(**values):
     """The tiny debug recipe."""
-    return parse("pretrain", *arguments("debug/pretrain.cfg", **{**TINY, "jit_compile": "false", **values}))[0]
+    return parse("pretrain", *arguments("debug/pretrain.cfg", **{**TINY, "jit_compile": "false", **values}))
 
 
 # --holdout
@@ -47,7 +49,7 @@ def asked(monkeypatch):
         splits.append(split)
         return ArraySource("forty", images, numbers, classes)
 
-    monkeypatch.setattr(build, "load", load)
+    monkeypatch.setattr(prepare, "load", load)
     return splits
 
 
@@ -55,7 +57,7 @@ def test_holdout_is_the_same_partition_of_the_training_images_in_every_run(asked
     found = set()
     for program, seed in [("pretrain", 0), ("pretrain", 1), ("lincls", 2), ("knn", 3)]:
         o = options(program, holdout=7, seed=seed)
-        parts = [build.source(o, split, SingleProcess()) for split in ("train", "test")]
+        parts = [prepare.source(o.data, split, SingleProcess()) for split in ("train", "test")]
         for part in parts:
             np.testing.assert_array_equal(part.images[:, 0, 0, 0], part.labels)
         found.add(tuple(tuple(part.labels.tolist()) for part in parts))
@@ -67,7 +69,7 @@ def test_holdout_is_the_same_partition_of_the_training_images_in_every_run(asked
 @pytest.mark.parametrize("count", [40, 41])
 def test_holdout_of_all_images_is_refused(count, asked):
     with pytest.raises(UserError, match=f"^--holdout={count} came, expected less than 40, .*; give a smaller one$"):
-        build.source(options(holdout=count), "train", SingleProcess())
+        prepare.source(options(holdout=count).data, "train", SingleProcess())
 
 
 # Warnings of a collapse
@@ -91,44 +93,49 @@ class Said(list):
         pass
 
 
-def of_dimension(dim):
-    return SimpleNamespace(config={"feature_dim": dim})
-
-
 def test_collapse_is_said_once_until_the_features_recover():
-    said = Said()
-    watch = loop.CollapseWatch(SimpleNamespace(query_encoder=of_dimension(64)), said)
+    watch = pretraining.CollapseWatch(64)
     # The limit is 0.05 / sqrt(64) = 0.00625.
-    for step, std in enumerate([0.125, 0.0063, 0.0062, 0.001, 0.0, 0.0063, 0.0061, 0.12], start=1):
-        watch(step, {"loss": 1.0, "feature_std": std})
+    stds = enumerate([0.125, 0.0063, 0.0062, 0.001, 0.0, 0.0063, 0.0061, 0.12], start=1)
+    said = list(filter(None, [watch(step, {"loss": 1.0, "feature_std": std}) for step, std in stds]))
     assert [line.split(":")[1] for line in said] == [f" the features are collapsing at step {step}" for step in (3, 7)]
     words = "warning: ", "is 0.0062", "1/sqrt(64) = 0.12", "--learning_rate", "--warmup_epochs", "--temperature"
     assert all(word in said[0] for word in words) and "\n" not in said[0]
 
 
 def test_no_word_of_a_collapse_without_feature_std():
-    said = Said()
-    watch = loop.CollapseWatch(SimpleNamespace(query_encoder=of_dimension(64)), said)
-    watch(1, {"loss": 0.0, "train_top1": 1.0})
-    assert said == []
+    assert pretraining.CollapseWatch(64)(1, {"loss": 0.0, "train_top1": 1.0}) == ""
 
 
-def test_a_run_watches_for_a_collapse(tmp_path, monkeypatch):
+def test_a_run_watches_for_a_collapse(tmp_path):
     """Features of 16 dimensions that collapse at the third step, looked at every second one."""
-    method, said = SimpleNamespace(query_encoder=of_dimension(16), steps=tf.Variable(0)), Said()
-    method.optimizer = SimpleNamespace(learning_rate=tf.Variable(0.0))
-    method.guard, method.stop = update.Guard(1), stop.StopRequest()
-    method.state = dict
+    done, said = tf.Variable(0), Said()
 
     def train_step(batch):
-        std = tf.where(method.steps.assign_add(1) < 3, 0.25, 0.001)
+        std = tf.where(done.assign_add(1) < 3, 0.25, 0.001)
         return {"loss": tf.constant(1.0), "contrast_top1": tf.constant(0.0), "feature_std": std}
 
-    method.train_step = train_step
-    batches = pipeline.TrainBatches(ArraySource("black", np.zeros([32, 2, 2, 3], np.uint8)), 4, 0)
-    monkeypatch.setattr(loop, "save", lambda *_: None)
-    run = SimpleNamespace(o=tiny(batch_size=4), batches=batches, method=method, monitor=None, total=8)
-    loop.fit(run, resume.Found(), said, Writer(tmp_path, 1), stop.Signals(), HangTimer(0, 0, 1, ""))
+    method = SimpleNamespace(
+        train_step=train_step, guard=update.Guard(1), stop=stop.StopRequest(), learnt=dict, state=dict
+    )
+    o = tiny(batch_size=4)
+    training = Training(
+        options=o,
+        folder=RunFolder.of(tmp_path),
+        learner=method,
+        batches=pipeline.TrainBatches(ArraySource("black", np.zeros([32, 2, 2, 3], np.uint8)), 4, 0),
+        batch_size=4,
+        total=8,
+        collectives=SingleProcess(),
+        checkpoints=o.checkpoints,
+        log_every=2,
+        set_rates=lambda step: 0.1,
+        about=dict,
+        watch=pretraining.CollapseWatch(16),
+        resumes=False,
+    )
+    writer, hang = Writer(tmp_path, 1), HangTimer(0, 0, 1, "")
+    loop.Loop(training, resume.Start(), said, writer, stop.Signals(), hang).run()
     assert len(said) == 1 and "at step 4: feature_std is 0.001" in said[0]
 
 
@@ -138,7 +145,7 @@ def test_a_run_watches_for_a_collapse(tmp_path, monkeypatch):
 def trained(photos, workdir, **values):
     """The method and the first batch of a run on the photos: 90, so 5 steps an epoch and 10 in its two epochs."""
     seen = {}
-    make, steps = build.method, loop.steps
+    make, steps = prepare.method, loop.steps
 
     def method(*args):
         return seen.setdefault("method", make(*args))
@@ -149,7 +156,7 @@ def trained(photos, workdir, **values):
             yield step, batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "method", method)
+        patch.setattr(prepare, "method", method)
         patch.setattr(loop, "steps", noted)
         values = {**TINY, "key_momentum": 0.9, "knn_every": 0, "jit_compile": "false", **values}
         call("pretrain", "debug/pretrain.cfg", dataset="folder", data_dir=photos, workdir=workdir, **values)
@@ -207,8 +214,9 @@ def check_normalisation(run, about, step):
         pixels = view(black, tf.constant([1, 2]), tf.range(2), 2).numpy().reshape(-1, 3)
         expected = np.broadcast_to(-np.divide(about["mean"], about["std"]), pixels.shape)
         np.testing.assert_allclose(pixels, expected, rtol=1e-5)
-    subject = evaluate.load(options("knn", load=run.workdir, dataset="folder"))
-    np.testing.assert_allclose([subject.mean, subject.std], [about["mean"], about["std"]], rtol=1e-12)
+    o = options("knn", load=run.workdir, dataset="folder")
+    loaded = subject.load(o.encoder, o.data, o.device.precision)
+    np.testing.assert_allclose([loaded.mean, loaded.std], [about["mean"], about["std"]], rtol=1e-12)
 
 
 def test_views_of_a_file_are_two_crops_of_it(first, photos):
@@ -248,26 +256,26 @@ def test_queue_smaller_than_the_batch_matters_to_methods_with_a_queue():
     for method, has_queue in [("moco", True), ("supcon_in", True), ("simclr", False), ("npid", False)]:
         o = tiny(method=method, batch_size=16, queue_size=15, workdir="run")
         if not has_queue:
-            pretrain.check(o, SingleProcess())
+            prepare.check(o, SingleProcess())
             continue
         with pytest.raises(UserError, match="^--batch_size=16 brings 16 keys a step, .* --queue_size=15; .*other$"):
-            pretrain.check(o, SingleProcess())
+            prepare.check(o, SingleProcess())
 
 
 # What a run says at its start
 
 
-def introduction(capsys, **values):
-    """Printed for 62,500 images, without taking a step."""
-    o = tiny(**values)
+def introduction(**values):
+    """For 62,500 images, without taking a step."""
+    o, ranks = tiny(**values), SingleProcess()
     train = ArraySource("toy", np.broadcast_to(np.uint8(0), (62_500, 24, 24, 3)))
-    method = build.method(o, SingleProcess(), (base.as_given, base.as_given), train)
-    pretrain.introduce(o, method, train, 24, SingleProcess(), 2, 6)
-    return capsys.readouterr().out
+    method = prepare.method(o, ranks, (base.as_given, base.as_given), train)
+    run = SimpleNamespace(options=o, collectives=ranks, train=train, size=24, method=method)
+    return "\n".join(pretraining.introduction(run, 2, 6))
 
 
-def test_introduction_of_moco(capsys):
-    said = introduction(capsys)
+def test_introduction_of_moco():
+    said = introduction()
     assert said.startswith("moco: 62,500 images of toy, 24 px, views cifar\n")
     assert "batch 16 = 1 ranks x 16; steps 2 to 6 (2 epochs of 3906 steps)" in said
     convolutions = 3 * 3 * (3 * 8 + 2 * 8 * 8), 3584, 4 * 3584, 16 * 3584  # 3584 = 9 * 8 * 16 + 9 * 16 * 16 + 8 * 16
@@ -280,12 +288,12 @@ def test_introduction_of_moco(capsys):
 
 
 @pytest.mark.parametrize("symmetric, size, keys", [(False, 60, 16), (True, 80, 32)])
-def test_introduction_warns_of_a_queue_that_the_keys_of_a_step_do_not_divide(symmetric, size, keys, capsys):
-    said = introduction(capsys, queue_size=size, symmetric=symmetric)
+def test_introduction_warns_of_a_queue_that_the_keys_of_a_step_do_not_divide(symmetric, size, keys):
+    said = introduction(queue_size=size, symmetric=symmetric)
     assert f"\nwarning: {keys} keys a step do not divide the queue of {size}" in said
 
 
-def test_introduction_of_npid_names_the_memory_bank(capsys):
-    said = introduction(capsys, method="npid")
+def test_introduction_of_npid_names_the_memory_bank():
+    said = introduction(method="npid")
     assert "memory bank 62,500 x 32: 8 MB on every rank" in said  # of 4 bytes each
     assert "queue" not in said

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import time
+import types
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from support.checkpoints import state_at
 from support.disks import small_disk
 from support.programs import TINY, arguments, call, learnt, metrics, parse
 
+from moco_tf.config.options import Pretrain
 from moco_tf.contrast.collapse import has_collapsed
 from moco_tf.errors import UserError
 from moco_tf.methods.moco import MoCo
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run import loop, program, resume
+from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint, optimizers, runlog, update
 from moco_tf.training.collectives import SingleProcess
 from moco_tf.training.lock import RunLock
@@ -119,11 +122,10 @@ def end_of(main, monkeypatch):
     """Exit status of a program with this main function."""
     monkeypatch.setattr("os._exit", lambda status: (_ for _ in ()).throw(SystemExit(status)))
     monkeypatch.setattr("sys.argv", ["pretrain"])
-    parsed = parse("pretrain")[0]
-    monkeypatch.setattr(program.options, "parsed", lambda _: parsed)
-    monkeypatch.setattr(program.options, "flagfile", lambda _: "")
+    parsed = parse("pretrain")
+    monkeypatch.setattr(program.define, "parse", lambda *_: parsed)
     with pytest.raises(SystemExit) as caught:
-        program.run(main)
+        program.run(main, Pretrain)
     return caught.value.code
 
 
@@ -317,11 +319,16 @@ def finished(photos, tmp_path_factory):
 @pytest.mark.parametrize(
     "values, there, here",
     [
-        ({"width": 8, "head": "linear"}, "--width=4 --head=mlp", "--width=8 --head=linear"),
+        ({"width": 8, "head": "linear"}, "--head=mlp --width=4", "--head=linear --width=8"),
         ({"queue_size": 128}, "--queue_size=64", "--queue_size=128"),
         ({"batch_size": 30, "learning_rate": 1.0}, "--batch_size=16", "--batch_size=30"),
         ({"method": "simclr"}, "--method=moco", "--method=simclr"),
-        ({"optimizer": "adam", "seed": 3}, "--optimizer=sgd --seed=0", "--optimizer=adam --seed=3"),
+        ({"optimizer": "adam", "seed": 3}, "--seed=0 --optimizer=sgd", "--seed=3 --optimizer=adam"),
+        (
+            {"temperature": 0.5, "key_momentum": 0.9},
+            "--key_momentum=0.99 --temperature=0.2",
+            "--key_momentum=0.9 --temperature=0.5",
+        ),
         ({"symmetric": True}, "--symmetric=False", "--symmetric=True"),
         ({"precision": "float16"}, "--precision=auto", "--precision=float16"),
     ],
@@ -340,20 +347,23 @@ def test_flags_that_may_change_are_said(finished, photos, capsys):
 
 
 def test_flags_of_other_methods_may_differ():
-    o = parse("pretrain", *arguments(method="simclr", queue_size=8))[0]
-    resume.check_flags(o, {"method": "simclr", "queue_size": 9, "unknown": 1})
+    o = parse("pretrain", *arguments(method="simclr", queue_size=8))
+    training = types.SimpleNamespace(options=o, folder=RunFolder.of("run"), facts={})
+    resume.check(training, {"flags": {"method": "simclr", "queue_size": 9, "unknown": 1}})
     with pytest.raises(UserError, match="has --method=moco and came with --method=simclr"):
-        resume.check_flags(o, {"method": "moco", "queue_size": 9})
+        resume.check(training, {"flags": {"method": "moco", "queue_size": 9}})
 
 
 def test_another_number_of_ranks_and_images_is_said():
-    o = parse("pretrain", *arguments(batch_size=64))[0]
-    lines = resume.changes(o, {"ranks": 4, "num_examples": 100, "flags": resume.flags_of(o)}, SingleProcess(), 90)
+    o = parse("pretrain", *arguments(batch_size=64))
+    training = types.SimpleNamespace(options=o, collectives=SingleProcess(), batch_size=64)
+    training.about = lambda: {"num_examples": 90}
+    lines = resume.changes(training, {"ranks": 4, "num_examples": 100, "flags": resume.flags_of(o)})
     assert [line.split(";")[0] for line in lines] == [
         "changed: 1 ranks (were 4) share the same global batch of 64, 64 images a rank",
         "warning: 90 training images, before 100: their order and the steps of an epoch are others from here on",
     ]
-    assert resume.changes(o, {"ranks": 1, "num_examples": 90, "flags": resume.flags_of(o)}, SingleProcess(), 90) == []
+    assert resume.changes(training, {"ranks": 1, "num_examples": 90, "flags": resume.flags_of(o)}) == []
 
 
 def test_a_run_of_two_ranks_goes_on_in_one_process(finished, photos, tmp_path, capsys):

@@ -1,14 +1,22 @@
 """A program of several ranks, of which some fail as FAILURE says: one_user, all_user or one_bug."""
 
+import dataclasses
 import os
 
-from moco_tf.config import options
+from moco_tf.config.options import RunOptions
 from moco_tf.errors import UserError
 from moco_tf.run import program
 from moco_tf.training import collectives
 
 
-def main(*_):
+@dataclasses.dataclass(frozen=True)
+class Failing:
+    """Its options."""
+
+    run: RunOptions = RunOptions()
+
+
+def main(options):
     who, how = os.environ["FAILURE"].split("_")
     ranks = collectives.connect()
     ranks.barrier()
@@ -20,5 +28,4 @@ def main(*_):
 
 
 if __name__ == "__main__":
-    options.define_workdir()
-    program.run(main)
+    program.run(main, Failing)

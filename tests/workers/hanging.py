@@ -2,10 +2,8 @@
 
 import time
 
-from absl import flags
-
 from moco_tf import pretrain
-from moco_tf.config import options
+from moco_tf.config.options import Pretrain
 from moco_tf.data.pipeline import TrainBatches
 from moco_tf.run import program
 
@@ -21,6 +19,4 @@ def hanging(self, *args):
 
 if __name__ == "__main__":
     TrainBatches.batches = hanging
-    pretrain.define_flags()
-    flags.adopt_module_key_flags(options)
-    program.run(pretrain.main)
+    program.run(pretrain.main, Pretrain)
