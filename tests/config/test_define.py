@@ -147,8 +147,8 @@ def test_other_values():
         define.replaced(o, side=6)
     with pytest.raises(UserError, match="--rest=10 came"):
         define.replaced(o, rest=10)
-    assert define.described({"gloss": True, "layers": (1, 2), "area": 0.5}) == "--gloss --layers=1,2 --area=0.5"
-    assert define.described({"gloss": False}) == "--nogloss"
+    assert [define.word("gloss", value) for value in (True, False)] == ["--gloss", "--nogloss"]
+    assert define.word("layers", (1, 2)) == "--layers=1,2"
 
 
 # The programs
