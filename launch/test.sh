@@ -16,6 +16,8 @@ if [ "${1:-}" = --system ]; then
 fi
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
+"$venv/bin/lint-imports" --no-logo
 # Two processes, each with whole files of tests, longest first (tests/conftest.py): most tests spend half of their time on
 # one core.
 exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
