@@ -172,8 +172,9 @@ class Bench:
         """What is measured."""
         values, encoder = define.values_of(self.o), self.method.query_encoder
         return {
-            **{name: values[name] for name in ("method", "views", "batch_size", "bn", "compression")},
-            **encoder.config,
+            **{name: values[name] for name in ("method", "views", "batch_size", "bn", "compression", "arch")},
+            **self.o.encoder.own,
+            **{name: encoder.config[name] for name in ("bn_splits", "head", "feature_dim")},
             "images": self.run.train.name,
             "image_size": self.run.size,
             "precision": encoder.compute_dtype,
