@@ -232,7 +232,8 @@ class _Unpickler(pickle._Unpickler):
         self._target(set).update(map(_key, items))
 
     def load_frozenset(self) -> None:
-        self.append(_set(self.pop_mark()))
+        items = self.pop_mark()  # it replaces the stack, so it comes first
+        self.append(_set(items))
 
     def load_reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()

@@ -84,6 +84,23 @@ def test_reads_what_pytorch_wrote(name):
     assert type(data) is dict and data["optimizer"]["param_groups"] == [{"lr": 0.03, "params": [0]}]
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_data_of_every_protocol(protocol):
+    data = {"a": [1, 2**40, -(10**30), 2.5, "é", b"\xff\0", None, True, (), (1, 2, 3, 4)], "b": {"c": {1, 2}, 3: "x"}}
+    stream = io.BytesIO(pickle.dumps([data, frozenset((3, "y")), data["a"]], protocol) + b"rest")
+    assert torch_pickle.load(stream, None) == [data, {3, "y"}, data["a"]]
+    assert stream.read() == b"rest"
+
+
+def test_calls_that_copy_again_and_again_are_refused(monkeypatch):
+    """A few bytes each, and each would copy the whole list."""
+    monkeypatch.setattr(torch_pickle._Opcodes, "left", 10_000)
+    listed = b"](" + b"K\x01" * 1000 + b"eq\0"
+    data = b"\x80\x02(" + listed + b"c__builtin__\nset\nq\x01" + b"h\x01h\0\x85R" * 10 + b"l."
+    with pytest.raises(UserError, match="more than"):
+        torch_pickle.load(io.BytesIO(data), None)
+
+
 def test_bfloat16_values():
     decoded = torch_pickle.STORAGE_TYPES["torch BFloat16Storage"].decode(b"\x80\x3f\x49\x40\x80\xff")
     np.testing.assert_array_equal(decoded, np.float32([1.0, 3.140625, -np.inf]))
@@ -396,7 +413,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_pytorch_reads_what_is_written(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", minversion="1.6")
     torch_file.write_tensors(tmp_path / "new.pth", state())
     for options in ({}, {"mmap": True}):
         back = torch.load(tmp_path / "new.pth", weights_only=True, **options)
@@ -408,7 +425,7 @@ def test_pytorch_reads_what_is_written(tmp_path):
 @pytest.mark.parametrize("zip_format", [True, False])
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_reads_what_this_pytorch_writes(tmp_path, zip_format, protocol):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", minversion="1.6")
     x = torch.arange(24.0).view(2, 3, 4)
     data = {"x": x, "view": x.permute(2, 0, 1)[1:, :, ::2], "linear": torch.nn.Linear(2, 3).state_dict(), "n": 10**30}
     buffer = io.BytesIO()
