@@ -177,13 +177,22 @@ def pack_split(
     reader = RecordReader(source, lambda data, _: (encode(data),), unreadable)
     paths = [folder / f"{folder.parent.name}-{split}.tfrecord-{i:05}-of-{shards:05}" for i in range(shards)]
     parts = np.array_split(np.arange(source.num_examples), shards)
-    with tqdm.tqdm(total=source.num_examples, desc=split, unit="image", dynamic_ncols=True, mininterval=_PAUSE) as bar:
-        for path, indices in zip(paths, parts):
-            if path.exists() and len(labels := labels_of(path)) == len(indices):
-                for index in indices[labels == SKIPPED]:
-                    unreadable.add(int(index), "was unreadable before")
-            else:
-                _write_shard(path, source, reader, indices)
+    missing = []
+    for path, indices in zip(paths, parts):
+        if path.exists() and len(labels := labels_of(path)) == len(indices):
+            for index in indices[labels == SKIPPED]:
+                unreadable.add(int(index), "was unreadable before")
+        else:
+            missing.append((path, indices))
+    wanted = np.concatenate([np.arange(0), *(indices for _, indices in missing)])
+    records = _records(source, reader, wanted)
+    record = next(records, None)
+    with tqdm.tqdm(total=len(wanted), desc=split, unit="image", dynamic_ncols=True, mininterval=_PAUSE) as bar:
+        for path, indices in missing:
+            with _shard(path, indices) as add:
+                while record and record[0] <= indices[-1]:
+                    add(*record)
+                    record = next(records, None)
             bar.update(len(indices))
     return paths
 
@@ -196,14 +205,24 @@ def labels_of(path: pathlib.Path) -> np.ndarray:
         return np.zeros(0, np.int32)
 
 
-def _write_shard(path: pathlib.Path, source: RecordSource, reader: RecordReader, indices: np.ndarray) -> None:
-    """Writes the examples of these indices, in their order, under a hidden name that is changed in the end."""
+def _records(source: RecordSource, reader: RecordReader, indices: np.ndarray) -> Iterator[tuple[int, int, bytes]]:
+    """(index, label, record) of each readable image, in the order of the indices: one pipeline for all shards."""
+    for images, labels, chosen in reader.batches(indices, lambda i: np.zeros((len(i), 0), np.int32), _CHUNK):
+        for image, label, index in zip(np.asarray(images), labels, chosen):
+            yield int(index), int(label), _example(image, int(label), source.describe(int(index)))
+
+
+@contextlib.contextmanager
+def _shard(path: pathlib.Path, indices: np.ndarray) -> Iterator[Callable[[int, int, bytes], None]]:
+    """Gives what adds (index, label, record) of an example to the shard; in the end the shard gets its name."""
     draft, labels = path.with_name(f".{path.name}"), np.full(len(indices), SKIPPED, np.int32)
     with tf.io.TFRecordWriter(str(draft)) as writer:
-        for images, own, chosen in reader.batches(indices, lambda i: np.zeros((len(i), 0), np.int32), _CHUNK):
-            labels[chosen - indices[0]] = own
-            for image, label, index in zip(np.asarray(images), own, chosen):
-                writer.write(_example(image, int(label), source.describe(int(index))))
+
+        def add(index: int, label: int, record: bytes) -> None:
+            labels[index - indices[0]] = label
+            writer.write(record)
+
+        yield add
     np.save(draft, labels)
     for name in (f"{draft}.npy", str(draft)):
         with open(name, "rb") as file:
