@@ -11,7 +11,7 @@ import numpy as np
 
 from moco_tf.errors import UserError
 
-_BLOCKS: dict[tuple[str, tuple[int, ...]], str] = {
+BLOCKS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (1, 1, 1, 1)): "resnet10",
     ("basic", (2, 2, 2, 2)): "resnet18",
     ("basic", (3, 4, 6, 3)): "resnet34",
@@ -44,7 +44,7 @@ def describe(state: Mapping[str, np.ndarray]) -> Architecture:
     known = all(_NAME.fullmatch(name) for name in state)
     stages = [{name.split(".")[1] for name in state if name.startswith(f"layer{i}.")} for i in (1, 2, 3, 4)]
     block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
-    arch = _BLOCKS.get((block, tuple(len(blocks) for blocks in stages)))
+    arch = BLOCKS.get((block, tuple(len(blocks) for blocks in stages)))
     conv1 = np.shape(state.get("conv1.weight", ()))
     stem = _STEMS.get(conv1[2]) if len(conv1) == 4 and conv1[1] == 3 and conv1[2] == conv1[3] else None
     narrow = np.shape(state.get("layer1.0.conv1.weight", ()))[:1] == conv1[:1]  # not so in wide_resnet50_2

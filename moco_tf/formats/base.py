@@ -13,8 +13,10 @@ import tensorflow as tf
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
+from moco_tf.formats.architecture import BLOCKS
 from moco_tf.formats.torchvision import set_weights
 from moco_tf.networks.encoder import Encoder
+from moco_tf.training.files import one_line
 
 HOW_TO_RESIZE = """\
 
@@ -72,14 +74,14 @@ def unconvertible(name: str, converter: str, error: Exception) -> UserError:
 
 def check_resnet(name: str, encoder: Encoder) -> None:
     """Raises UnfitEncoder for a backbone that is no ResNet."""
-    arch = encoder.config["arch"]
-    if not str(arch).startswith("resnet"):
+    if not is_resnet(encoder):
+        arch = encoder.config["arch"]
         raise UnfitEncoder(f"--format={name} holds ResNets only, and this encoder is {arch}; give --format=savedmodel")
 
 
-def one_line(error: Exception) -> str:
-    """The beginning of an error's text."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def is_resnet(encoder: Encoder) -> bool:
+    """Whether the backbone is one of this package's ResNets."""
+    return encoder.config["arch"] in BLOCKS.values()
 
 
 def evaluate(encoder: Encoder, subject: Loaded, images: list[tf.Tensor]) -> dict[str, np.ndarray]:

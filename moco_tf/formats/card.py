@@ -77,7 +77,7 @@ def _architecture(encoder: Encoder) -> dict[str, str]:
     if config["head"] != "none":
         hidden = "" if config["head"] == "linear" else f", hidden width {config['hidden_dim'] or pooled}"
         rows["head"] = f"{config['head']}{hidden}, C = {config['feature_dim']}"
-    if config.get("bn_splits", 1) > 1:
+    if config["bn_splits"] > 1:
         rows["batch norm"] = f"in {config['bn_splits']} splits, of which a training batch must be a multiple"
     return rows
 

@@ -11,11 +11,12 @@ from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.formats import foreign
 from moco_tf.formats.architecture import describe
-from moco_tf.formats.base import Loaded, one_line
+from moco_tf.formats.base import Loaded
 from moco_tf.formats.foreign import Foreign
 from moco_tf.formats.torchvision import check_weights, set_weights, to_torch_layout
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint
+from moco_tf.training.files import one_line
 
 SOURCES = "a run folder, a checkpoint's folder, or a .pth.tar, .pth or .npz file"
 EXPECTED = f"expected {SOURCES}"
@@ -157,7 +158,7 @@ def _build(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], dtype: 
 
 def _check_splits(config: Mapping[str, Any]) -> None:
     """Refuses what only a training pass would meet. Raises ValueError."""
-    splits = config.get("bn_splits", 1)
+    splits = config["bn_splits"]
     if type(splits) is not int or splits < 1:
         raise ValueError(f"bn_splits {splits!r} cannot be used")
 

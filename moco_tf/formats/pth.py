@@ -28,6 +28,7 @@ from moco_tf.formats.architecture import printable
 from moco_tf.formats.base import Loaded
 from moco_tf.formats.torch_pickle import REMEDY, STORAGE_TYPES, Storage, StorageType
 from moco_tf.formats.torchvision import get_weights
+from moco_tf.training.files import replacing
 
 SUFFIX, ANY_SIZE = ".pth", False
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -43,6 +44,9 @@ _HERE = """\
 """
 _NOT_HERE = """\
 A .pth does not hold the normalisation, and --normalise has no name for this one: give moco_tf the run folder instead.
+"""
+_NO_RESNET = """\
+moco_tf reads ResNets from a .pth, no other networks: give it the run folder instead.
 """
 _TORCHVISION = """\
     network = torchvision.models.{arch}()
@@ -73,7 +77,7 @@ def check() -> None:
 
 def write(subject: Loaded, path: pathlib.Path) -> None:
     """Writes the file, which torch.load(path, weights_only=True) reads."""
-    write_tensors(path, get_weights(subject.encoder))
+    _write_archive(path, get_weights(subject.encoder))
 
 
 def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -87,7 +91,8 @@ def use(subject: Loaded, name: str) -> str:
     if (config["arch"], config.get("stem"), config.get("width")) in _IN_TORCHVISION:
         template += _TORCHVISION
     named = base.normalisation_name(subject)
-    template = template.replace("{here}", _HERE if named else _NOT_HERE)
+    here = _NO_RESNET if not base.is_resnet(subject.encoder) else _HERE if named else _NOT_HERE
+    template = template.replace("{here}", here)
     return template.format(name=name, arch=config["arch"], normalisation=named, **base.sizes(subject))
 
 
@@ -232,23 +237,18 @@ def write_tensors(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> N
     Raises:
         UserError: a name that is no string, a dtype without a PyTorch storage, or a folder that cannot be written.
     """
-    path = pathlib.Path(path)
+    with replacing(pathlib.Path(path)) as draft:
+        _write_archive(draft, state)
+
+
+def _write_archive(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     arrays = {name: np.asarray(value) for name, value in state.items()}
     entries = {"data.pkl": _pickle(arrays), "byteorder": b"little", "version": b"3\n"}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for name, content in entries.items():
-                archive.writestr(f"archive/{name}", content)
-            for key, value in enumerate(arrays.values()):
-                archive.writestr(f"archive/data/{key}", value.astype(value.dtype.newbyteorder("<")).tobytes())
-        os.replace(temporary, path)
-    except OSError as e:
-        raise UserError(
-            f"{path}: cannot be written ({e.strerror or e}); give a path in a folder you may write to"
-        ) from e
-    finally:
-        temporary.unlink(missing_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(f"archive/{name}", content)
+        for key, value in enumerate(arrays.values()):
+            archive.writestr(f"archive/data/{key}", value.astype(value.dtype.newbyteorder("<")).tobytes())
 
 
 def _pickle(arrays: Mapping[str, np.ndarray]) -> bytes:

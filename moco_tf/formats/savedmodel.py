@@ -94,8 +94,7 @@ class Exported(tf.Module):
     def _define_variables(self, network: Encoder) -> None:
         self.named_variables = {name: v.value for name, v in network.named_variables().items()}
         self.variables = list(self.named_variables.values())
-        parameters = {id(v) for v in network.parameters()}
-        learnt = {name: v.value for name, v in network.named_variables().items() if id(v) in parameters}
+        learnt = {name: v.value for name, v in network.named_parameters().items()}
         self.trainable_variables = [v for name, v in learnt.items() if not name.startswith("fc.")]
         self.head_variables = [v for name, v in learnt.items() if name.startswith("fc.")]
 

@@ -16,7 +16,6 @@ from moco_tf.data import sample_images
 from moco_tf.errors import UserError
 from moco_tf.formats import card, export
 from moco_tf.formats import keras as keras_format
-from moco_tf.formats import pth as torch_file
 from moco_tf.formats.load import load
 
 FILES = {name: f"encoder{formats.find(name).SUFFIX}" for name in formats.NAMES if name != "savedmodel"}
@@ -162,7 +161,7 @@ def test_disk_that_is_full(run, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch_file.os, "replace", full)
+    monkeypatch.setattr(export.os, "replace", full)
     with pytest.raises(UserError, match="cannot be written .No space left on device"):
         call("export", load=run, format="pth", output=tmp_path / "new" / "encoder.pth")
     assert list(tmp_path.iterdir()) == []
