@@ -7,8 +7,6 @@ goes on; `may_change` marks the others, whose change is said, and `elsewhere` wh
 
 import dataclasses
 import math
-import pathlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -17,7 +15,6 @@ from moco_tf.config.types import Count, CountOrZero, Positive, PositiveOrZero, S
 from moco_tf.errors import UserError
 
 OPTIMIZERS = ["adam", "lars", "sgd"]
-FORMATS = [m.name for m in pkgutil.iter_modules([str(pathlib.Path(__file__).parents[1] / "formats")])]
 
 
 def option(default: Value, help: str, change: str = "refused") -> Any:  # noqa: A002
