@@ -85,10 +85,10 @@ class FineTuning:
     def train_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
         """One step on this rank's (images, labels, indices); returns scalar metrics, averaged over ranks."""
         images, labels, *_ = data
-        batch, ranks = images.shape[0], self._collectives
+        batch, collectives = images.shape[0], self._collectives
         seed = tf.stack([self._seed, tf.cast(self.steps_done, tf.int32)])
-        x = self._prepare(images, seed, shuffle_bn.positions(batch, ranks), batch * ranks.size)
-        gradients, metrics = averaged(ranks, self.stop, *self._learn(x, labels))
+        x = self._prepare(images, seed, shuffle_bn.positions(batch, collectives), batch * collectives.size)
+        gradients, metrics = averaged(collectives, self.stop, *self._learn(x, labels))
         passes = self.guard.passes(metrics["loss"], gradients, self.steps_done + 1)
         tf.cond(passes, lambda: self._step(gradients), lambda: None)
         self.steps_done.assign_add(1)

@@ -71,20 +71,20 @@ def nearest_labels(
         rows: the rows' numbers in the bank of all ranks, ascending; default: this rank holds the whole bank.
         collectives: each rank searches its own rows; only the best cross ranks.
     """
-    ranks = collectives or SingleProcess()
+    collectives = collectives or SingleProcess()
     bank_labels = np.asarray(bank_labels)
     if len(bank_labels) != len(bank):
         raise ValueError(f"{len(bank_labels)} labels for a bank of {len(bank)} rows; expected one for each row")
-    total = int(tf.size(ranks.allgather(tf.constant(bank_labels))))
+    total = int(tf.size(collectives.allgather(tf.constant(bank_labels))))
     if not 1 <= k <= total:
         raise ValueError(f"k is {k} with a bank of {total} rows; expected 1 to {total}, lower k")
     similarities, neighbours = nearest(bank, queries, min(k, len(bank)), chunk, query_chunk)
     labels = bank_labels[neighbours].astype(np.int32)
-    if ranks.size == 1:
+    if collectives.size == 1:
         return similarities, labels
     numbers = np.asarray(rows, np.int64)[neighbours]
     blocks = [slice(start, start + QUERY_CHUNK) for start in range(0, len(queries), QUERY_CHUNK)]
-    merged = [_merge_ranks(similarities[block], numbers[block], labels[block], k, ranks) for block in blocks]
+    merged = [_merge_ranks(similarities[block], numbers[block], labels[block], k, collectives) for block in blocks]
     best_similarities, best_labels = (np.concatenate(column) for column in zip(*merged))
     return best_similarities, best_labels
 

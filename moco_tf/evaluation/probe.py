@@ -154,12 +154,12 @@ class LinearProbe:
 
     def _gradients(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         """(gradients of all classifiers, losses R, accuracies R)."""
-        batch, ranks = images.shape[0], self._collectives
+        batch, collectives = images.shape[0], self._collectives
         if self._embed is tf.identity:
             x = tf.cast(images, tf.float32)
         else:
             seed = tf.stack([self._seed, tf.cast(self.steps_done, tf.int32)])
-            x = self._embed(images, seed, shuffle_bn.positions(batch, ranks), batch * ranks.size)
+            x = self._embed(images, seed, shuffle_bn.positions(batch, collectives), batch * collectives.size)
         x = tf.stop_gradient(x)
         with tf.GradientTape() as tape:
             losses, accuracies = self.classifiers.loss(x, labels)

@@ -157,9 +157,9 @@ class Method(keras.Model):
 
     def view(self, images: tf.Tensor, use: int, positions: tf.Tensor | None = None) -> tf.Tensor:
         """The random view for the images at these positions of the global batch; default: this rank's own images."""
-        batch, ranks = images.shape[0], self.collectives
-        positions = shuffle_bn.positions(batch, ranks) if positions is None else positions
-        return self.views[use](images, self.seed_of(use), positions, batch * ranks.size)
+        batch, collectives = images.shape[0], self.collectives
+        positions = shuffle_bn.positions(batch, collectives) if positions is None else positions
+        return self.views[use](images, self.seed_of(use), positions, batch * collectives.size)
 
     def permutation(self, use: int, batch: int) -> tf.Tensor | None:
         """ShuffleBN's permutation of the G rows for one use of randomness in this step; None without ShuffleBN."""

@@ -59,15 +59,17 @@ class NPID(Method):
         images, _, _, indices = unpack(data)
         if indices is None:
             raise ValueError("npid came without the images' indices; expected (images, labels, indices)")
-        ranks = self.collectives
+        collectives = self.collectives
         with tf.GradientTape() as tape:
             f = self._encode(images)  # BxC
         if self.npid_loss == "nce":
             self._fix_z(f, indices)
         gradient, metrics = self._contrast(f, indices)  # BxC
         gradients = self.gradients(tape, f, gradient)
-        every = [images.shape[0] * ranks.size, f.shape[1]]  # G, C
-        self._replace(tf.ensure_shape(ranks.allgather(indices), every[:1]), tf.ensure_shape(ranks.allgather(f), every))
+        every = [images.shape[0] * collectives.size, f.shape[1]]  # G, C
+        self._replace(
+            tf.ensure_shape(collectives.allgather(indices), every[:1]), tf.ensure_shape(collectives.allgather(f), every)
+        )
         metrics["bank_random"] = still_random(self.steps_done + 1, every[0], self.bank.size)
         return self.apply(gradients, metrics)
 

@@ -39,14 +39,14 @@ class SimCLR(Method):
         no gradient of a collective is needed (that of Horovod's allgather would be averaged).
         """
         images, other_images, _, _ = unpack(data)
-        batch, ranks = images.shape[0], self.collectives
+        batch, collectives = images.shape[0], self.collectives
         with tf.GradientTape() as tape:
             z = self._encode(images, other_images)  # Bx2xC
-        every = tf.ensure_shape(ranks.allgather(z), [batch * ranks.size, 2, z.shape[2]])  # Gx2xC
+        every = tf.ensure_shape(collectives.allgather(z), [batch * collectives.size, 2, z.shape[2]])  # Gx2xC
         gradient, metrics = self._contrast(every)  # Gx2xC
-        own = gradient[ranks.rank * batch : (ranks.rank + 1) * batch]
+        own = gradient[collectives.rank * batch : (collectives.rank + 1) * batch]
         # Parameters' gradients are averaged over ranks; this loss wants their sum.
-        gradients = self.gradients(tape, z, own * ranks.size)
+        gradients = self.gradients(tape, z, own * collectives.size)
         return self.apply(gradients, metrics)
 
     def _forward(self, images: tf.Tensor, other_images: tf.Tensor) -> tf.Tensor:

@@ -32,14 +32,14 @@ def evaluate(o: Knn) -> dict[str, Any]:
     Raises:
         UserError: options do not fit, nothing can be loaded, or the set has no labels.
     """
-    ranks = prepare.connect(o.device, o.run.seed)
+    collectives = prepare.connect(o.device, o.run.seed)
     if o.sweep.all_checkpoints and o.encoder.baseline != "none":
         raise UserError(
             f"--all_checkpoints came with --baseline={o.encoder.baseline}, expected none; leave one of them out"
         )
     paths = subject.checkpoints(o.encoder.load) if o.sweep.all_checkpoints else []
     one = None if paths else subject.load(o.encoder, o.data, o.device.precision, o.knn.feature)
-    train, test = (prepare.source(o.data, split, ranks) for split in ("train", "test"))
+    train, test = (prepare.source(o.data, split, collectives) for split in ("train", "test"))
     check_labels(train, test)
     check_neighbours(max(o.knn.k), train)
     folder = results.folder_of(o.run, o.encoder, "knn")
@@ -47,38 +47,40 @@ def evaluate(o: Knn) -> dict[str, Any]:
     make_folder(folder.path)  # now, not after the work
     swept: dict[str, Any] = {}
     if one:
-        measured = measure(o, one, train, test, ranks)
+        measured = measure(o, one, train, test, collectives)
     else:
-        measured, swept["checkpoints"] = sweep(o, paths, train, test, ranks)
+        measured, swept["checkpoints"] = sweep(o, paths, train, test, collectives)
     first, several = measured.outcomes[0], len(measured.outcomes) > 1
-    if ranks.rank == 0 and several:
+    if collectives.rank == 0 and several:
         print("\n".join(f"k {x.k}, temperature {x.temperature:g}: {words(x)}" for x in measured.outcomes), flush=True)
     feature = o.knn.feature if measured.subject.encoder else "pixels"
     numbers: dict[str, Any] = {**first.summary(), "weighting": o.knn.weighting, "feature": feature}
     numbers |= {"all": [x.summary() for x in measured.outcomes], **swept}
     numbers |= measured.subject.cost(test)
-    if ranks.rank == 0:
+    if collectives.rank == 0:
         name = measured.subject.name
         Result("kNN", name, o.data.dataset, test, first.predictions, measured.labels, numbers).write(folder, o)
     return numbers
 
 
-def measure(o: Knn, one: Subject, train: Source, test: Source, ranks: Collectives) -> Measured:
+def measure(o: Knn, one: Subject, train: Source, test: Source, collectives: Collectives) -> Measured:
     """Outcomes of all settings.
 
     Args:
         o: the options.
         one: what to evaluate.
         train, test: images that vote, and images to classify.
-        ranks: what crosses ranks; each has its share of the global batch.
+        collectives: what crosses ranks; each has its share of the global batch.
     """
     geometries = one.geometry(train), one.geometry(test)
-    settings = o.knn.k, o.knn.knn_temperature, o.knn.weighting, max(1, o.run.batch_size // ranks.size)
-    return Measured(one, *knn.measure(one.embed, train, test, geometries, *settings, ranks, o.data.max_bad_images))
+    settings = o.knn.k, o.knn.knn_temperature, o.knn.weighting, max(1, o.run.batch_size // collectives.size)
+    return Measured(
+        one, *knn.measure(one.embed, train, test, geometries, *settings, collectives, o.data.max_bad_images)
+    )
 
 
 def sweep(
-    o: Knn, paths: list[str], train: Source, test: Source, ranks: Collectives
+    o: Knn, paths: list[str], train: Source, test: Source, collectives: Collectives
 ) -> tuple[Measured, list[dict[str, Any]]]:
     """The last checkpoint that can be read, and the numbers of all that can.
 
@@ -86,7 +88,7 @@ def sweep(
         o: the options.
         paths: of the checkpoints.
         train, test: images that vote, and images to classify.
-        ranks: what crosses ranks.
+        collectives: what crosses ranks.
 
     Raises:
         UserError: none can be read.
@@ -96,14 +98,14 @@ def sweep(
         try:
             encoder = dataclasses.replace(o.encoder, load=path)
             one = subject.load(encoder, o.data, o.device.precision, o.knn.feature)
-            last = measure(o, one, train, test, ranks)
+            last = measure(o, one, train, test, collectives)
             line = f"{path}: {words(last.outcomes[0])}"
             found.append({"checkpoint": path, **last.outcomes[0].summary()})
         except RankError:  # the other ranks are waiting
             raise
         except UserError as error:
             line = f"skipped: {error}"
-        if ranks.rank == 0:
+        if collectives.rank == 0:
             print(line, flush=True)
     if last is None:
         raise UserError(f"none of the {len(paths)} checkpoints in --load={o.encoder.load} can be evaluated; {line}")

@@ -35,20 +35,20 @@ def train(training: Training, name: str, received: Signals, introduce: Callable[
         UserError: another job works in the folder, its checkpoint does not fit, or the loss is not finite.
         Stopped: the training was asked to stop; its checkpoint is written.
     """
-    folder, ranks, limits = training.folder, training.collectives, training.checkpoints
+    folder, collectives, limits = training.folder, training.collectives, training.checkpoints
     make_folder(folder.path)
     with RunLock(folder.path) as lock:
-        broadcast_result(ranks, lock.acquire)
+        broadcast_result(collectives, lock.acquire)
         start = resume(training)
-        if ranks.rank == 0:
+        if collectives.rank == 0:
             write_whole(folder.flags, define.flagfile(training.options))
             introduce(start.step)
-        log = RunLog(folder.path, ranks.rank == 0, training.total, start.step)
-        hang = HangTimer(limits.step_timeout, ranks.rank, ranks.size, name, elastic.is_elastic())
+        log = RunLog(folder.path, collectives.rank == 0, training.total, start.step)
+        hang = HangTimer(limits.step_timeout, collectives.rank, collectives.size, name, elastic.is_elastic())
         with received.deferred(), Writer(folder.checkpoints, limits.keep) as writer, hang:
             Loop(training, start, log, writer, received, hang).run()
         log.close()
-        ranks.barrier()  # what these processes do next finds the last checkpoint, which rank 0 has written
+        collectives.barrier()  # what these processes do next finds the last checkpoint, which rank 0 has written
 
 
 class Loop:

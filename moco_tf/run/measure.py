@@ -135,9 +135,9 @@ class Bench:
     collectives: what crosses ranks in a step with views, once it is traced.
     """
 
-    def __init__(self, o: options.Bench, ranks: Collectives) -> None:
-        self.o, self.ranks, batch = o, ranks, o.run.batch_size // ranks.size
-        self.counting = Counting(ranks, batch)
+    def __init__(self, o: options.Bench, collectives: Collectives) -> None:
+        self.o, self.ranks, batch = o, collectives, o.run.batch_size // collectives.size
+        self.counting = Counting(collectives, batch)
         train = stand_in(o.data.dataset) if o.bench.fake else None
         # The values of a mean and a deviation cost no time: none are measured.
         mean_and_std = normalisation(o.data.normalise, o.data.dataset)

@@ -32,8 +32,9 @@ from moco_tf.evaluation.scores import check_labels
 from moco_tf.methods.base import Method, View
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run.folder import RunFolder
-from moco_tf.training import collectives, device, optimizers, schedules
+from moco_tf.training import device, optimizers, schedules
 from moco_tf.training.collectives import Collectives
+from moco_tf.training.collectives import connect as connect_ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Pretraining:
 
 def pretraining(
     o: Pretrain,
-    ranks: Collectives,
+    collectives: Collectives,
     train: Source | None = None,
     mean_and_std: Normalisation | None = None,
 ) -> Pretraining:
@@ -71,16 +72,16 @@ def pretraining(
 
     Args:
         o: the options; without a workdir no run folder is read.
-        ranks: what crosses ranks.
+        collectives: what crosses ranks.
         train: training images in place of those that the options name.
         mean_and_std: a normalisation in place of the one that they name.
 
     Raises:
         UserError: options contradict each other, or do not fit the images.
     """
-    check(o, ranks)
+    check(o, collectives)
     kind, folder = find.find("method", o.method.method), RunFolder.of(o.run.workdir) if o.run.workdir else None
-    train = train or source(o.data, "train", ranks)
+    train = train or source(o.data, "train", collectives)
     size = image_size(o.data.image_size, train)
     if kind.uses_labels:
         check_labels(train, train)
@@ -91,31 +92,31 @@ def pretraining(
         train,
         o.run.batch_size,
         o.run.seed,
-        Share(ranks.rank, ranks.size),
+        Share(collectives.rank, collectives.size),
         crops(views[: kind.num_views]),
         BadImages(o.data.max_bad_images, str(folder.unreadable) if folder else None),
         o.views.read_order,
     )
-    return Pretraining(o, ranks, train, size, mean_and_std, views, batches, method(o, ranks, views, train))
+    return Pretraining(o, collectives, train, size, mean_and_std, views, batches, method(o, collectives, views, train))
 
 
 def connect(options: DeviceOptions, seed: int) -> Collectives:
     """Joins the other ranks and configures this process."""
-    ranks = collectives.connect()
-    device.configure(options.threads, ranks.local_size)
+    collectives = connect_ranks()
+    device.configure(options.threads, collectives.local_size)
     keras.utils.set_random_seed(seed)
-    return ranks
+    return collectives
 
 
-def source(options: DataOptions, split: str, ranks: Collectives) -> Source:
+def source(options: DataOptions, split: str, collectives: Collectives) -> Source:
     """The images of a split, "train" or "test"; rank 0 loads first, so that a download happens once."""
-    if ranks.rank != 0:
-        ranks.barrier()
+    if collectives.rank != 0:
+        collectives.barrier()
     try:
         return _held_out(options, split) if options.holdout else load(options.dataset, split, options.data_dir)
     finally:
-        if ranks.rank == 0:
-            ranks.barrier()
+        if collectives.rank == 0:
+            collectives.barrier()
 
 
 def _held_out(options: DataOptions, split: str) -> Source:
@@ -209,12 +210,12 @@ def encoder(options: EncoderOptions, precision: str, classes: int = 0) -> Encode
     return built
 
 
-def method(o: Pretrain, ranks: Collectives, views: tuple[recipes.View, recipes.View], train: Source) -> Method:
+def method(o: Pretrain, collectives: Collectives, views: tuple[recipes.View, recipes.View], train: Source) -> Method:
     """The pre-training method with its optimizer, its arguments the options of its own.
 
     Args:
         o: the options.
-        ranks: what crosses ranks.
+        collectives: what crosses ranks.
         views: the two random views of an image, crops included.
         train: the training images.
     """
@@ -229,9 +230,9 @@ def method(o: Pretrain, ranks: Collectives, views: tuple[recipes.View, recipes.V
         query_encoder,
         **o.method.own,
         **asked,
-        collectives=ranks,
+        collectives=collectives,
         views=(in_step(views[0], train), in_step(views[1], train)),
-        jit_compile=pieces_to_compile(o, ranks),
+        jit_compile=pieces_to_compile(o, collectives),
         seed=o.run.seed,
         bn=o.method.bn,
         compression=o.method.compression,
@@ -248,34 +249,34 @@ def optimizer(options: OptimizerOptions) -> keras.optimizers.Optimizer:
     return optimizers.build(o.optimizer, o.learning_rate, o.momentum, o.weight_decay, o.nesterov)
 
 
-def pieces_to_compile(o: Pretrain, ranks: Collectives) -> str:
+def pieces_to_compile(o: Pretrain, collectives: Collectives) -> str:
     """What XLA compiles, see `Method`: with SyncBN not the encoders, which have collectives inside.
 
     Raises:
         UserError: the flags ask for both.
     """
     pieces = device.pieces_to_compile(o.device.jit_compile)
-    if o.method.bn != "sync" or ranks.size == 1 or pieces != "all":
+    if o.method.bn != "sync" or collectives.size == 1 or pieces != "all":
         return pieces
     if o.device.jit_compile == "true":
         raise UserError(
-            f"--bn=sync came with --jit_compile=true on {ranks.size} ranks, expected auto or false: XLA cannot compile "
-            "the collectives inside of the encoder; change the one or the other"
+            f"--bn=sync came with --jit_compile=true on {collectives.size} ranks, expected auto or false: XLA cannot "
+            "compile the collectives inside of the encoder; change the one or the other"
         )
     return "views"
 
 
-def check(o: Pretrain, ranks: Collectives) -> None:
+def check(o: Pretrain, collectives: Collectives) -> None:
     """Refuses options that contradict each other."""
     find.find("method", o.method.method).check(o.method.own, o.run.batch_size)
     check_schedule(o.schedule, o.optimizer.learning_rate)
-    pieces_to_compile(o, ranks)
+    pieces_to_compile(o, collectives)
     _check_norms(o)
-    share, splits, micro = o.run.batch_size // ranks.size, o.encoder.bn_splits, o.encoder.accumulate
+    share, splits, micro = o.run.batch_size // collectives.size, o.encoder.bn_splits, o.encoder.accumulate
     if share % (splits * micro):
         raise UserError(
-            f"--batch_size={o.run.batch_size} gives each of {ranks.size} ranks {share} images, expected a multiple of "
-            f"--bn_splits={splits} times --accumulate={micro}; change the one or the other"
+            f"--batch_size={o.run.batch_size} gives each of {collectives.size} ranks {share} images, expected a "
+            f"multiple of --bn_splits={splits} times --accumulate={micro}; change the one or the other"
         )
 
 

@@ -30,10 +30,10 @@ def pretrain(o: Pretrain) -> None:
         Stopped: the run was asked to stop; its checkpoint is written.
     """
     with signals() as received:
-        ranks = prepare.connect(o.device, o.run.seed)
+        collectives = prepare.connect(o.device, o.run.seed)
         if not o.run.workdir:
             raise UserError("--workdir is missing; give the run folder to write to, for example --workdir=runs/first")
-        run = prepare.pretraining(o, ranks)
+        run = prepare.pretraining(o, collectives)
         training = training_of(run)
 
         def introduce(start: int) -> None:
@@ -41,7 +41,7 @@ def pretrain(o: Pretrain) -> None:
             print("\n".join(introduction(run, start, training.total)), flush=True)
 
         loop.train(training, "moco_tf.pretrain", received, introduce)
-    if ranks.rank == 0:
+    if collectives.rank == 0:
         print(f"done: {training.total} steps; the run folder is {training.folder.path}", flush=True)
 
 
@@ -109,8 +109,8 @@ def introduction(run: Pretraining, start: int, total: int) -> list[str]:
 
 def monitor(run: Pretraining) -> Evaluation:
     """Weighted kNN accuracy of the encoder on the test images, against un-augmented training images."""
-    o, ranks = run.options, run.collectives
-    test = prepare.source(o.data, "test", ranks)
+    o, collectives = run.options, run.collectives
+    test = prepare.source(o.data, "test", collectives)
     check_labels(run.train, test)
     bank, geometry = _bank(run), features.test_geometry(run.train, run.size)
     embed = features.embedder(run.method.query_encoder, o.knn.feature, *run.mean_and_std)
@@ -125,7 +125,7 @@ def monitor(run: Pretraining) -> Evaluation:
             o.knn.knn_temperature,
             o.knn.weighting,
             _MONITOR_BATCH,
-            ranks,
+            collectives,
             o.data.max_bad_images,
             require_finite=False,
         )

@@ -73,26 +73,26 @@ def evaluate(o: Lincls) -> dict[str, Any]:
     """
     check(o)
     with signals() as received:
-        ranks = prepare.connect(o.device, o.run.seed)
+        collectives = prepare.connect(o.device, o.run.seed)
         one = subject.load(o.encoder, o.data, o.device.precision)
-        train, test = (prepare.source(o.data, split, ranks) for split in ("train", "test"))
+        train, test = (prepare.source(o.data, split, collectives) for split in ("train", "test"))
         check_labels(train, test)
         train = part(o, train)
         folder = results.folder_of(o.run, o.encoder, name_of(o))
-        run = Probing(o, one, train, test, ranks, folder, received)
+        run = Probing(o, one, train, test, collectives, folder, received)
         before = fingerprint(one)
         tested, numbers, logits = (on_cached_features if o.probe.cache_features else on_images)(run)
     if not o.probe.finetune and fingerprint(one) != before:
         raise AssertionError("the probe changed a backbone variable; its accuracy would mean nothing")
     numbers |= {"finetuned": o.probe.finetune, "cached_features": o.probe.cache_features}
     numbers |= {"train_images": train.num_examples, **one.cost(test, logits)}
-    if ranks.rank == 0:
+    if collectives.rank == 0:
         best = f"{numbers['best_top1']:.2%} after epoch {numbers['best_epoch']:.4g}"
         print(f"the best test was {best}, chosen on the test images; what follows is the last one's", flush=True)
         assert tested.predictions is not None
         found = Result(name_of(o), one.name, o.data.dataset, test, tested.predictions, tested.labels, numbers)
         found.write(folder, o)
-    ranks.barrier()  # rank 0 may have been busy alone
+    collectives.barrier()  # rank 0 may have been busy alone
     return numbers
 
 
@@ -142,9 +142,9 @@ def name_of(o: Lincls) -> str:
 
 def on_cached_features(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[tf.Tensor], tf.Tensor]]:
     """(last test, numbers, logits of features) of un-augmented features, computed once."""
-    o, ranks = run.options, run.collectives
+    o, collectives = run.options, run.collectives
     left_out = probe.held_out(run.train.num_examples, o.run.seed) if o.probe.learning_rates else np.zeros(0, int)
-    probe.check_batch(o.run.batch_size, run.train.num_examples - len(left_out), ranks)
+    probe.check_batch(o.run.batch_size, run.train.num_examples - len(left_out), collectives)
     results.check_folder(run.folder)  # a probe of augmented images keeps its checkpoints there
     make_folder(run.folder.path)  # now, not after the work
     x, labels = extract(run, run.train)
@@ -154,12 +154,12 @@ def on_cached_features(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[
     numbers: dict[str, Any] = {"learning_rate": o.optimizer.learning_rate}
     if o.probe.learning_rates:
         numbers = choose(run, x, labels)
-    batches = CachedBatches(x, labels, o.run.batch_size, o.run.seed, ranks)
+    batches = CachedBatches(x, labels, o.run.batch_size, o.run.seed, collectives)
     classifiers = Classifiers(x.shape[1], run.train.num_classes, [prepare.optimizer(o.optimizer)])
-    learner = LinearProbe(classifiers, tf.identity, ranks, o.run.seed)
+    learner = LinearProbe(classifiers, tf.identity, collectives, o.run.seed)
     tested = Tested(query_labels)
     numbers |= train(run, learner, batches, numbers["learning_rate"], tested, lambda: queries, resumes=False)
-    if o.probe.logistic_regression and ranks.rank == 0:
+    if o.probe.logistic_regression and collectives.rank == 0:
         left_out = probe.held_out(len(x), o.run.seed)
         numbers["logistic_regression"] = logistic.fit_and_test(x, labels, left_out, queries, query_labels)
         print(f"logistic regression: {logistic.in_words(numbers['logistic_regression'])}", flush=True)
@@ -168,7 +168,7 @@ def on_cached_features(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[
 
 def on_images(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[tf.Tensor], tf.Tensor]]:
     """(last test, numbers, logits of features) of training on augmented images."""
-    o, one, ranks = run.options, run.subject, run.collectives
+    o, one, collectives = run.options, run.subject, run.collectives
     batches, random_view = augmented(run)
     check_splits(run)
     make_folder(run.folder.path)  # now, not after the work
@@ -179,7 +179,7 @@ def on_images(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[tf.Tensor
         tuning = fine_tuning(run, classifiers, random_view)
         numbers = train(run, tuning, batches, rate, tested, lambda: extract(run, run.test)[0])
     else:
-        learner = LinearProbe(classifiers, lambda *batch: one.embed(random_view(*batch)), ranks, o.run.seed)
+        learner = LinearProbe(classifiers, lambda *batch: one.embed(random_view(*batch)), collectives, o.run.seed)
         numbers = train(run, learner, batches, rate, tested, lambda: queries)
     return tested, {"learning_rate": rate, **numbers}, classifiers.logits
 
@@ -204,7 +204,7 @@ def train(
         queries: features of the test images, QxD.
         resumes: whether checkpoints are written, and the training goes on from them.
     """
-    o, ranks = run.options, run.collectives
+    o, collectives = run.options, run.collectives
 
     def set_rates(step: int) -> float:
         rate = schedules.learning_rate(step - 1, batches.steps_per_epoch, learning_rate, o.schedule)
@@ -223,7 +223,7 @@ def train(
         batches=batches,
         batch_size=o.run.batch_size,
         total=steps(o, batches),
-        collectives=ranks,
+        collectives=collectives,
         checkpoints=o.checkpoints,
         log_every=o.run.log_every,
         set_rates=set_rates,
@@ -235,10 +235,10 @@ def train(
     learner.guard.every_gradient = o.checkpoints.nan_policy == "skip"
     loop.train(training, "moco_tf.lincls", run.received, lambda start: None)
     if tested.predictions is None:  # there was nothing left to do
-        with statistics.averaged(learner, ranks):
+        with statistics.averaged(learner, collectives):
             measure(training.total, training.total / training.per_epoch)
     # The run folder may be on rank 0's disk only, which writes the result.
-    lines = list(run.folder.read_metrics()) if ranks.rank == 0 else []
+    lines = list(run.folder.read_metrics()) if collectives.rank == 0 else []
     return {**summary(lines, tested), "epochs": o.schedule.epochs, "steps": training.total}
 
 
@@ -270,13 +270,13 @@ def choose(run: Probing, x: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     Raises:
         UserError: all of them diverged.
     """
-    o, ranks, rates = run.options, run.collectives, run.options.probe.learning_rates or ()
+    o, collectives, rates = run.options, run.collectives, run.options.probe.learning_rates or ()
     left_out = probe.held_out(len(x), o.run.seed)
     rows = np.setdiff1d(np.arange(len(x)), left_out)
-    batches = CachedBatches(x, labels, o.run.batch_size, o.run.seed, ranks, rows)
+    batches = CachedBatches(x, labels, o.run.batch_size, o.run.seed, collectives, rows)
     classifiers = Classifiers(x.shape[1], run.train.num_classes, [prepare.optimizer(o.optimizer) for _ in rates])
-    ranks.broadcast(classifiers.variables())
-    learner = LinearProbe(classifiers, tf.identity, ranks, o.run.seed)
+    collectives.broadcast(classifiers.variables())
+    learner = LinearProbe(classifiers, tf.identity, collectives, o.run.seed)
     step_of_all, losses = tf.function(learner.train_step_of_all), np.full(len(rates), np.nan)
     for step, batch in loop.steps(batches, 0, steps(o, batches)):
         every = [schedules.learning_rate(step - 1, batches.steps_per_epoch, rate, o.schedule) for rate in rates]
@@ -287,7 +287,7 @@ def choose(run: Probing, x: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         {"learning_rate": rate, "held_out_top1": top1, "loss": float(loss) if math.isfinite(loss) else None}
         for rate, (top1, _), loss in zip(rates, shares, np.asarray(losses))
     ]
-    if ranks.rank == 0:
+    if collectives.rank == 0:
         for one in found:
             said = "diverged" if one["loss"] is None else f"{one['held_out_top1']:.2%}"
             print(f"learning rate {one['learning_rate']:g}: {said} of {len(left_out)} held-out training images")
@@ -317,18 +317,18 @@ def about(run: Probing) -> dict[str, Any]:
 
 def extract(run: Probing, images: Source) -> tuple[np.ndarray, np.ndarray]:
     """Features and labels of all images, un-augmented."""
-    o, ranks = run.options, run.collectives
-    rank_batch = max(1, o.run.batch_size // ranks.size)
+    o, collectives = run.options, run.collectives
+    rank_batch = max(1, o.run.batch_size // collectives.size)
     found = features.extract(
-        run.subject.embed, images, run.subject.geometry(images), rank_batch, ranks, o.data.max_bad_images
+        run.subject.embed, images, run.subject.geometry(images), rank_batch, collectives, o.data.max_bad_images
     )
-    features.check_finite(found[0], ranks)
+    features.check_finite(found[0], collectives)
     return found
 
 
 def augmented(run: Probing) -> tuple[TrainBatches, Callable[..., tf.Tensor]]:
     """Batches of training images, and the random view of a batch: (images, seed, positions, global batch) to [0, 1]."""
-    o, ranks = run.options, run.collectives
+    o, collectives = run.options, run.collectives
     view = recipes.view(o.probe.train_view, run.subject.geometry(run.train)[1])  # in [0, 1]: the subject normalises
     prepare.check_crop(o.probe.train_view, [view], run.train)
     in_step = prepare.in_step(view, run.train)
@@ -336,7 +336,7 @@ def augmented(run: Probing) -> tuple[TrainBatches, Callable[..., tf.Tensor]]:
         run.train,
         o.run.batch_size,
         o.run.seed,
-        Share(ranks.rank, ranks.size),
+        Share(collectives.rank, collectives.size),
         prepare.crops([view]),
         BadImages(o.data.max_bad_images, str(run.folder.unreadable)),
     )
@@ -346,13 +346,13 @@ def augmented(run: Probing) -> tuple[TrainBatches, Callable[..., tf.Tensor]]:
 
 def check_splits(run: Probing) -> None:
     """Refuses a batch that an encoder with SplitBatchNorm cannot be trained on. Raises UserError."""
-    o, ranks, encoder = run.options, run.collectives, run.subject.encoder
+    o, collectives, encoder = run.options, run.collectives, run.subject.encoder
     splits = encoder.config["bn_splits"] if o.probe.finetune and encoder else 1
-    share = o.run.batch_size // ranks.size
+    share = o.run.batch_size // collectives.size
     if share % splits:
         raise UserError(
-            f"--batch_size={o.run.batch_size} gives each of {ranks.size} ranks {share} images, expected a multiple of "
-            f"{splits}, the splits of the encoder's batch norms; change it"
+            f"--batch_size={o.run.batch_size} gives each of {collectives.size} ranks {share} images, expected a "
+            f"multiple of {splits}, the splits of the encoder's batch norms; change it"
         )
 
 

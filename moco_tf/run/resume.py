@@ -30,20 +30,20 @@ def resume(training: Training) -> Start:
     Raises:
         UserError: it was made with options that do not fit, on every rank.
     """
-    learner, ranks = training.learner, training.collectives
+    learner, collectives = training.learner, training.collectives
     if not training.resumes:
         learner.synchronise()
         return Start()
     if elastic.restore(learner.state()):
         return Start(int(learner.steps_done.numpy()))
-    about: Any = broadcast_result(ranks, lambda: _restore(training))
+    about: Any = broadcast_result(collectives, lambda: _restore(training))
     learner.synchronise()
     if about is None:
         return Start()
-    if about["statistics"] == ranks.size:
-        rows = checkpoint.read_rank_statistics(pathlib.Path(about["path"])) if ranks.rank == 0 else None
-        statistics.scatter(learner, rows, ranks.size, ranks)
-    if ranks.rank == 0:
+    if about["statistics"] == collectives.size:
+        rows = checkpoint.read_rank_statistics(pathlib.Path(about["path"])) if collectives.rank == 0 else None
+        statistics.scatter(learner, rows, collectives.size, collectives)
+    if collectives.rank == 0:
         print("\n".join([f"resuming from {about['path']}", *changes(training, about)]), flush=True)
     return Start(int(learner.steps_done.numpy()), about.get("pending", {}))
 
