@@ -62,7 +62,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class TrainingTask:
     """One training, whatever is trained.
 
     Args:

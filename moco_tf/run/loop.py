@@ -8,7 +8,7 @@ import tensorflow as tf
 from moco_tf.config import define
 from moco_tf.errors import UserError
 from moco_tf.run import statistics
-from moco_tf.run.learner import Batches, Training
+from moco_tf.run.learner import Batches, TrainingTask
 from moco_tf.run.resume import Start, resume
 from moco_tf.training import checkpoint, device, elastic
 from moco_tf.training.checkpoint_writer import Writer
@@ -22,7 +22,7 @@ from moco_tf.training.stop import INTERRUPTED, Signals, Stopped
 from moco_tf.training.update import check_state, explanation
 
 
-def train(training: Training, name: str, received: Signals, introduce: Callable[[int], None]) -> None:
+def train(training: TrainingTask, name: str, received: Signals, introduce: Callable[[int], None]) -> None:
     """Goes on from the folder's newest whole checkpoint, to the end or until the training is asked to stop.
 
     Args:
@@ -64,7 +64,7 @@ class Loop:
     """
 
     def __init__(
-        self, training: Training, start: Start, log: RunLog, writer: Writer, received: Signals, hang: HangTimer
+        self, training: TrainingTask, start: Start, log: RunLog, writer: Writer, received: Signals, hang: HangTimer
     ) -> None:
         self.training, self.learner, self.start, self.log = training, training.learner, start, log
         self.writer, self.received, self.hang = writer, received, hang

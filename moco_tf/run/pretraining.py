@@ -14,7 +14,7 @@ from moco_tf.evaluation.scores import check_labels
 from moco_tf.networks.cost import cost
 from moco_tf.run import loop, prepare
 from moco_tf.run.folder import RunFolder
-from moco_tf.run.learner import Evaluation, Training
+from moco_tf.run.learner import Evaluation, TrainingTask
 from moco_tf.run.prepare import Pretraining
 from moco_tf.training import schedules
 from moco_tf.training.stop import signals
@@ -45,11 +45,11 @@ def pretrain(o: Pretrain) -> None:
         print(f"done: {training.total} steps; the run folder is {training.folder.path}", flush=True)
 
 
-def training_of(run: Pretraining) -> Training:
+def training_of(run: Pretraining) -> TrainingTask:
     """What the loop is told."""
     o, folder = run.options, RunFolder.of(run.options.run.workdir or "")
     every = o.schedule.epochs * run.batches.steps_per_epoch
-    return Training(
+    return TrainingTask(
         options=o,
         folder=folder,
         learner=run.method,

@@ -24,7 +24,7 @@ from moco_tf.evaluation.scores import check_labels
 from moco_tf.evaluation.subject import Subject
 from moco_tf.run import loop, prepare, results, statistics
 from moco_tf.run.folder import RunFolder
-from moco_tf.run.learner import Batches, Evaluation, Training
+from moco_tf.run.learner import Batches, Evaluation, TrainingTask
 from moco_tf.run.results import Result
 from moco_tf.training import device, schedules
 from moco_tf.training.collectives import Collectives
@@ -216,7 +216,7 @@ def train(
         tested.predictions = predictions[:, 0]
         return {"test_top1": tested.top1, "test_top5": tested.top5}
 
-    training = Training(
+    training = TrainingTask(
         options=o,
         folder=run.folder,
         learner=learner,

@@ -9,7 +9,7 @@ from moco_tf.config import define
 from moco_tf.config.types import Value
 from moco_tf.errors import UserError
 from moco_tf.run import statistics
-from moco_tf.run.learner import Training
+from moco_tf.run.learner import TrainingTask
 from moco_tf.training import checkpoint, elastic
 from moco_tf.training.collectives import broadcast_result
 
@@ -22,7 +22,7 @@ class Start:
     pending: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
-def resume(training: Training) -> Start:
+def resume(training: TrainingTask) -> Start:
     """Restores the newest whole checkpoint; then all ranks have the same state, but for what is their own.
 
     Rank 0 alone reads it: the run folder may be on its disk only.
@@ -48,7 +48,7 @@ def resume(training: Training) -> Start:
     return Start(int(learner.steps_done.numpy()), about.get("pending", {}))
 
 
-def _restore(training: Training) -> dict[str, Any] | None:
+def _restore(training: TrainingTask) -> dict[str, Any] | None:
     """Restores on rank 0; returns what checkpoint.json says, `path` and the rows of its rank statistics."""
     newest, complaints = checkpoint.newest_sound(training.folder.checkpoints)
     for complaint in complaints:
@@ -62,7 +62,7 @@ def _restore(training: Training) -> dict[str, Any] | None:
     return {**about, "path": str(newest), "statistics": 0 if rows is None else len(rows)}
 
 
-def check(training: Training, about: dict[str, Any]) -> None:
+def check(training: TrainingTask, about: dict[str, Any]) -> None:
     """Refuses options and facts that would make the checkpoint's numbers mean something else.
 
     Args:
@@ -91,7 +91,7 @@ def check(training: Training, about: dict[str, Any]) -> None:
         )
 
 
-def changes(training: Training, about: dict[str, Any]) -> list[str]:
+def changes(training: TrainingTask, about: dict[str, Any]) -> list[str]:
     """Lines about what is not as it was when the checkpoint was written."""
     now, before, policy = flags_of(training.options), about.get("flags", {}), define.changes(training.options)
     lines, ranks, batch_size = [], training.collectives.size, training.batch_size

@@ -19,7 +19,7 @@ from moco_tf.evaluation import subject
 from moco_tf.methods import base
 from moco_tf.run import loop, prepare, pretraining, resume
 from moco_tf.run.folder import RunFolder
-from moco_tf.run.learner import Training
+from moco_tf.run.learner import TrainingTask
 from moco_tf.training import stop, update
 from moco_tf.training.checkpoint_writer import Writer
 from moco_tf.training.collectives import SingleProcess
@@ -119,7 +119,7 @@ def test_a_run_watches_for_a_collapse(tmp_path):
         train_step=train_step, guard=update.Guard(1), stop=stop.StopRequest(), learnt=dict, state=dict
     )
     o = tiny(batch_size=4)
-    training = Training(
+    training = TrainingTask(
         options=o,
         folder=RunFolder.of(tmp_path),
         learner=method,
