@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from moco_tf.config import find
+from moco_tf.config import find, recipes
 from moco_tf.config.types import Kind, Value, kind_of
 from moco_tf.errors import UserError
 
@@ -29,7 +29,7 @@ def parse(program: type[Options], argv: Sequence[str], values: flags.FlagValues 
 
     Args:
         program: a dataclass of groups, see moco_tf.config.options.
-        argv: the program's name, then flags.
+        argv: the program's name, then flags; a flagfile is given by its path or by its recipe's name.
         values: where the flags are defined; default: a place of their own.
 
     Raises:
@@ -37,7 +37,7 @@ def parse(program: type[Options], argv: Sequence[str], values: flags.FlagValues 
     """
     values = flags.FlagValues() if values is None else values
     try:
-        words = _expanded(values, argv[1:])
+        words = _expanded(values, recipes.with_paths(argv[1:], programs(program)))
         define(program, words, values)
         rest = values([argv[0], *words], known_only=False)
         if rest[1:]:
@@ -117,6 +117,11 @@ def replaced(options: Options, **values: Value) -> Options:
     if values:
         raise TypeError(f"{sorted(values)} are no options of {type(options).__name__}")
     return dataclasses.replace(options, **groups)  # type: ignore[type-var]
+
+
+def programs(program: type) -> list[str]:
+    """Whose recipes a program takes: its own, and those of the program that it extends (bench: those of pretrain)."""
+    return [kind.__name__.lower() for kind in program.__mro__[:-1]]
 
 
 def _groups(program: type) -> dict[str, Any]:
