@@ -89,7 +89,7 @@ def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
 
     A line that a crash cut off is left out. Raises UserError when there is no such file.
     """
-    return list(RunFolder.of(os.fspath(workdir)).read_metrics())
+    return RunFolder.of(workdir).read_metrics().lines
 
 
 def _found(flagfile: str | os.PathLike, program: str) -> pathlib.Path:

@@ -12,10 +12,12 @@ from moco_tf.data.normalisation import normalisation
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
+from moco_tf.formats.base import Loaded
 from moco_tf.formats.load import SOURCES
 from moco_tf.formats.load import load as load_encoder
 from moco_tf.networks.cost import cost
 from moco_tf.networks.encoder import Encoder
+from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint, device
 
 _FILES = (".tar", ".pth", ".npz")  # of other programs, as --load takes them
@@ -69,19 +71,32 @@ def load(encoder: EncoderToEvaluate, data: DataOptions, precision: str, feature:
     Raises:
         UserError: --load is missing or holds no encoder.
     """
-    size, resize = data.image_size, encoder.test_resize
     if encoder.baseline == "raw_pixels":
         mean, std = normalisation(data.normalise, data.dataset)
-        return Subject("raw pixels", features.raw_pixels, None, size, resize, mean, std)
+        return Subject("raw pixels", features.raw_pixels, None, data.image_size, encoder.test_resize, mean, std)
     if not encoder.load:
         raise UserError(f"--load is missing; give {SOURCES}")
     untrained = encoder.baseline == "untrained"
     loaded = load_encoder(encoder.load, device.dtype_policy(precision), untrained)
+    if untrained:
+        loaded = dataclasses.replace(loaded, path=f"untrained {loaded.encoder.config['arch']}")
+    return of_encoder(loaded, encoder.test_resize, data, feature)
+
+
+def of_encoder(loaded: Loaded, test_resize: int, data: DataOptions, feature: str = "backbone") -> Subject:
+    """An encoder in memory; its path is the subject's name.
+
+    Args:
+        loaded: the encoder.
+        test_resize: short side before the centre crop; 0: in proportion.
+        data: of image size and normalisation, where they are not the encoder's own.
+        feature: "head" or "backbone".
+    """
     own = (loaded.mean, loaded.std)
     mean, std = own if data.normalise == "auto" else normalisation(data.normalise, data.dataset)
     embed = features.embedder(loaded.encoder, feature, mean, std)
-    name = f"untrained {loaded.encoder.config['arch']}" if untrained else loaded.path
-    return Subject(name, embed, loaded.encoder, size or loaded.image_size, resize, mean, std)
+    size = data.image_size or loaded.image_size
+    return Subject(loaded.path, embed, loaded.encoder, size, test_resize, mean, std)
 
 
 def checkpoints(folder: str | None) -> list[str]:
@@ -94,7 +109,7 @@ def checkpoints(folder: str | None) -> list[str]:
     if folder:
         place = pathlib.Path(folder)
         files = [path for path in sorted(place.glob("*")) if path.suffix in _FILES]
-        found = checkpoint.existing(place / "checkpoints") or checkpoint.existing(place) or files
+        found = checkpoint.existing(RunFolder(place).checkpoints) or checkpoint.existing(place) or files
     if not found:
         raise UserError(
             f"--all_checkpoints came with --load={folder}, expected a run folder with checkpoints/, or a folder of "

@@ -1,8 +1,10 @@
 """What a run folder holds: the only place that spells its names."""
 
+import dataclasses
 import json
+import math
+import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 from moco_tf.errors import UserError
@@ -18,7 +20,7 @@ class RunFolder:
         path: of the folder; it need not be there.
     """
 
-    def __init__(self, path: str | pathlib.Path) -> None:
+    def __init__(self, path: str | os.PathLike) -> None:
         self.path = pathlib.Path(path)
         self.flags = self.path / "flags.cfg"  # everything that ran, as a flagfile
         self.metrics = self.path / "metrics.jsonl"  # one JSON object a line
@@ -31,7 +33,7 @@ class RunFolder:
         self.confusion = self.path / "confusion.csv"  # of a folder of results
 
     @classmethod
-    def of(cls, path: str | pathlib.Path) -> "RunFolder":
+    def of(cls, path: str | os.PathLike) -> "RunFolder":
         """The folder of this path."""
         return cls(path)
 
@@ -66,22 +68,52 @@ class RunFolder:
             return []
         return [line.strip() for line in lines if line.strip().startswith("--")]
 
-    def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl, oldest first; a line that a crash cut off is left out.
+    def read_metrics(self) -> "Metrics":
+        """What metrics.jsonl says, ordered by step.
 
         Raises:
             UserError: there is no such file.
         """
         try:
-            lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+            text = self.metrics.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise UserError(
                 f"{self.metrics} cannot be read ({error.strerror}); expected a run folder of moco_tf.pretrain"
             ) from None
-        for line in lines:
-            try:
-                found = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(found, dict):
-                yield found
+        found = {number: _numbers(line) for number, line in enumerate(text.splitlines(), 1) if line.strip()}
+        lines = [line for line in found.values() if line]
+        return Metrics(sorted(lines, key=lambda line: line["step"]), [n for n, line in found.items() if not line])
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What a metrics.jsonl says.
+
+    Args:
+        lines: the numbers of each line, some perhaps not finite; each has a step.
+        broken: which lines, from 1, are no JSON object with a step, as a crash leaves one; they are left out.
+    """
+
+    lines: list[dict[str, float]]
+    broken: list[int]
+
+    def series(self, metric: str, axis: str) -> list[tuple[float, float]]:
+        """(axis, metric) of every line that has both, finite."""
+        pairs = [(line[axis], line[metric]) for line in self.lines if metric in line and axis in line]
+        return [pair for pair in pairs if all(map(math.isfinite, pair))]
+
+    def last(self, metric: str) -> float | None:
+        """The newest finite value of a metric."""
+        values = (line[metric] for line in reversed(self.lines) if metric in line)
+        return next((value for value in values if math.isfinite(value)), None)
+
+
+def _numbers(text: str) -> dict[str, float]:
+    """The numbers of a line by name; none of a broken one."""
+    try:
+        values = json.loads(text)
+        found = {n: v for n, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        finite = {name: math.isfinite(value) for name, value in found.items()}  # fails for what no float can hold
+        return found if finite["step"] else {}
+    except (ValueError, KeyError, RecursionError, AttributeError, OverflowError):
+        return {}

@@ -26,8 +26,12 @@ class Measured:
     labels: np.ndarray
 
 
-def evaluate(o: Knn) -> dict[str, Any]:
-    """Classifies the test images by their nearest training images, and writes the result; returns its numbers.
+def evaluate(o: Knn, one: Subject | None = None) -> dict[str, Any]:
+    """Classifies the test images by their nearest training images, and writes the result; returns it, on every rank.
+
+    Args:
+        o: the options.
+        one: what to evaluate; None: what the options name.
 
     Raises:
         UserError: options do not fit, nothing can be loaded, or the set has no labels.
@@ -38,7 +42,8 @@ def evaluate(o: Knn) -> dict[str, Any]:
             f"--all_checkpoints came with --baseline={o.encoder.baseline}, expected none; leave one of them out"
         )
     paths = subject.checkpoints(o.encoder.load) if o.sweep.all_checkpoints else []
-    one = None if paths else subject.load(o.encoder, o.data, o.device.precision, o.knn.feature)
+    if not (one or paths):
+        one = subject.load(o.encoder, o.data, o.device.precision, o.knn.feature)
     train, test = (prepare.source(o.data, split, collectives) for split in ("train", "test"))
     check_labels(train, test)
     check_neighbours(max(o.knn.k), train)
@@ -46,10 +51,11 @@ def evaluate(o: Knn) -> dict[str, Any]:
     results.check_folder(folder)
     make_folder(folder.path)  # now, not after the work
     swept: dict[str, Any] = {}
-    if one:
-        measured = measure(o, one, train, test, collectives)
-    else:
+    if paths:
         measured, swept["checkpoints"] = sweep(o, paths, train, test, collectives)
+    else:
+        assert one is not None
+        measured = measure(o, one, train, test, collectives)
     first, several = measured.outcomes[0], len(measured.outcomes) > 1
     if collectives.rank == 0 and several:
         print("\n".join(f"k {x.k}, temperature {x.temperature:g}: {words(x)}" for x in measured.outcomes), flush=True)
@@ -57,10 +63,11 @@ def evaluate(o: Knn) -> dict[str, Any]:
     numbers: dict[str, Any] = {**first.summary(), "weighting": o.knn.weighting, "feature": feature}
     numbers |= {"all": [x.summary() for x in measured.outcomes], **swept}
     numbers |= measured.subject.cost(test)
+    name, predictions = measured.subject.name, first.predictions
+    found = Result("kNN", name, o.data.dataset, test, predictions, measured.labels, numbers)
     if collectives.rank == 0:
-        name = measured.subject.name
-        Result("kNN", name, o.data.dataset, test, first.predictions, measured.labels, numbers).write(folder, o)
-    return numbers
+        found.write(folder, o)
+    return found.contents()
 
 
 def measure(o: Knn, one: Subject, train: Source, test: Source, collectives: Collectives) -> Measured:

@@ -64,8 +64,14 @@ class Tested:
     predictions: np.ndarray | None = None
 
 
-def evaluate(o: Lincls) -> dict[str, Any]:
-    """Trains and tests a linear classifier, or fine-tunes, and writes the result; returns its numbers.
+def evaluate(o: Lincls, one: Subject | None = None) -> dict[str, Any]:
+    """Trains and tests a linear classifier, or fine-tunes, and writes the result; returns it.
+
+    On ranks other than the first it lacks the tests on the way.
+
+    Args:
+        o: the options.
+        one: what to evaluate, and fine-tuned in place; None: what the options name.
 
     Raises:
         UserError: options do not fit, nothing can be loaded, or the set has no labels.
@@ -74,7 +80,7 @@ def evaluate(o: Lincls) -> dict[str, Any]:
     check(o)
     with signals() as received:
         collectives = prepare.connect(o.device, o.run.seed)
-        one = subject.load(o.encoder, o.data, o.device.precision)
+        one = one or subject.load(o.encoder, o.data, o.device.precision)
         train, test = (prepare.source(o.data, split, collectives) for split in ("train", "test"))
         check_labels(train, test)
         train = part(o, train)
@@ -86,14 +92,14 @@ def evaluate(o: Lincls) -> dict[str, Any]:
         raise AssertionError("the probe changed a backbone variable; its accuracy would mean nothing")
     numbers |= {"finetuned": o.probe.finetune, "cached_features": o.probe.cache_features}
     numbers |= {"train_images": train.num_examples, **one.cost(test, logits)}
+    assert tested.predictions is not None
+    found = Result(name_of(o), one.name, o.data.dataset, test, tested.predictions, tested.labels, numbers)
     if collectives.rank == 0:
         best = f"{numbers['best_top1']:.2%} after epoch {numbers['best_epoch']:.4g}"
         print(f"the best test was {best}, chosen on the test images; what follows is the last one's", flush=True)
-        assert tested.predictions is not None
-        found = Result(name_of(o), one.name, o.data.dataset, test, tested.predictions, tested.labels, numbers)
         found.write(folder, o)
     collectives.barrier()  # rank 0 may have been busy alone
-    return numbers
+    return found.contents()
 
 
 def check(o: Lincls) -> None:
@@ -238,7 +244,7 @@ def train(
         with statistics.averaged(learner, collectives):
             measure(training.total, training.total / training.per_epoch)
     # The run folder may be on rank 0's disk only, which writes the result.
-    lines = list(run.folder.read_metrics()) if collectives.rank == 0 else []
+    lines = run.folder.read_metrics().lines if collectives.rank == 0 else []
     return {**summary(lines, tested), "epochs": o.schedule.epochs, "steps": training.total}
 
 

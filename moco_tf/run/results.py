@@ -38,12 +38,18 @@ class Result:
     labels: np.ndarray
     numbers: dict[str, Any]
 
+    def contents(self) -> dict[str, Any]:
+        """What result.json says."""
+        counts = scores.confusion(self.predictions, self.labels, self.test.num_classes)
+        numbers = {**self.numbers, "evaluation": self.evaluation, "subject": self.subject, "dataset": self.dataset}
+        per_class = scores.per_class(counts, self.test.class_names)
+        return numbers | {"test_images": len(self.labels), "per_class": per_class}
+
     def write(self, folder: RunFolder, options: Any) -> None:
         """Prints the accuracy and writes the files; rank 0 calls it."""
         make_folder(folder.path)
         counts = scores.confusion(self.predictions, self.labels, self.test.num_classes)
-        numbers = {**self.numbers, "evaluation": self.evaluation, "subject": self.subject, "dataset": self.dataset}
-        numbers |= {"test_images": len(self.labels), "per_class": scores.per_class(counts, self.test.class_names)}
+        numbers = self.contents()
         scores.write_confusion(folder.confusion, counts, self.test.class_names)
         write_whole(folder.flags, define.flagfile(options))
         write_whole(folder.result, json.dumps(numbers, indent=1) + "\n")
