@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from moco_tf.api.recipes import Recipe as Recipe
     from moco_tf.api.recipes import metrics as metrics
     from moco_tf.api.recipes import recipe as recipe
-    from moco_tf.api.recipes import run as run
     from moco_tf.api.recipes import train as train
 
 __version__ = "0.1.0"
@@ -37,7 +36,6 @@ _HOMES = {
     "load": "pretrained",
     "metrics": "recipes",
     "recipe": "recipes",
-    "run": "recipes",
     "train": "recipes",
 }
 

@@ -6,8 +6,8 @@ B per-rank batch, S side of a view, N images.
 import dataclasses
 import math
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,7 +21,9 @@ from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.methods import base
 from moco_tf.run import prepare, pretraining, statistics
+from moco_tf.run.folder import RunFolder
 from moco_tf.run.prepare import Pretraining
+from moco_tf.training.files import write_whole
 
 
 class Training:
@@ -57,7 +59,7 @@ class Training:
         self.method.synchronise()
 
     def fit(
-        self, epochs: int | None = None, callbacks: Sequence[keras.callbacks.Callback] = (), **kwargs: object
+        self, epochs: int | None = None, callbacks: Sequence[keras.callbacks.Callback] = (), **kwargs: Any
     ) -> keras.callbacks.History:
         """Keras' fit, from the steps done so far to the end of an epoch, with the recipe's schedules.
 
@@ -97,10 +99,11 @@ class Training:
         """
         views = prepare.random_views(self.recipe.options.views, self.image_size, NORMALISATIONS["none"])
         seeds = [self.method.seed_of(use) for use in (base.FIRST_VIEW, base.SECOND_VIEW)]
-        return tuple(
+        first, second = (
             np.concatenate([view(as_rgb(x)[None], seed, rows=[i], count=len(images)) for i, x in enumerate(images)])
             for view, seed in zip(views, seeds)
         )
+        return first, second
 
     def save(self, folder: str | os.PathLike) -> "pretrained.Pretrained":
         """Writes the query encoder to a new run folder and loads it from there. See `Pretrained.save`."""
@@ -109,7 +112,7 @@ class Training:
         about.pop("encoder")
         saved = pretrained.write(folder, self.method.query_encoder, int(self.method.steps_done), about)
         if self._run.collectives.rank == 0:
-            (pathlib.Path(folder) / "flags.cfg").write_text(self.recipe.flagfile)
+            write_whole(RunFolder.of(folder).flags, self.recipe.flagfile)
         return saved
 
     def _data(self, start: int) -> tf.data.Dataset:

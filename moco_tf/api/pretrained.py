@@ -4,28 +4,28 @@ N images, D pooled features, C the head's output.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-import moco_tf
 from moco_tf.api import recipes
+from moco_tf.config.options import Export, Knn, Lincls
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
-from moco_tf.evaluation import features
+from moco_tf.evaluation import features, subject
+from moco_tf.evaluation.subject import Subject
+from moco_tf.formats import export as exports
 from moco_tf.formats.base import Loaded
 from moco_tf.formats.load import load as load_encoder
 from moco_tf.networks.encoder import Encoder
-from moco_tf.run import results
-from moco_tf.run.probing import name_of
+from moco_tf.run import knn_evaluation, probing
+from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint, collectives, device, launcher
 from moco_tf.training.files import make_folder
 
@@ -43,8 +43,7 @@ class Pretrained(Loaded):
         mean, std: of RGB in [0, 1], what its images are normalised with.
     """
 
-    _flags: Mapping[str, object] = dataclasses.field(default_factory=dict, repr=False)  # what `load` was told
-    _digest: str = dataclasses.field(default="", repr=False)  # of the weights in the file
+    _flags: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # what `load` was told
 
     def embed(
         self, images: np.ndarray | Sequence[np.ndarray], feature: str = "backbone", batch_size: int = 256
@@ -70,26 +69,34 @@ class Pretrained(Loaded):
             parts.append(embed(features.prepare_batch(tf.constant(batch), geometry)).numpy())
         return np.concatenate(parts)
 
-    def knn(self, flagfile: str | os.PathLike | None = None, **flags: object) -> dict[str, object]:
+    def knn(self, flagfile: str | os.PathLike | None = None, **flags: Any) -> dict[str, Any]:
         """Weighted kNN accuracy on a data set, as `python -m moco_tf.knn`: {"top1": share, "top5": share, ...}.
 
-        The result is written, too: into the run folder, or to workdir. On ranks other than the first it is empty.
+        What is evaluated is the encoder as it is in memory, in its own precision. The result is written, too, under
+        the name of `path`: into the run folder, or to workdir. `save` an encoder first that was changed.
 
         Args:
             flagfile: see `recipe`.
             **flags: dataset, k, knn_temperature ...
 
         Raises:
-            UserError: as the program; or the weights are no longer those of the file, see `save`.
+            UserError: as the program.
         """
-        return self._evaluated("knn", flagfile, flags)
+        o: Knn = self._recipe("knn", flagfile, flags).options
+        with recipes.whole():
+            return knn_evaluation.evaluate(o, self._subject(o, self, o.knn.feature))
 
-    def linear_probe(self, flagfile: str | os.PathLike | None = None, **flags: object) -> dict[str, object]:
-        """Accuracy of a linear classifier on the frozen backbone, as `python -m moco_tf.lincls`. See `knn`."""
-        return self._evaluated("lincls", flagfile, flags)
+    def linear_probe(self, flagfile: str | os.PathLike | None = None, **flags: Any) -> dict[str, Any]:
+        """Accuracy of a linear classifier on the frozen backbone, as `python -m moco_tf.lincls`. See `knn`.
 
-    def export(self, output: str | os.PathLike, **flags: object) -> pathlib.Path:
-        """Writes the encoder for use elsewhere, as `python -m moco_tf.export` does, in a process of its own.
+        With finetune=True a copy is tuned: the checkpoints in the result's folder hold it.
+        """
+        o: Lincls = self._recipe("lincls", flagfile, flags).options
+        with recipes.whole():
+            return probing.evaluate(o, self._subject(o, self._copy() if o.probe.finetune else self))
+
+    def export(self, output: str | os.PathLike, **flags: Any) -> pathlib.Path:
+        """Writes the encoder for use elsewhere, as `python -m moco_tf.export` does.
 
         Args:
             output: the folder or file to write.
@@ -99,21 +106,15 @@ class Pretrained(Loaded):
             output.
 
         Raises:
-            UserError: as the program; or the weights are no longer those of the file, see `save`.
+            UserError: as the program.
         """
-        self._check_file()
-        recipe = recipes.recipe(program="export", load=self.path, output=output, **{**self._flags, **flags})
-        # Its own process: it hides the GPUs, which TensorFlow cannot once it runs.
-        places = [str(pathlib.Path(moco_tf.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(
-            [sys.executable, "-m", "moco_tf.export", *recipe.arguments],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))},
-            capture_output=True,
-            text=True,
-        )
-        print(done.stdout, end="", flush=True)
-        if done.returncode:
-            raise UserError((done.stderr.strip().splitlines() or ["the export ended at once"])[-1])
+        o: Export = self._recipe("export", None, {**flags, "output": output}).options
+        with recipes.whole():
+            if launcher.is_first_rank():  # one process does it all
+                exports.check(o.export.format, o.export.output)
+                with tf.device("/CPU:0"):
+                    encoder = exports.prepared(self._copy("float32"), o.data.image_size, o.data.normalise)
+                exports.export(encoder, o.export.format, o.export.output, o.data.dataset, o.data.data_dir)
         return pathlib.Path(output)
 
     def save(self, folder: str | os.PathLike) -> "Pretrained":
@@ -131,21 +132,30 @@ class Pretrained(Loaded):
         config = self.encoder.config
         return self.encoder.backbone.features if "backbone" in (feature, config["head"]) else config["feature_dim"]
 
-    def _evaluated(self, program: str, flagfile: str | os.PathLike | None, flags: dict[str, object]) -> dict:
-        self._check_file()
-        recipe = recipes.recipe(flagfile, program=program, load=self.path, **{**self._flags, **flags})
-        recipes.run(recipe)
-        if not launcher.is_first_rank():
-            return {}
-        name = name_of(recipe.options) if program == "lincls" else program
-        return results.folder_of(recipe.options.run, recipe.options.encoder, name).read_result()
+    def _recipe(self, program: str, flagfile: str | os.PathLike | None, flags: dict[str, Any]) -> recipes.Recipe:
+        """A program's flags; of the encoder it has what `load` was told, and the precision where the flag is there."""
+        own = {**self._flags, **flags, "load": self.path}
+        if program != "export":
+            precision = self.encoder.compute_dtype
+            if flags.get("precision", "auto") not in ("auto", precision):
+                raise UserError(
+                    f"precision={flags['precision']} came, and the encoder computes in {precision}; give it to load"
+                )
+            own["precision"] = precision
+        return recipes.recipe(flagfile, program, **own)
 
-    def _check_file(self) -> None:
-        if _digest(self.encoder) != self._digest:
-            raise UserError(
-                f"the encoder's weights were changed after they were loaded from {self.path}, which the programs read; "
-                "write them with save(folder), and go on with what it returns"
-            )
+    def _subject(self, o: Knn | Lincls, loaded: Loaded, feature: str = "backbone") -> Subject | None:
+        """What is evaluated; None for a baseline, which is made from the options."""
+        if o.encoder.baseline != "none":
+            return None
+        return subject.of_encoder(loaded, o.encoder.test_resize, o.data, feature)
+
+    def _copy(self, dtype: str | None = None) -> Loaded:
+        """The same with an encoder of its own, of a Keras dtype policy."""
+        again = Encoder(**self.encoder.config, dtype=dtype or self.encoder.dtype_policy)
+        for mine, its in zip(self.encoder.named_variables().values(), again.named_variables().values()):
+            its.assign(mine.value)
+        return dataclasses.replace(self, encoder=again)
 
 
 def load(
@@ -177,10 +187,10 @@ def load(
     if normalise != "auto":
         known["mean"], known["std"] = NORMALISATIONS[normalise]
     given = {"image_size": image_size or None, "normalise": None if normalise == "auto" else normalise}
-    return Pretrained(**known, _flags=given, _digest=_digest(loaded.encoder))
+    return Pretrained(**known, _flags=given)
 
 
-def write(folder: str | os.PathLike, encoder: Encoder, step: int, about: Mapping[str, object]) -> Pretrained:
+def write(folder: str | os.PathLike, encoder: Encoder, step: int, about: Mapping[str, Any]) -> Pretrained:
     """Writes an encoder as the only checkpoint of a new run folder, on rank 0, and loads it from there, in float32.
 
     Args:
@@ -192,16 +202,16 @@ def write(folder: str | os.PathLike, encoder: Encoder, step: int, about: Mapping
     Raises:
         UserError: the folder holds checkpoints already or cannot be written.
     """
-    place, ranks = pathlib.Path(folder), collectives.connect()
-    if checkpoint.existing(place / "checkpoints"):
-        raise UserError(f"{place} holds checkpoints already; give a new folder")
+    place, ranks = RunFolder.of(folder), collectives.connect()
+    if checkpoint.existing(place.checkpoints):
+        raise UserError(f"{place.path} holds checkpoints already; give a new folder")
     ranks.barrier()  # all have looked
     if ranks.rank == 0:
-        make_folder(place)
+        make_folder(place.path)
         state = {"query_encoder": {name: v.value for name, v in encoder.named_variables().items()}}
-        checkpoint.save(place / "checkpoints", step, state, {"encoder": dict(encoder.config), **about}, keep=1)
+        checkpoint.save(place.checkpoints, step, state, {"encoder": dict(encoder.config), **about}, keep=1)
     ranks.barrier()
-    return load(place)
+    return load(place.path)
 
 
 def _batches(images: np.ndarray | Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
@@ -224,11 +234,3 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
             "each; give a list or NxHxWx3, and convert others"
         )
     return np.broadcast_to(image, (*image.shape[:2], 3))
-
-
-def _digest(encoder: Encoder) -> str:
-    """SHA-256 of all variables."""
-    digest = hashlib.sha256()
-    for variable in encoder.named_variables().values():
-        digest.update(np.ascontiguousarray(variable.value.numpy()))
-    return digest.hexdigest()

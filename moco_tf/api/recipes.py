@@ -1,20 +1,22 @@
 """Recipes: a program's flags, read from a flagfile and from keywords; and what runs them."""
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags as absl_flags
 
 from moco_tf.config import define, options
+from moco_tf.config.recipes import find
 from moco_tf.errors import UserError
 from moco_tf.run.folder import RunFolder
+from moco_tf.run.pretraining import pretrain
 from moco_tf.training import collectives, runlog
-
-_FLAGFILES = pathlib.Path(__file__).parents[2] / "flags"  # where moco_tf runs from a clone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +39,21 @@ class Recipe:
         """The same recipe with other values of these flags. Raises UserError, as `recipe` does."""
         return _parse(self.program, (*self.arguments, *_arguments(self.program, flags)))
 
+    def run(self) -> None:
+        """Runs the program in this process, on the ranks that it was started with: all of them call this.
+
+        Raises:
+            UserError: as the program, which would print it and exit with status 1.
+        """
+        with whole():
+            importlib.import_module(f"moco_tf.{self.program}").main(self.options)
+
 
 def recipe(flagfile: str | os.PathLike | None = None, program: str = "pretrain", **flags: Any) -> Recipe:
     """Reads a recipe.
 
     Args:
-        flagfile: its path; or, in a clone of the repository, its name: "demo" is flags/pretrain/demo.cfg, or
+        flagfile: its path, or the name of one of moco_tf's recipes: "demo" is flags/pretrain/demo.cfg, or
             flags/lincls/demo.cfg for the program lincls. None: the flags' defaults.
         program: the program whose flags these are, as in `python -m moco_tf.<program>`.
         **flags: values that override the flagfile's; lists may be given as such, None overrides nothing.
@@ -50,21 +61,18 @@ def recipe(flagfile: str | os.PathLike | None = None, program: str = "pretrain",
     Raises:
         UserError: there is no such file, program or flag, or a value is refused.
     """
-    files = () if flagfile is None else (f"--flagfile={_found(flagfile, program)}",)
+    files = () if flagfile is None else (f"--flagfile={_path(flagfile, program)}",)
     return _parse(program, (*files, *_arguments(program, flags)))
 
 
-def run(recipe: Recipe) -> None:
-    """Runs a recipe's program in this process, on the ranks that it was started with: all of them call this.
-
-    Raises:
-        UserError: as the program, which would print it and exit with status 1.
-    """
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """Ends a program's work: what rank 0 writes last is there for all ranks, and no log stays open."""
     try:
-        importlib.import_module(f"moco_tf.{recipe.program}").main(recipe.options)
-        collectives.connect().barrier()  # what rank 0 writes last is there for all
+        yield
+        collectives.connect().barrier()
     finally:
-        runlog.close_all()  # of a program that failed or was interrupted
+        runlog.close_all()  # of work that failed or was interrupted
 
 
 def train(recipe: Recipe, **flags: Any) -> list[dict[str, float]]:
@@ -80,26 +88,21 @@ def train(recipe: Recipe, **flags: Any) -> list[dict[str, float]]:
     if recipe.program != "pretrain":
         raise UserError(f"a recipe of moco_tf.{recipe.program} came, expected one of moco_tf.pretrain")
     recipe = recipe.replace(**flags)
-    run(recipe)
+    with whole():
+        pretrain(recipe.options)
     return metrics(recipe.options.run.workdir)
 
 
 def metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
-    """The lines of a run folder's metrics.jsonl, oldest first: step, epoch, loss, contrast_top1, learning_rate ...
+    """The numbers of a run folder's metrics.jsonl, by step: step, epoch, loss, contrast_top1, learning_rate ...
 
     A line that a crash cut off is left out. Raises UserError when there is no such file.
     """
     return RunFolder.of(workdir).read_metrics().lines
 
 
-def _found(flagfile: str | os.PathLike, program: str) -> pathlib.Path:
-    own = _FLAGFILES / program
-    for path in (pathlib.Path(flagfile), own / f"{flagfile}.cfg", _FLAGFILES.parent / flagfile):
-        if path.is_file():
-            return path.absolute()
-    known = ", ".join(sorted(path.stem for path in own.glob("*.cfg")))
-    expected = f"a path, or one of {known}" if known else "a path: names are known in a clone of the repository only"
-    raise UserError(f"the flagfile {os.fspath(flagfile)!r} is not there; expected {expected}")
+def _path(flagfile: str | os.PathLike, program: str) -> pathlib.Path:
+    return find(flagfile, define.programs(_options(program))).absolute()
 
 
 def _arguments(program: str, flags: dict[str, Any]) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from absl import flags
 from support.programs import arguments, parse
 
 import moco_tf
-from moco_tf.api import fitting, recipes
-from moco_tf.config import define
+from moco_tf.api import fitting
+from moco_tf.config import define, recipes
 from moco_tf.data.sources import ArraySource
 from moco_tf.methods.base import FIRST_VIEW
 from moco_tf.run import prepare
@@ -91,17 +91,17 @@ def test_recipe_is_what_the_program_parses():
     words = {"symmetric": "true", "crop_scale": "0.3,1", "milestones": "3,4", "learning_rate": "0.001"}
     expected = parse("pretrain", *arguments("debug/pretrain.cfg", **words))
     assert recipe.options == expected and recipe.flagfile == define.flagfile(expected)
-    values = define.values_of(recipe.options)
-    assert (values["queue_size"], values["crop_scale"]) == (512, (0.3, 1.0))  # of the file, of the keyword
+    o = recipe.options
+    assert (o.method.own["queue_size"], o.views.crop_scale) == (512, (0.3, 1.0))  # of the file, of the keyword
 
 
 def test_recipe_is_read_back_and_replaced(tmp_path):
     recipe = moco_tf.recipe("demo", epochs=7)
     (tmp_path / "own.cfg").write_text(recipe.flagfile)
     assert moco_tf.recipe(tmp_path / "own.cfg").options == recipe.options
-    other = recipe.replace(epochs=8, nesterov=True)
-    before, after = define.values_of(recipe.options), define.values_of(other.options)
-    assert {name for name in after if after[name] != before[name]} == {"epochs", "nesterov"} and before["epochs"] == 7
+    other, before = recipe.replace(epochs=8, nesterov=True), define.values_of(recipe.options)
+    changed = {name for name, value in define.values_of(other.options).items() if before[name] != value}
+    assert changed == {"epochs", "nesterov"} and recipe.options.schedule.epochs == 7
 
 
 def test_recipes_of_other_programs():
@@ -109,11 +109,15 @@ def test_recipes_of_other_programs():
     assert moco_tf.recipe(program="knn", k=10).options.knn.feature == "backbone"
 
 
-def test_names_are_known_in_a_clone_only(monkeypatch, tmp_path):
-    path = recipes._FLAGFILES / "pretrain" / "demo.cfg"
-    monkeypatch.setattr(recipes, "_FLAGFILES", tmp_path / "flags")
+def test_names_are_known_wherever_the_recipes_are(monkeypatch, tmp_path):
+    path = recipes.FLAGS / "pretrain" / "demo.cfg"
+    monkeypatch.chdir(tmp_path)
+    assert moco_tf.recipe("demo").options.encoder.own["width"] == 16
+    assert moco_tf.recipe("flags/pretrain/demo.cfg").options == moco_tf.recipe("demo").options
+    assert moco_tf.recipe("demo", program="bench").options.encoder.own["width"] == 16  # of pretrain
+    monkeypatch.setattr(recipes, "FLAGS", tmp_path / "flags")
     assert moco_tf.recipe(path).options.encoder.own["width"] == 16
-    with pytest.raises(moco_tf.UserError, match="'demo' is not there; expected a path: names are known in a clone"):
+    with pytest.raises(moco_tf.UserError, match="'demo' is not there; expected a path$"):
         moco_tf.recipe("demo")
 
 
@@ -121,6 +125,7 @@ def test_names_are_known_in_a_clone_only(monkeypatch, tmp_path):
     "make, words",
     [
         (lambda: moco_tf.recipe("nowhere"), ["'nowhere' is not there", "cifar10_moco", "demo"]),
+        (lambda: moco_tf.recipe("dmeo"), ["'dmeo' is not there", "did you mean demo?"]),
         (lambda: moco_tf.recipe("demo", epoch=2), ["'epoch' is no flag of moco_tf.pretrain", "did you mean epochs?"]),
         (lambda: moco_tf.recipe("demo", undefok="x"), ["'undefok' is no flag"]),
         (lambda: moco_tf.recipe("demo", epochs="many"), ["--epochs=many"]),
@@ -276,25 +281,44 @@ def test_linear_probe_and_its_flagfile(run, data, tmp_path):
     assert 0 <= result["top1"] <= 1 and result["steps"] == 3 and (tmp_path / "probe" / "result.json").is_file()
 
 
-def test_tuned_encoder_is_saved_before_programs_read_it(run, tmp_path):
+def test_changed_encoder_is_evaluated_as_it_is(run, data, photos):
+    """Weights in memory, not those of the file; and the probe leaves them alone, as does a fine-tuning."""
+    encoder, ((bank, labels), (queries, truth)) = moco_tf.load(run[0]), photos[1].values()
+    rng = np.random.default_rng(3)
+    for variable in encoder.encoder.parameters():
+        variable.assign(rng.standard_normal(variable.shape) / 4)
+    found = weighted_vote(encoder.embed(bank), labels, encoder.embed(queries), 3, 0.2)
+    values = {**data, "workdir": run[0].parent / "changed"}
+    result = encoder.knn(**values, test_resize=24, k=3, knn_temperature=0.2, batch_size=8)
+    assert result["top1"] == (found == truth).mean() and result["subject"] == encoder.path
+    before = encoder.embed(queries)
+    values["workdir"] = run[0].parent / "tuned"
+    encoder.linear_probe(**values, finetune=True, steps=2, batch_size=8, learning_rate=0.1)
+    np.testing.assert_array_equal(encoder.embed(queries), before)
+    assert np.abs(moco_tf.load(values["workdir"]).embed(queries) - before).max() > 0
+    with pytest.raises(moco_tf.UserError, match="precision=bfloat16 came, and the encoder computes in float32"):
+        encoder.knn(**values, precision="bfloat16")
+
+
+def test_changed_encoder_is_exported_and_saved(run, data, tmp_path):
     encoder = moco_tf.load(run[0], image_size=20, normalise="imagenet")
     variable = encoder.encoder.parameters()[0]
     variable.assign(variable.value * 1.5)
-    for evaluate in (encoder.knn, encoder.linear_probe, lambda: encoder.export(tmp_path / "encoder")):
-        with pytest.raises(moco_tf.UserError, match="weights were changed after they were loaded"):
-            evaluate()
-    saved = encoder.save(tmp_path / "tuned")
     images = np.random.default_rng(0).integers(0, 256, (2, 30, 24, 3), np.uint8)
-    np.testing.assert_array_equal(saved.embed(images), encoder.embed(images))
+    expected = encoder.embed(images)
+    exported = tf.saved_model.load(str(encoder.export(tmp_path / "encoder", **{**data, "image_size": 20})))
+    np.testing.assert_allclose(exported.embed(images), expected, atol=1e-5 * np.abs(expected).max())
+    saved = encoder.save(tmp_path / "tuned")
+    np.testing.assert_array_equal(saved.embed(images), expected)
     assert (saved.image_size, saved.mean) == (20, (0.485, 0.456, 0.406))
     with pytest.raises(moco_tf.UserError, match="tuned holds checkpoints already"):
         encoder.save(tmp_path / "tuned")
 
 
-def test_export_gives_the_embeddings(run, data, tmp_path, capsys):
+def test_export_gives_the_embeddings(run, data, tmp_path):
     encoder = moco_tf.load(run[0])
     output = encoder.export(tmp_path / "encoder", **data)
-    assert output == tmp_path / "encoder" and "was loaded back" in capsys.readouterr().out
+    assert output == tmp_path / "encoder" and "written by moco_tf.export" in (output / "README.md").read_text()
     exported = tf.saved_model.load(str(output))
     for size in (24, 37):
         images = np.random.default_rng(size).integers(0, 256, (2, size, size, 3), np.uint8)
