@@ -4,7 +4,12 @@ import pathlib
 
 from setuptools import find_packages, setup
 
-ONNX = ["tf2onnx>=1.17", "onnx>=1.18", "onnxruntime>=1.22"]  # of python -m moco_tf.export --format=onnx
+EXTRAS = {
+    "report": ["matplotlib>=3.9", "jinja2>=3.1", "scikit-learn>=1.5", "scipy>=1.11", "pillow>=10"],  # moco_tf.report
+    "probe": ["scikit-learn>=1.5"],  # moco_tf.lincls --logistic_regression
+    "onnx": ["tf2onnx>=1.17", "onnx>=1.18", "onnxruntime>=1.22"],  # moco_tf.export --format=onnx
+}
+ALL = sorted({package for packages in EXTRAS.values() for package in packages})
 
 setup(
     name="moco_tf",
@@ -13,8 +18,9 @@ setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["moco_tf", "moco_tf.*"]),
-    package_data={"moco_tf.reporting": ["page.*"]},
+    packages=[*find_packages(include=["moco_tf", "moco_tf.*"]), "moco_tf.flags"],
+    package_dir={"moco_tf.flags": "flags"},  # the recipes
+    package_data={"moco_tf.reporting": ["page.*"], "moco_tf.flags": ["*/*.cfg"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
         "tensorflow>=2.21,<2.22",
@@ -22,20 +28,15 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "importlib_resources",  # tensorflow-datasets 4.9.10 imports it without asking for it
         "numpy>=1.26",
-        "h5py>=3.11",  # Keras brings it, too; --load reads .keras files with it
         "absl-py>=2.1",
-        "tensorboard>=2.20",
+        "tensorboard>=2.20",  # tf.summary.scalar needs it, and TensorFlow does not bring it
         "tqdm>=4.66",
-        "scikit-learn>=1.5",
-        "scipy>=1.11",
-        "matplotlib>=3.9",  # draws the report's curves; brings Pillow
-        "pillow>=10",
-        "jinja2>=3.1",
     ],
     extras_require={
-        "onnx": ONNX,
+        **EXTRAS,
+        "all": ALL,
         "dev": [
-            *ONNX,
+            *ALL,
             *(
                 "pytest>=8",
                 "pytest-timeout>=2.3",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moco_tf.errors import UserError
+from moco_tf.config import extras
 from moco_tf.evaluation.scores import label_places
 
 WEIGHT_DECAYS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -16,12 +16,7 @@ WEIGHT_DECAYS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 def require() -> None:
     """Raises UserError where scikit-learn is missing."""
-    try:
-        import sklearn.linear_model  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "--logistic_regression needs scikit-learn, which is not installed; pip install scikit-learn"
-        ) from None
+    extras.need("--logistic_regression", ("sklearn",), "probe")
 
 
 def fit_and_test(

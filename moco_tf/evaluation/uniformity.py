@@ -4,7 +4,6 @@ N images, C dimensions. Rows are normalised features; both figures are the bette
 """
 
 import numpy as np
-from scipy.spatial.distance import pdist
 
 
 def alignment(x: np.ndarray, y: np.ndarray, alpha: float = 2.0) -> float:
@@ -34,6 +33,8 @@ def uniformity(x: np.ndarray, t: float = 2.0) -> float:
         x: features of one view of each image, NxC with N at least 2, rows of length one.
         t: precision of the Gaussian kernel, above 0.
     """
+    from scipy.spatial.distance import pdist
+
     _check(x)
     if len(x) < 2:
         raise ValueError(f"features of {len(x)} images came; expected at least 2, for there to be a pair")

@@ -4,12 +4,12 @@ Legend: B images of a batch, S side of the network's images, D pooled features, 
 """
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.config import extras
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
@@ -54,14 +54,7 @@ class UnfitEncoder(UserError):
 
 def need(name: str, packages: tuple[str, ...], extra: str) -> None:
     """Raises UserError if packages of an extra cannot be imported."""
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except Exception as error:  # not only ImportError: one that was built for another NumPy raises anything
-            raise UserError(
-                f"--format={name} needs {', '.join(packages)}, and {package} cannot be imported ({one_line(error)}); "
-                f"install them: pip install 'moco_tf[{extra}]'; or give --format=savedmodel"
-            ) from None
+    extras.need(f"--format={name}", packages, extra, "; or give --format=savedmodel")
 
 
 def unconvertible(name: str, converter: str, error: Exception) -> UserError:
