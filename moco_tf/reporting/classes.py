@@ -1,14 +1,16 @@
 """Accuracy of each class and what is confused with what: L classes, counts LxL of images by class and prediction."""
 
 import csv
-import json
+import dataclasses
 import os
+from typing import Any
 
 import numpy as np
 
+from moco_tf.config import define
 from moco_tf.evaluation import scores
-from moco_tf.reporting.runs import Run, read_flags
-from moco_tf.reporting.subject import Subject
+from moco_tf.reporting.examined import Examined
+from moco_tf.reporting.results import RunRecord
 
 MANY = 25  # classes up to which each is shown, and the whole matrix; of more there is a summary
 _CONFUSIONS = 10  # the commonest; more where there are many classes
@@ -16,42 +18,59 @@ _ENDS = 10  # classes of lowest and of highest accuracy
 _FEATURES = {"backbone": "the pooled features", "head": "the output of the head"}
 
 
-def of_knn(run: Run, checkpoint: str) -> tuple[np.ndarray, tuple[str, ...], str] | None:
-    """(counts, class names, what they are) by moco_tf.knn, if it evaluated this checkpoint: it takes all images."""
-    folder = run.folder / "knn"
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """Images by class and prediction.
+
+    Args:
+        counts: LxL.
+        names: of the classes, L.
+        says: what was counted, for people.
+    """
+
+    counts: np.ndarray
+    names: tuple[str, ...]
+    says: str
+
+
+def of_knn(run: RunRecord, checkpoint: str) -> Counted | None:
+    """What moco_tf.knn counted, if it evaluated this checkpoint: it takes all images."""
+    folder = run.folder.results("knn")
+    result = folder.read_result()
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        with open(folder / "confusion.csv", newline="", encoding="utf-8") as file:
+        with open(folder.confusion, newline="", encoding="utf-8") as file:
             (_, *names), *rows = csv.reader(file)
         counts = np.array([[int(cell) for cell in cells] for _, *cells in rows])
         if counts.shape != (len(names), len(names)) or counts.min() < 0 or not counts.sum():
             return None
         if os.path.basename(result["subject"]) != os.path.basename(checkpoint):
             return None  # folders may have moved since
-        feature = _FEATURES[read_flags(folder / "flags.cfg").get("feature", "backbone")]
+        feature = _FEATURES[define.texts_of(folder.flags).get("feature", "backbone")]
         says = f"kNN (k = {int(result['k'])}) on {feature}: {_percent(counts)} of {counts.sum():,} test images of "
-        return counts, tuple(names), f"{says}{result['dataset']}, as moco_tf.knn evaluated them."
+        return Counted(counts, tuple(names), f"{says}{result['dataset']}, as moco_tf.knn evaluated them.")
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def of_subject(subject: Subject) -> tuple[np.ndarray, tuple[str, ...], str]:
-    """The same of the images that the report classified."""
-    labelled = subject.test.labels >= 0
-    counts = scores.confusion(subject.predicted[labelled], subject.test.labels[labelled], len(subject.class_names))
+def of_examined(examined: Examined, predicted: np.ndarray) -> Counted:
+    """The same of the images that the report classified: their predicted classes, N."""
+    test = examined.test
+    labelled = test.labels >= 0
+    counts = scores.confusion(predicted[labelled], test.labels[labelled], len(examined.class_names))
     says = (
-        f"kNN (k = {subject.k}) on the pooled features: {_percent(counts)} of {counts.sum():,} test images against "
-        f"{len(subject.bank.features):,} training images. {subject.note} {subject.sampled}"
+        f"kNN (k = {examined.k}) on the pooled features: {_percent(counts)} of {counts.sum():,} test images against "
+        f"{len(examined.bank.features):,} training images. {examined.note} {examined.sampled}"
     )
-    return counts, subject.class_names, says
+    return Counted(counts, examined.class_names, says)
 
 
 def _percent(counts: np.ndarray) -> str:
     return f"{100 * np.trace(counts) / counts.sum():.2f}\N{NO-BREAK SPACE}%"
 
 
-def summary(counts: np.ndarray, names: tuple[str, ...]) -> dict:
+def summary(found: Counted) -> dict[str, Any]:
     """Rows for the page: every class, the commonest confusions; the matrix of few classes, the spread of many."""
+    counts, names = found.counts, found.names
     images = counts.sum(axis=1)
     share = counts / np.maximum(images, 1)[:, None]
     rows = [(name, int(n), float(share[c, c]) if n else None) for c, (name, n) in enumerate(zip(names, images))]
@@ -66,9 +85,10 @@ def summary(counts: np.ndarray, names: tuple[str, ...]) -> dict:
     }
 
 
-def _spread(rows: list[tuple[str, int, float | None]]) -> dict:
+def _spread(rows: list[tuple[str, int, float | None]]) -> dict[str, Any]:
     """How many classes have which accuracy, in ten steps; the classes of lowest and of highest."""
-    known = sorted((row for row in rows if row[2] is not None), key=lambda row: row[2])
+    known = [(name, images, share) for name, images, share in rows if share is not None]
+    known.sort(key=lambda row: row[2])
     tenths = np.minimum((10 * np.array([share for *_, share in known]) + 1e-9).astype(int), 9)
     numbers = np.bincount(tenths, minlength=10)
     steps = [

@@ -1,5 +1,7 @@
 """A map of the features in two dimensions, a point an image."""
 
+from typing import Any
+
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -24,7 +26,7 @@ def project(features: np.ndarray, seed: int) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init=start, random_state=seed).fit_transform(reduced)
 
 
-def draw(points: np.ndarray, labels: np.ndarray) -> tuple[str, list[list[float]], list[dict]]:
+def draw(points: np.ndarray, labels: np.ndarray) -> tuple[str, list[list[float]], list[dict[str, Any]]]:
     """(svg, places of the points in it, colour and sign of each class): Nx2 and N labels, -1 for none."""
     area = min(60, max(28, 36_000 / len(points)))  # of a mark: fewer are larger
     looks = {int(label): svg.look(int(label)) for label in np.unique(labels)}
@@ -34,7 +36,9 @@ def draw(points: np.ndarray, labels: np.ndarray) -> tuple[str, list[list[float]]
         for label, found in looks.items():
             rows = labels == label
             marker = svg.MARKERS[found["marker"]]
-            drawn = axes.scatter(*points[rows].T, s=area * _THIN.get(marker, 1), marker=marker, linewidth=0.5)
+            drawn = axes.scatter(
+                points[rows, 0], points[rows, 1], s=area * _THIN.get(marker, 1), marker=marker, linewidth=0.5
+            )
             drawn.set(
                 facecolor=svg.colour(found["colour"]), edgecolor=svg.colour("surface"), gid=f"{svg.MARKED}{label}"
             )

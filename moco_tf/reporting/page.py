@@ -3,32 +3,40 @@
 import os
 import pathlib
 from importlib import resources
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from moco_tf.errors import UserError
-from moco_tf.reporting import curves
+from moco_tf.reporting import charts
+from moco_tf.training.files import replacing
 
 
-def render(**sections: object) -> str:
+def check_output(path: pathlib.Path) -> None:
+    """Refuses a page that could not be written, before the work. Raises UserError."""
+    folder = path.parent
+    if path.is_dir():
+        raise UserError(f"--output={path} is a folder; expected the file to write, such as {path / 'report.html'}")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{path} cannot be written: {folder} is no writable folder; give another --output")
+
+
+def render(sections: dict[str, Any]) -> str:
     """The page as text. The template escapes whatever came from outside."""
     files = resources.files(__package__)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.lstrip_blocks = True
     environment.filters["svg"] = Markup  # of matplotlib, which escapes its text
-    environment.filters["shown"] = curves.shown
+    environment.filters["shown"] = charts.shown
     own = {name: Markup((files / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}  # noqa: S704 - files of the package
     template = environment.from_string((files / "page.html").read_text(encoding="utf-8"))
     return template.render(**own, **sections)
 
 
-def write(path: pathlib.Path, text: str) -> None:
-    """Writes the page, whole or not at all. Raises UserError."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error.strerror}); give another --output") from None
+def write(path: pathlib.Path, text: str) -> int:
+    """Writes the page, whole or not at all; returns its bytes. Raises UserError."""
+    content = text.encode("utf-8", errors="replace")
+    with replacing(path) as draft:
+        draft.write_bytes(content)
+    return len(content)

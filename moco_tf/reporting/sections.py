@@ -1,35 +1,91 @@
 """The sections of the page: each is what the template shows, or one sentence that says why there is nothing to show."""
 
-import pathlib
-from collections.abc import Callable
+import dataclasses
+import time
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from moco_tf import table
-from moco_tf.errors import UserError
-from moco_tf.reporting import classes, curves, embedding_map, pictures, svg
-from moco_tf.reporting.runs import Run
-from moco_tf.reporting.subject import Subject, sample_views
-from moco_tf.reporting.subject import spread as spread_of_views
+from moco_tf import __version__
+from moco_tf.reporting import charts, classes, embedding_map, pictures, results, svg
+from moco_tf.reporting.examined import Examination, Examined, SampledViews, Spread, attempt
+from moco_tf.reporting.results import RunRecord
 
-Section = dict | str
+Section = dict[str, Any] | str
 
 _THUMBNAIL = 48  # pixels of a side on the map
 _SPRITE = 2_500_000  # bytes of all thumbnails of the map
 _PICTURE = 96  # pixels of a side elsewhere
-_QUERIES, _PAIRS = 8, 12
+_QUERIES = 8  # test images whose neighbours are shown
+_NAMED = 4  # runs in the title
+_SEED = 0  # of what is drawn for the page: two pages of one run show the same
 
 
-def attempt(make: Callable, *arguments: object) -> object:
-    """What make returns, or the words of its UserError."""
-    try:
-        return make(*arguments)
-    except UserError as error:
-        return " ".join(str(error).split())
+@dataclasses.dataclass(frozen=True)
+class DrawnMap:
+    """The map of features.
+
+    Args:
+        shown: what the template shows.
+        data: numbers for the page's script; None without a map.
+        sheet: the thumbnails; None without a map.
+        rows: the test images on it.
+    """
+
+    shown: Section
+    data: dict[str, Any] | None
+    sheet: Image.Image | None
+    rows: np.ndarray
 
 
-def tiles(runs: list[Run]) -> list[tuple[str, str]]:
+def of_files(records: list[RunRecord]) -> dict[str, Any]:
+    """What the page shows of the run folders' files."""
+    drawn = drawable(charts.CHARTS, records)
+    throughput = speed(records)
+    names = ", ".join(run.name for run in records[:_NAMED])
+    names += f" and {len(records) - _NAMED} more" if records[_NAMED:] else ""
+    every = drawn + (throughput["charts"] if isinstance(throughput, dict) else [])
+    return {
+        "title": f"Report of {names}",
+        "subtitle": f"{time.strftime('%Y-%m-%d %H:%M')}, moco_tf {__version__}",
+        "footer": f"Written by python -m moco_tf.report, moco_tf {__version__}.",
+        "complaints": [complaint for run in records for complaint in run.complaints],
+        "tiles": tiles(records),
+        "results": accuracies(records),
+        "charts": drawn or "metrics.jsonl holds no curves.",
+        "no_knn": no_knn(records),
+        "speed": throughput,
+        "recipe": recipe(records),
+        "data": {"map": None, "charts": {one["chart"].name: one["data"] for one in every}},
+    }
+
+
+def add_images(
+    made: dict[str, Any], records: list[RunRecord], examination: Examination | None, drawn: DrawnMap | None
+) -> None:
+    """Adds what the page shows of images to its other sections.
+
+    Args:
+        made: of `of_files`.
+        records: the runs.
+        examination: what was computed; None: nothing, as --noimages says.
+        drawn: the map; None: likewise.
+    """
+    if not examination or not drawn:
+        made |= dict.fromkeys(("views", "neighbours", "map", "classes", "spread"), "Left out by --noimages.")
+        return
+    first = examination.first
+    made["views"] = views(records[0], examination.views)
+    made["spread"] = spread(examination.spread)
+    made["map"], made["data"]["map"] = drawn.shown, drawn.data
+    if isinstance(first, str):
+        made |= dict.fromkeys(("neighbours", "classes"), f"No features: {first}.")
+    else:
+        made |= {"neighbours": neighbours(first), "classes": class_table(records[0], first)}
+
+
+def tiles(runs: list[RunRecord]) -> list[tuple[str, str]]:
     """(name, value) of the figures that a reader looks for first; of one run, or how many runs there are."""
     if len(runs) > 1:
         return [("runs", str(len(runs)))]
@@ -46,165 +102,174 @@ def tiles(runs: list[Run]) -> list[tuple[str, str]]:
         ("contrast top-1", "contrast_top1", True),
         ("monitor's kNN top-1", "knn_top1", True),
     ):
-        value = run.last(metric)
-        found.append((name, None if value is None else curves.shown(value, share)))
+        value = run.metrics.last(metric)
+        found.append((name, None if value is None else charts.shown(value, share)))
     return [(name, value) for name, value in found if value]
 
 
-def results(runs: list[Run]) -> Section:
+def accuracies(runs: list[RunRecord]) -> Section:
     """The table of moco_tf.table."""
-    rows = list(table.rows({run.name: run.folder for run in runs}))
+    rows = list(results.rows({run.name: run.folder for run in runs}))
     if all(cell == "-" for _, cells in rows for cell in cells):
         return "Nothing was evaluated yet: moco_tf.knn and moco_tf.lincls with --load of the run folder do that."
-    return {"columns": list(table.COLUMNS.values()), "rows": rows}
+    return {"columns": list(results.COLUMNS.values()), "rows": rows}
 
 
-def charts(specs: tuple[curves.Chart, ...], runs: list[Run]) -> list[dict]:
-    """What can be drawn of them."""
-    return [drawn for chart in specs if (drawn := curves.draw(chart, runs))]
+def drawable(specs: tuple[charts.Chart, ...], runs: list[RunRecord]) -> list[dict[str, Any]]:
+    """Those of the charts that can be drawn."""
+    return [drawn for chart in specs if (drawn := charts.draw(chart, runs))]
 
 
-def readings(made: dict[str, Section | list]) -> dict[str, dict]:
-    """The numbers of all charts of the page, for its script."""
-    drawn = made["charts"] if isinstance(made["charts"], list) else []
-    drawn = drawn + (made["speed"]["charts"] if isinstance(made["speed"], dict) else [])
-    return {one["chart"].name: one["data"] for one in drawn}
-
-
-def no_knn(runs: list[Run]) -> str:
+def no_knn(runs: list[RunRecord]) -> str:
     """Why there is no kNN curve, where there is none."""
-    return "" if any(run.last("knn_top1") is not None for run in runs) else "The monitor was off (--knn_every=0)."
+    known = any(run.metrics.last("knn_top1") is not None for run in runs)
+    return "" if known else "The monitor was off (--knn_every=0)."
 
 
-def speed(runs: list[Run]) -> Section:
+def speed(runs: list[RunRecord]) -> Section:
     """Throughput and the time spent waiting for input."""
     rows = []
     for run in runs:
-        rates = [value for _, value in run.series("images_per_second", "step")]
-        waits = [value for _, value in run.series("input_wait", "step")]
+        rates = [value for _, value in run.metrics.series("images_per_second", "step")]
+        waits = [value for _, value in run.metrics.series("input_wait", "step")]
         if rates:
-            shown = [curves.shown(value) for value in (np.median(rates), min(rates), max(rates))]
-            rows.append([run.name, *shown, curves.shown(np.median(waits), True) if waits else "-"])
+            shown = [charts.shown(value) for value in (float(np.median(rates)), min(rates), max(rates))]
+            rows.append([run.name, *shown, charts.shown(float(np.median(waits)), True) if waits else "-"])
     if not rows:
         return "metrics.jsonl holds no images_per_second."
-    waiting = any(run.last("input_wait") is not None for run in runs)
+    waiting = any(run.metrics.last("input_wait") is not None for run in runs)
     without = "The run did not record how long it waited for input; moco_tf.bench measures that."
-    return {"rows": rows, "charts": charts(curves.SPEED, runs), "absent": [] if waiting else [without]}
+    return {"rows": rows, "charts": drawable(charts.SPEED, runs), "absent": [] if waiting else [without]}
 
 
-def recipe(runs: list[Run]) -> dict:
+def recipe(runs: list[RunRecord]) -> dict[str, Any]:
     """The runs, and which of their flags differ."""
     names = sorted(set().union(*(run.flags for run in runs)) - {"workdir"})
     table = [(name, [run.flags.get(name, "-") for run in runs]) for name in names]
     return {"runs": runs, "differing": [(name, values) for name, values in table if len(set(values)) > 1]}
 
 
-def views(run: Run, data_dir: str | None) -> tuple[Section, list[np.ndarray]]:
-    """Pairs of views as the network sees them; also as arrays."""
-    found = attempt(sample_views, run, data_dir, _PAIRS)
+def views(run: RunRecord, found: SampledViews | str) -> Section:
+    """Pairs of views as the network sees them."""
     if isinstance(found, str):
-        return f"No views: {found}.", []
-    pairs, looked_at = found
-    says = f"Random views of {len(pairs)} training images as {run.name} sees them, normalisation undone"
-    says += "; two of each image." if looked_at > 1 else "; this method looks at one of each image."
-    return {"says": says, "pairs": [[pictures.uri(view, 160) for view in pair[:looked_at]] for pair in pairs]}, pairs
+        return f"No views: {found}."
+    says = f"Random views of {len(found.pairs)} training images as {run.name} sees them, normalisation undone"
+    says += "; two of each image." if found.looked_at > 1 else "; this method looks at one of each image."
+    return {"says": says, "pairs": [[pictures.uri(v, 160) for v in pair[: found.looked_at]] for pair in found.pairs]}
 
 
-def neighbours(subject: Subject, seed: int) -> dict:
+def neighbours(examined: Examined, seed: int = _SEED) -> dict[str, Any]:
     """Some test images, each with the training images whose features are nearest."""
-    rows = np.random.default_rng(seed).permutation(len(subject.test.features))[:_QUERIES]
+    rows = np.random.default_rng(seed).permutation(len(examined.test.features))[:_QUERIES]
     queries = []
     for row in rows:
-        near = [_near(subject, row, *pair) for pair in zip(subject.similarities[row], subject.nearest[row])]
-        label = _name(subject, subject.test.labels[row])
-        queries.append({"source": pictures.uri(subject.test.image(row), _PICTURE), "label": label, "near": near})
+        near = [_near(examined, row, *pair) for pair in zip(examined.similarities[row], examined.nearest[row])]
+        label = examined.class_name(examined.test.labels[row])
+        queries.append({"source": pictures.uri(examined.test.image(row), _PICTURE), "label": label, "near": near})
     says = (
-        f"The {subject.nearest.shape[1]} nearest of {len(subject.bank.features):,} training images, by the cosine "
+        f"The {examined.nearest.shape[1]} nearest of {len(examined.bank.features):,} training images, by the cosine "
         "of the pooled features, nearest first."
     )
-    if subject.class_names:
+    if examined.class_names:
         says += " ✓ and a solid frame: the same class; ✗ and a dashed frame: another one, which is named."
-    return {"says": f"{says} {subject.note}", "queries": queries}
+    return {"says": f"{says} {examined.note}", "queries": queries}
 
 
-def _near(subject: Subject, row: int, similarity: float, neighbour: int) -> dict:
-    label, own = subject.bank.labels[neighbour], subject.test.labels[row]
+def _near(examined: Examined, row: int, similarity: float, neighbour: int) -> dict[str, Any]:
+    label, own = examined.bank.labels[neighbour], examined.test.labels[row]
     return {
-        "source": pictures.uri(subject.bank.image(neighbour), _PICTURE),
+        "source": pictures.uri(examined.bank.image(neighbour), _PICTURE),
         "similarity": f"{similarity:.3f}",
-        "label": _name(subject, label),
+        "label": examined.class_name(label),
         "same": bool(label == own) if min(label, own) >= 0 else None,
     }
 
 
-def _name(subject: Subject, label: int) -> str:
-    return subject.class_names[label] if 0 <= label < len(subject.class_names) else ""
+def the_map(examined: Examined | str, count: int, seed: int = _SEED) -> DrawnMap:
+    """The map of some test images.
 
-
-def the_map(subject: Subject, count: int, seed: int) -> tuple[Section, Image.Image | None, np.ndarray]:
-    """The map for the page; also the sheet of thumbnails and the test images that are on it."""
-    chosen = np.random.default_rng(seed).permutation(len(subject.test.features))[:count]
-    rows = np.sort(chosen)
-    points = attempt(embedding_map.project, subject.test.features[rows], seed)
+    Args:
+        examined: the images, or why there are none.
+        count: at most so many images.
+        seed: of the choice and the map.
+    """
+    if isinstance(examined, str):
+        return DrawnMap(f"No features: {examined}.", None, None, np.zeros(0, int))
+    test = examined.test
+    rows = np.sort(np.random.default_rng(seed).permutation(len(test.features))[:count])
+    points = attempt(embedding_map.project, test.features[rows], seed)
     if isinstance(points, str):
-        return f"No map: {points}.", None, rows
-    labels = subject.test.labels[rows]
-    drawn, (x, y), looks = embedding_map.draw(points, labels)
-    side = min(_THUMBNAIL, *(subject.test.source.image_shape or (_THUMBNAIL,)))
-    sheet = pictures.sprite((subject.test.image(row) for row in rows), len(rows), side)
-    found = {
-        "svg": drawn,
-        "count": f"{len(rows):,}",
-        "says": f"t-SNE of the pooled features of {len(rows):,} test images; marks that lie close together look alike "
-        "to the encoder. Distances between groups mean little.",
-        "classes": [{**look, "name": _name(subject, look["label"]) or "no class"} for look in looks],
-    }
-    found["classes"] *= len(looks) > 1  # one alone tells nothing
-    found["many"] = len(looks) > classes.MANY
+        return DrawnMap(f"No map: {points}.", None, None, rows)
+    drawn, places, looks = embedding_map.draw(points, test.labels[rows])
+    side = min(_THUMBNAIL, *(test.source.image_shape or (_THUMBNAIL,)))
+    sheet = pictures.sprite((test.image(row) for row in rows), len(rows), side)
+    shown = _shown_map(examined, drawn, looks, len(rows))
+    return DrawnMap(shown, _map_data(examined, places, sheet, rows), sheet, rows)
+
+
+def _shown_map(examined: Examined, drawn: str, looks: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    says = (
+        f"t-SNE of the pooled features of {count:,} test images; marks that lie close together look alike to the "
+        "encoder. Distances between groups mean little."
+    )
     if max(look["label"] for look in looks) >= svg.LOOKS:
-        found["says"] += f" Colours with marks come again after {svg.LOOKS} classes."
-    found["data"] = {"x": x, "y": y, "labels": labels.tolist(), "names": subject.class_names, "side": side}
-    found["data"] |= {"width": embedding_map.SIDE, "columns": sheet.width // side, "files": _files(subject, rows)}
-    found["data"] |= {"index": subject.test.indices[rows].tolist(), "sprite": pictures.sprite_uri(sheet, _SPRITE)}
-    found["data"]["predicted"] = None if subject.predicted is None else subject.predicted[rows].tolist()
-    return found, sheet, rows
+        says += f" Colours with marks come again after {svg.LOOKS} classes."
+    named = [{**look, "name": examined.class_name(look["label"]) or "no class"} for look in looks]
+    return {
+        "svg": drawn,
+        "count": f"{count:,}",
+        "says": says,
+        "classes": named if len(looks) > 1 else [],  # one alone tells nothing
+        "many": len(looks) > classes.MANY,
+    }
 
 
-def _files(subject: Subject, rows: np.ndarray) -> list[str] | None:
-    source = subject.test.source
-    if source.fixed_size:
-        return None
-    return [pathlib.PurePath(source.describe(int(subject.test.indices[row]))).name for row in rows]
+def _map_data(examined: Examined, places: list[list[float]], sheet: Image.Image, rows: np.ndarray) -> dict[str, Any]:
+    """What the page's script reads.
+
+    Args:
+        examined: the images.
+        places: x and y of each on the map.
+        sheet: their thumbnails.
+        rows: which test images are on the map.
+    """
+    test, (x, y) = examined.test, places
+    columns = int(np.ceil(np.sqrt(len(rows))))
+    return {
+        "x": x,
+        "y": y,
+        "labels": test.labels[rows].tolist(),
+        "names": examined.class_names,
+        "side": sheet.width // columns,
+        "width": embedding_map.SIDE,
+        "columns": columns,
+        "files": test.files(rows),
+        "index": test.indices[rows].tolist(),
+        "sprite": pictures.sprite_uri(sheet, _SPRITE),
+        "predicted": None if examined.predicted is None else examined.predicted[rows].tolist(),
+    }
 
 
-def metadata(subject: Subject, rows: np.ndarray) -> list[tuple[str, ...]]:
-    """Columns for TensorBoard's projector."""
-    files = _files(subject, rows) or [str(index) for index in subject.test.indices[rows]]
-    taken = [""] * len(rows) if subject.predicted is None else [_name(subject, c) for c in subject.predicted[rows]]
-    names = [_name(subject, label) for label in subject.test.labels[rows]]
-    return [("class", "kNN", "image"), *zip(names, taken, files)]
-
-
-def class_table(run: Run, subject: Subject) -> Section:
-    """Per-class accuracy and confusions of the kNN."""
-    evaluated = classes.of_knn(run, subject.checkpoint)
-    if evaluated is None and subject.predicted is None:
+def class_table(run: RunRecord, examined: Examined) -> Section:
+    """Accuracy of each class and confusions of the kNN."""
+    evaluated = found = classes.of_knn(run, examined.checkpoint)
+    if found is None and examined.predicted is not None:
+        found = classes.of_examined(examined, examined.predicted)
+    if found is None:
         return "The images have no labels, so there are no classes to tell apart."
-    counts, names, says = evaluated or classes.of_subject(subject)
     matrix = f"With more than {classes.MANY} classes the matrix is too large for a page; "
     matrix += "the run folder has it: knn/confusion.csv." if evaluated else "moco_tf.knn writes it to confusion.csv."
-    return {"says": says, "no_matrix": matrix, **classes.summary(counts, names)}
+    return {"says": found.says, "no_matrix": matrix, **classes.summary(found)}
 
 
-def spread(runs: list[Run], data_dir: str | None, images: int) -> Section:
-    """Alignment and uniformity of every run."""
+def spread(found: dict[str, Spread | str]) -> Section:
+    """Alignment and uniformity of every run, by its name."""
     rows, missing = [], []
-    for run in runs:
-        found = attempt(spread_of_views, run, data_dir, images)
-        if isinstance(found, str):
-            missing.append(f"Not for {run.name}: {found}.")
+    for name, figures in found.items():
+        if isinstance(figures, str):
+            missing.append(f"Not for {name}: {figures}.")
         else:
-            rows += [(run.name, name, figures) for name, figures in found.items()]
+            rows += [(name, what, pair) for what, pair in figures.items()]
     if not rows:
         return missing[0]
     says = (
@@ -212,4 +277,4 @@ def spread(runs: list[Run], data_dir: str | None, images: int) -> Section:
         "of exp(-2 d²) over pairs of images, towards -4 when many dimensions are filled evenly. Features are "
         "normalised; lower is better for both (Wang & Isola, 2020)."
     )
-    return {"says": says, "rows": rows, "absent": missing, "several": len(runs) > 1}
+    return {"says": says, "rows": rows, "absent": missing, "several": len(found) > 1}

@@ -3,9 +3,11 @@
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 COLOURS = 10
@@ -25,7 +27,15 @@ def colour(name: str | int) -> str:
     return _PLACEHOLDERS[name if isinstance(name, str) else f"c{name % COLOURS}"]
 
 
-def look(number: int) -> dict[str, int | str]:
+class Look(TypedDict):
+    """How a class or a run is drawn: number of its colour, number of its marker, the marker in text."""
+
+    colour: int
+    marker: int
+    sign: str
+
+
+def look(number: int) -> Look:
     """Colour and marker of a class or run; those of the first LOOKS differ from each other."""
     marker = (number + number // COLOURS) % len(MARKERS)
     return {"colour": number % COLOURS, "marker": marker, "sign": SIGNS[marker]}
@@ -71,7 +81,7 @@ def text(drawn: Figure) -> str:
     return found.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
 
 
-def places(drawn: Figure, points: object) -> list[list[float]]:
+def places(drawn: Figure, points: np.ndarray | Sequence[tuple[float, float]]) -> list[list[float]]:
     """Points of the figure's only axes (Nx2) in the units of its SVG, whose y goes down: [all x, all y]."""
     pixels = drawn.axes[0].transData.transform(points)
     height = drawn.bbox.height

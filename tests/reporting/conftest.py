@@ -5,10 +5,11 @@ import pytest
 from support.programs import TINY, call, write_photos
 from support.report_pages import HOSTILE
 
-from moco_tf import report
 from moco_tf.data.sources import ArraySource
-from moco_tf.reporting import page, runs, sections
-from moco_tf.reporting.subject import Embedded, Subject
+from moco_tf.reporting import page, sections
+from moco_tf.reporting.examined import Embedded, Examination, Examined
+from moco_tf.reporting.results import RunRecord
+from moco_tf.run.folder import Metrics, RunFolder
 from moco_tf.training import device
 
 
@@ -54,11 +55,10 @@ def many_classes(tmp_path_factory):
     source = ArraySource("noise", rng.integers(0, 256, (60, 8, 8, 3), np.uint8), labels, names)
     some = Embedded(source, np.arange(60), labels, rng.standard_normal((60, 4)).astype(np.float32))
     nearest = np.tile(np.arange(4), (60, 1))
-    seen = Subject("step-1", some, some, names, predicted, np.ones((60, 4)), nearest, 3, "", "Not of all.")
-    run = runs.Run("r", tmp_path_factory.mktemp("many"), [{"step": 1.0, "loss": 2.0}], {}, [])
-    the_map, *_ = sections.the_map(seen, 60, 0)
-    made = report.of_files([run]) | dict.fromkeys(("views", "spread"), "None.")
-    made |= {"neighbours": sections.neighbours(seen, 0), "map": the_map, "classes": sections.class_table(run, seen)}
-    text = page.render(**made, data={"map": the_map.pop("data"), "charts": sections.readings(made)})
-    (run.folder / "report.html").write_text(text)
-    return run.folder / "report.html"
+    seen = Examined("step-1", some, some, names, predicted, np.ones((60, 4)), nearest, 3, "", "Not of all.")
+    folder = RunFolder(tmp_path_factory.mktemp("many"))
+    run = RunRecord("r", folder, Metrics([{"step": 1.0, "loss": 2.0}], []), {}, [])
+    made = sections.of_files([run])
+    sections.add_images(made, [run], Examination("None", seen, {"r": "None"}), sections.the_map(seen, 60))
+    page.write(folder.report, page.render(made))
+    return folder.report

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -14,8 +16,12 @@ from support.programs import TINY, call, start, write_photos
 from support.report_pages import HOSTILE, Page
 from tensorboard.plugins import projector
 
+from moco_tf.config import extras
 from moco_tf.errors import UserError
-from moco_tf.reporting import curves, embedding_map, pictures, runs, settings, svg
+from moco_tf.reporting import charts, embedding_map, pictures, svg
+from moco_tf.reporting.results import RunRecord
+from moco_tf.run import examine
+from moco_tf.run.folder import Metrics, RunFolder
 from moco_tf.training.meter import InputWait
 
 
@@ -51,12 +57,12 @@ def test_page_agrees_with_knn(run):
 
 
 def test_charts_hold_the_metrics(run):
-    lines = runs.read_metrics(run / "metrics.jsonl")[0]
-    charts = Page(run / "report.html").data()["charts"]
-    assert charts.keys() == {"loss", "contrast", "knn", "rate", "std", "speed", "wait"}
-    assert charts["loss"]["series"][0]["value"] == [line["loss"] for line in lines if "loss" in line]
-    assert charts["knn"]["series"][1]["value"] == [line["knn_top5"] for line in lines if "knn_top5" in line]
-    assert all(0 <= value <= 1 for value in charts["wait"]["series"][0]["value"])
+    lines = RunFolder(run).read_metrics().lines
+    drawn = Page(run / "report.html").data()["charts"]
+    assert drawn.keys() == {"loss", "contrast", "knn", "rate", "std", "speed", "wait"}
+    assert drawn["loss"]["series"][0]["value"] == [line["loss"] for line in lines if "loss" in line]
+    assert drawn["knn"]["series"][1]["value"] == [line["knn_top5"] for line in lines if "knn_top5" in line]
+    assert all(0 <= value <= 1 for value in drawn["wait"]["series"][0]["value"])
 
 
 def test_tensorboard_has_views_and_projector(run):
@@ -94,13 +100,13 @@ def test_several_runs(run, tmp_path):
     other = tmp_path / "other" / run.name
     other.mkdir(parents=True)
     (other / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.5, "loss": 2.5}\n')
-    (other / "flags.cfg").write_text("--method=moco\n--noexact_blur\n--queue_size=8\n")
+    (other / "flags.cfg").write_text("--method=moco\n--nesterov\n--queue_size=8\n")
     call("report", workdir=f"{run},{other}", output=tmp_path / "page.html", images=False)
     page = Page(tmp_path / "page.html")
     loss = page.data()["charts"]["loss"]["series"]
     assert [series["label"] for series in loss] == [str(run), str(other)]
     assert loss[1]["value"] == [2.5]
-    assert "--queue_size 64 8 " in page.text("recipe") and "--exact_blur true false" in page.text("recipe")
+    assert "--queue_size 64 8 " in page.text("recipe") and "--nesterov false true" in page.text("recipe")
     assert all("--noimages" in page.text(name) for name in ("views", "neighbours", "map", "classes", "spread"))
 
 
@@ -124,7 +130,7 @@ def test_least_run(tmp_path, capsys):
     done = start("report", workdir=tmp_path)
     out, error = done.communicate()
     assert done.returncode == 0, error
-    assert "no JSON object with a step in line 2, 4, 5; left out" in out and "loss is not finite in line 3" in out
+    assert "no JSON object with a step in line 2, 4, 5; left out" in out and "loss is not finite at step 6" in out
     page = Page(tmp_path / "report.html")
     assert "in line 2, 4, 5" in page.texts[""]
     assert page.data()["charts"]["loss"]["series"][0] == {**page.data()["charts"]["loss"]["series"][0], "value": [1.25]}
@@ -171,26 +177,25 @@ def test_edited_flags(file, flag, tmp_path):
     (tmp_path / "flags.cfg").write_text("--dataset=folder\n")
     with open(tmp_path / file, "a") as flags:
         flags.write(f"--{flag}\n")
-    (run,) = runs.read_all([str(tmp_path)])
     with pytest.raises(UserError, match=re.escape(f"{tmp_path / file} has --{flag}")):
-        settings.protocol(settings.settings(run, None), run, None)
+        examine.recorded(RunFolder(tmp_path), None)
 
 
 def test_legend_of_several_runs(tmp_path):
     """A line a run and a line a metric; a look of its own for each of a dozen runs."""
-    lines = [{"step": 1.0, "contrast_top1": 0.1, "contrast_top5": 0.2, "loss": 1.0}]
-    several = [runs.Run(f"run{n}", tmp_path, lines, {}, []) for n in range(12)]
-    legend = curves.draw(curves.CHARTS[1], several)["legend"]
+    metrics = Metrics([{"step": 1.0, "contrast_top1": 0.1, "contrast_top5": 0.2, "loss": 1.0}], [])
+    several = [RunRecord(f"run{n}", RunFolder(tmp_path), metrics, {}, []) for n in range(12)]
+    legend = charts.draw(charts.CHARTS[1], several)["legend"]
     assert [entry["label"] for entry in legend] == [*(run.name for run in several), "top-1", "top-5"]
     assert len({(entry["colour"], entry["sign"]) for entry in legend}) == 14
-    assert [entry["label"] for entry in curves.draw(curves.CHARTS[1], several[:1])["legend"]] == ["top-1", "top-5"]
-    assert len(curves.draw(curves.CHARTS[0], several)["legend"]) == 12
+    assert [entry["label"] for entry in charts.draw(charts.CHARTS[1], several[:1])["legend"]] == ["top-1", "top-5"]
+    assert len(charts.draw(charts.CHARTS[0], several)["legend"]) == 12
 
 
 def test_curves_are_drawn_where_they_are_read(tmp_path):
     """The script's places are the corners of the path that matplotlib drew; long curves become means."""
     lines = [{"step": float(s), "loss": 3 + np.sin(s / 40)} for s in range(1, 901)]
-    drawn = curves.draw(curves.CHARTS[0], [runs.Run("r", tmp_path, lines, {}, [])])
+    drawn = charts.draw(charts.CHARTS[0], [RunRecord("r", RunFolder(tmp_path), Metrics(lines, []), {}, [])])
     (series,) = drawn["data"]["series"]
     assert len(series["value"]) == 300
     assert series["value"][0] == pytest.approx(np.mean([line["loss"] for line in lines[:3]]))
@@ -242,3 +247,19 @@ def test_input_wait(monkeypatch):
         now[0] += 3
     assert wait.share(batches_per_second=1 / 5) == pytest.approx(2 / 5)
     assert wait.share(1 / 5) == 0
+
+
+@pytest.mark.parametrize("package", extras.REPORT)
+def test_missing_packages_are_named(package, tmp_path, monkeypatch):
+    (tmp_path / "flags.cfg").touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"moco_tf.report needs .* {package} cannot be .*'moco_tf\[report\]'$"):
+        call("report", workdir=tmp_path)
+
+
+def test_other_programs_need_no_extras():
+    """What reads the report's packages only is not imported by training, evaluation and the table."""
+    missing = "; ".join(f"sys.modules[{name!r}] = None" for name in extras.REPORT)
+    wanted = "moco_tf.run.pretraining, moco_tf.run.probing, moco_tf.run.knn_evaluation, moco_tf.api.pretrained"
+    code = f"import sys; {missing}; import {wanted}, moco_tf.run.examine, moco_tf.report, moco_tf.table, moco_tf.export"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -7,7 +7,9 @@ import pytest
 from support.report_pages import Page
 
 from moco_tf.evaluation import scores
-from moco_tf.reporting import classes, runs
+from moco_tf.reporting import classes
+from moco_tf.reporting.results import RunRecord
+from moco_tf.run.folder import Metrics, RunFolder
 
 
 def test_many_classes_are_summarised(many_classes):
@@ -32,18 +34,18 @@ def test_classes_by_moco_tf_knn(step, feature, tmp_path):
     (folder / "flags.cfg").write_text(f"--feature={feature}\n")
     result = {"k": 4, "subject": f"/elsewhere/checkpoints/{step}", "dataset": "d"}
     (folder / "result.json").write_text(json.dumps(result))
-    run = runs.Run("r", tmp_path, [], {}, [])
+    run = RunRecord("r", RunFolder(tmp_path), Metrics([], []), {}, [])
     found = classes.of_knn(run, "here/checkpoints/step-2")
     if step == "step-3":
         assert found is None
         return
-    np.testing.assert_array_equal(found[0], counts)
+    np.testing.assert_array_equal(found.counts, counts)
     what = "the pooled features" if feature == "backbone" else "the output of the head"
-    assert found[1:] == (
+    assert (found.names, found.says) == (
         ("a,b", "c"),
         f"kNN (k = 4) on {what}: 90.00\N{NO-BREAK SPACE}% of 10 test images of d, as moco_tf.knn evaluated them.",
     )
-    assert classes.summary(*found[:2])["rows"] == [("a,b", 4, 0.75), ("c", 6, 1.0)]
+    assert classes.summary(found)["rows"] == [("a,b", 4, 0.75), ("c", 6, 1.0)]
     for broken in (",a\n", ",a\na,x\n", ",a,b\na,1,2\n", "", ",a\na,0\n"):
         (folder / "confusion.csv").write_text(broken)
         assert classes.of_knn(run, "step-2") is None

@@ -1,12 +1,14 @@
 """Curves of one or several runs: drawn by matplotlib, read out by the page's script."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from moco_tf.reporting import svg
-from moco_tf.reporting.runs import Run
+from moco_tf.reporting.results import RunRecord
 
 _POINTS = 300  # of a curve; longer ones become means of neighbouring lines
 _WIDTH, _HEIGHT = 400, 250
@@ -45,14 +47,14 @@ SPEED = (
 )
 
 
-def draw(chart: Chart, runs: list[Run]) -> dict | None:
+def draw(chart: Chart, runs: list[RunRecord]) -> dict[str, Any] | None:
     """The chart for the page: svg, legend, data for the script, a table; None where no run has its metrics."""
-    axis = "epoch" if all("epoch" in line for run in runs for line in run.metrics) else "step"
+    axis = "epoch" if all("epoch" in line for run in runs for line in run.metrics.lines) else "step"
     lines = [
         (number, style, _label(run.name if len(runs) > 1 else "", label, len(chart.metrics)), points)
         for number, run in enumerate(runs)
         for style, (metric, label) in enumerate(chart.metrics.items())
-        if (points := _thinned(run.series(metric, axis)))
+        if (points := _thinned(run.metrics.series(metric, axis)))
     ]
     if not lines:
         return None
@@ -80,7 +82,7 @@ def draw(chart: Chart, runs: list[Run]) -> dict | None:
     }
 
 
-def _plot(axes: object, points: list[tuple[float, float]], look: int, style: int) -> None:
+def _plot(axes: Axes, points: list[tuple[float, float]], look: int, style: int) -> None:
     (x, y), found = zip(*points), svg.look(look)
     axes.plot(
         x,
@@ -95,7 +97,7 @@ def _plot(axes: object, points: list[tuple[float, float]], look: int, style: int
     )
 
 
-def _legend(chart: Chart, runs: list[Run], lines: list) -> list[dict[str, str]]:
+def _legend(chart: Chart, runs: list[RunRecord], lines: list) -> list[dict[str, str]]:
     """A line for each curve; where several runs have several metrics, for each run and for each metric."""
     if len(runs) > 1 and len(chart.metrics) > 1:
         found = [_entry(runs[number].name, number, 0) for number in sorted({number for number, *_ in lines})]

@@ -1,0 +1,278 @@
+"""What a run's encoder makes of its images, for the report: features, classes by kNN, sample views, their spread.
+
+N images, D width of the pooled features, C of the head's output, S side of a view.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from moco_tf.config import define, find
+from moco_tf.config.options import DataOptions, Knn, Pretrain, ReportOptions
+from moco_tf.data.normalisation import Normalisation
+from moco_tf.data.pipeline import TrainBatches
+from moco_tf.data.records import BadImages
+from moco_tf.data.sources import Source
+from moco_tf.data.views import recipes
+from moco_tf.errors import UserError
+from moco_tf.evaluation import features, neighbours, uniformity
+from moco_tf.formats.load import load
+from moco_tf.methods import base
+from moco_tf.reporting.examined import Embedded, Examination, Examined, SampledViews, Spread, attempt
+from moco_tf.reporting.results import RunRecord
+from moco_tf.run import prepare
+from moco_tf.run.folder import RunFolder
+from moco_tf.training import device
+from moco_tf.training.collectives import SingleProcess
+
+_BATCH = 128
+_NEIGHBOURS = 8  # that the page shows
+_PAIRS = 12  # of views that the page shows
+_VIEWED = 1000  # test images whose views give alignment and uniformity
+# How the encoder is evaluated where moco_tf.knn did it; the rest is as it was trained.
+_PROTOCOL = ("dataset", "data_dir", "holdout", "k", "knn_temperature", "weighting", "test_resize", "image_size")
+
+Program = TypeVar("Program", Pretrain, Knn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """The options that a run folder records: how the run was trained, and how its encoder is evaluated."""
+
+    trained: Pretrain
+    evaluated: Knn
+
+
+def examine(records: list[RunRecord], o: ReportOptions) -> Examination:
+    """Computes what the page shows of images: of the first run, and the spread of views of every run.
+
+    Args:
+        records: the runs.
+        o: how many images, and where they are now.
+    """
+    first = records[0]
+    views = attempt(sample_views, first.folder, o.data_dir)
+    print(f"{first.name}: computing features", flush=True)
+    seen = attempt(embed, first.folder, o)
+    if isinstance(seen, str):
+        print(f"{first.name}: no features: {seen}", flush=True)
+    print("computing alignment and uniformity", flush=True)
+    return Examination(views, seen, {run.name: attempt(spread, run.folder, o.data_dir) for run in records})
+
+
+def recorded(folder: RunFolder, data_dir: str | None) -> Recorded:
+    """The options of a run, from its flags.cfg and that of its kNN evaluation.
+
+    They are parsed and checked as the programs do it: the files may have been edited, or come from elsewhere. Flags
+    that they lack have the programs' defaults.
+
+    Args:
+        folder: the run folder.
+        data_dir: replaces the run's own.
+
+    Raises:
+        UserError: the run folder has no flags, or broken ones.
+    """
+    if "dataset" not in define.texts_of(folder.flags):
+        raise UserError(f"{folder.flags} names no --dataset: the run's images are not known")
+    trained = _parsed(Pretrain, folder)
+    try:
+        recipes.find(trained.views.views)
+    except UserError as error:
+        raise UserError(f"{folder.flags} has --views={trained.views.views}: {error}; mend it") from None
+    own = {name: value for name, value in define.values_of(trained).items() if name in _PROTOCOL}
+    evaluated = define.replaced(Knn(), **(own | {"image_size": 0, "test_resize": 0}))
+    if given := define.texts_of(folder.results("knn").flags):
+        found = define.values_of(_parsed(Knn, folder.results("knn")))
+        evaluated = define.replaced(evaluated, **{name: found[name] for name in _PROTOCOL if name in given})
+    if not data_dir:
+        return Recorded(trained, evaluated)
+    return Recorded(define.replaced(trained, data_dir=data_dir), define.replaced(evaluated, data_dir=data_dir))
+
+
+def _parsed(program: type[Program], folder: RunFolder) -> Program:
+    try:
+        return define.parse(program, ["", f"--flagfile={folder.flags}"])
+    except flags.Error as error:
+        raise UserError(f"{folder.flags} has {str(error).removeprefix('flag ')}; mend it") from None
+
+
+def embed(folder: RunFolder, options: ReportOptions) -> Examined:
+    """Computes a run's features and what follows from them.
+
+    Args:
+        folder: a run folder with flags and a checkpoint.
+        options: how many images at most, which the run's seed draws; where they are now.
+
+    Raises:
+        UserError: no encoder, no images, or features that are not finite.
+    """
+    found = recorded(folder, options.data_dir)
+    trained, o = found.trained, found.evaluated
+    loaded = load(str(folder.path), device.dtype_policy(trained.device.precision))
+    images = _splits(o.data, trained.run.seed, options.bank_images, options.test_images)
+    compute = features.embedder(loaded.encoder, "backbone", loaded.mean, loaded.std)
+    geometry = features.test_geometry(images.bank, o.data.image_size or loaded.image_size, o.encoder.test_resize)
+    bank = _embedded(compute, images.bank, geometry, trained.data.max_bad_images)
+    test = _embedded(compute, images.test, geometry, trained.data.max_bad_images)
+    labelled = images.bank.num_classes >= 2 and (test.labels >= 0).any() and (bank.labels >= 0).all()
+    k = min(o.knn.k[0], len(bank.features))  # of several values the first counts
+    shown = min(_NEIGHBOURS, len(bank.features))
+    near, rows = neighbours.nearest(bank.features, test.features, max(k, shown) if labelled else shown)
+    predicted = None
+    if labelled:
+        votes = near[:, :k], bank.labels[rows[:, :k]], images.bank.num_classes
+        predicted = neighbours.rank_classes(*votes, o.knn.knn_temperature[0], o.knn.weighting)[:, 0]
+    return Examined(
+        checkpoint=loaded.path,
+        bank=bank,
+        test=test,
+        class_names=images.bank.class_names,
+        predicted=predicted,
+        similarities=near[:, :shown],
+        nearest=rows[:, :shown],
+        k=k,
+        note=images.note,
+        sampled=images.sampled,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Splits:
+    """Some training images, some test images, and the sentences of Examined about them."""
+
+    bank: Source
+    test: Source
+    note: str
+    sampled: str
+
+
+def _splits(data: DataOptions, seed: int, bank_images: int, test_images: int) -> _Splits:
+    train = prepare.source(data, "train", SingleProcess())
+    note = sampled = ""
+    try:
+        test = prepare.source(data, "test", SingleProcess())
+        if train.num_examples > bank_images or test.num_examples > test_images:
+            sampled = f"moco_tf.knn takes all {test.num_examples:,} and {train.num_examples:,} of them."
+    except UserError as error:
+        order = np.random.default_rng(seed).permutation(train.num_examples)
+        count = min(test_images, train.num_examples // 4)
+        if not count:
+            raise
+        note = f"No test images ({error}): some training images stand for them and are left out of the bank."
+        train, test = train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count]))
+    return _Splits(_some(train, bank_images, seed), _some(test, test_images, seed), note, sampled)
+
+
+def _some(source: Source, count: int, seed: int) -> Source:
+    if count >= source.num_examples:
+        return source
+    chosen = np.random.default_rng(seed).choice(source.num_examples, count, replace=False)
+    return source.subset(np.sort(chosen))
+
+
+def _embedded(
+    embed: Callable[[tf.Tensor], tf.Tensor], source: Source, geometry: tuple[int, int], max_bad_images: int
+) -> Embedded:
+    """The features of all readable images.
+
+    Args:
+        embed: float32 images in [0, 1], BxSxSx3, to features.
+        source: the images.
+        geometry: of `features.test_geometry`.
+        max_bad_images: unreadable images that are left out before it stops.
+    """
+    found, labels, indices = features.extract_share(embed, source, geometry, _BATCH, SingleProcess(), max_bad_images)
+    features.check_finite(found, SingleProcess())
+    return Embedded(source, indices, labels, features.normalised(found))
+
+
+def spread(folder: RunFolder, data_dir: str | None, images: int = _VIEWED) -> Spread:
+    """Alignment and uniformity of two random views of test images.
+
+    Args:
+        folder: a run folder with flags and a checkpoint.
+        data_dir: replaces the run's own.
+        images: at most so many, drawn with the run's seed.
+
+    Raises:
+        UserError: no encoder, no images, or views that cannot be made.
+    """
+    found = recorded(folder, data_dir)
+    o = found.trained
+    loaded = load(str(folder.path), device.dtype_policy(o.device.precision))
+    source = _splits(found.evaluated.data, o.run.seed, 1, images).test
+    views = prepare.random_views(o.views, loaded.image_size, (loaded.mean, loaded.std))
+    prepare.check_crop(o.views.views, views, source)
+    both = tf.function(
+        lambda images: (loaded.encoder.features(images), loaded.encoder(images)),
+        reduce_retracing=True,
+    )
+    parts = [[output.numpy() for images in pair for output in both(images)] for pair in view_pairs(o, source, views)]
+    pooled, head, other_pooled, other_head = (features.normalised(np.concatenate(column)) for column in zip(*parts))
+    figures = {"pooled features": _figures(pooled, other_pooled)}
+    if not find.find("method", o.method.method).classifies:
+        figures = {"output of the head": _figures(head, other_head)} | figures
+    return figures
+
+
+def _figures(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
+    if len(x) < 2 or not min(np.linalg.norm(x, axis=1).min(), np.linalg.norm(y, axis=1).min()) > 0.5:
+        return None  # a feature of zero, or that is not finite, has no direction
+    return uniformity.alignment(x, y), (uniformity.uniformity(x) + uniformity.uniformity(y)) / 2
+
+
+def view_pairs(
+    o: Pretrain, source: Source, views: tuple[recipes.View, recipes.View]
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """Two random views of every image, normalised, BxSxSx3 each, made as a training step makes them."""
+    batches = TrainBatches(
+        source,
+        min(_BATCH, source.num_examples),
+        o.run.seed,
+        crops=prepare.crops(views),
+        bad_images=BadImages(o.data.max_bad_images),
+        drop_remainder=False,
+    )
+    rest = [prepare.in_step(view, source) for view in views]
+    for number, (images, *_) in enumerate(batches.batches(0)):
+        first, second, *_ = base.unpack((images,))
+        count = len(first)
+        seeds = (tf.constant([o.run.seed * 16 + use, number]) for use in (base.FIRST_VIEW, base.SECOND_VIEW))
+        each = zip(rest, (first, second), seeds)
+        one, other = (view(tf.constant(x), seed, tf.range(count), count) for view, x, seed in each)
+        yield one, other
+
+
+def sample_views(folder: RunFolder, data_dir: str | None, count: int = _PAIRS) -> SampledViews:
+    """Pairs of views of training images as the network sees them.
+
+    Args:
+        folder: a run folder with flags.
+        data_dir: replaces the run's own.
+        count: images, drawn with the run's seed.
+
+    Raises:
+        UserError: no images, or views that cannot be made.
+    """
+    o = recorded(folder, data_dir).trained
+    train = prepare.source(o.data, "train", SingleProcess())
+    mean, std = _normalisation(o, folder, train)
+    views = prepare.random_views(o.views, prepare.image_size(o.data.image_size, train), (mean, std))
+    prepare.check_crop(o.views.views, views, train)
+    first, second = next(view_pairs(o, _some(train, count, o.run.seed), views))
+    pairs = np.stack([first, second], axis=1) * np.array(std, np.float32) + np.array(mean, np.float32)
+    pixels = (np.clip(pairs, 0, 1) * 255 + 0.5).astype(np.uint8)  # Nx2xSxSx3
+    return SampledViews(pixels, find.find("method", o.method.method).num_views)
+
+
+def _normalisation(o: Pretrain, folder: RunFolder, train: Source) -> Normalisation:
+    try:
+        loaded = load(str(folder.path))
+        return loaded.mean, loaded.std
+    except UserError:  # no checkpoint: they would be the same
+        return prepare.normalisation(o.data, train, folder)
