@@ -1,18 +1,20 @@
 """The card beside an export, in Markdown: what the encoder is, how it was trained and measured, how to use it."""
 
 import importlib.metadata
-import json
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from moco_tf.config import define
+from moco_tf.errors import UserError
 from moco_tf.formats.base import Loaded, backbone_options
 from moco_tf.networks.encoder import Encoder
+from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint
 
 _MARK = "<!-- written by moco_tf.export -->"  # the first line of a card
@@ -104,7 +106,7 @@ def _training(subject: Loaded) -> dict[str, str]:
 def _accuracy(subject: Loaded) -> Iterator[str]:
     """The evaluations in the run folder that were made of this very checkpoint."""
     path = _checkpoint(subject)
-    rows = [_row(file, path) for file in sorted(path.parent.parent.glob("*/result.json"))] if path else []
+    rows = [_row(folder, path) for folder in RunFolder.around(path).all_results()] if path else []
     rows = [row for row in rows if row]
     if rows:
         yield "## Accuracy\n\n| evaluation | data set | top-1 | top-5 | settings |\n|---|---|---|---|---|\n" + "".join(
@@ -112,40 +114,36 @@ def _accuracy(subject: Loaded) -> Iterator[str]:
         )
 
 
-def _row(file: pathlib.Path, subject: pathlib.Path) -> str:
+def _row(folder: RunFolder, subject: pathlib.Path) -> str:
     """A result as a row; empty when it is another checkpoint's. Run folders may have been moved since."""
+    result = folder.read_result()
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
         if os.path.basename(result["subject"].rstrip("/")) != subject.name:
             return ""
         title = _TITLES.get(result["evaluation"], result["evaluation"])
-        title += "" if file.parent.name == result["evaluation"].lower() else f" ({file.parent.name})"
+        title += "" if folder.path.name == result["evaluation"].lower() else f" ({folder.path.name})"
         top5 = f"{100 * result['top5']:.2f}" if "top5" in result else "-"
-        settings = ", ".join(f"{name} {value}" for name, value in (*_told(result), *_flagged(file)))
+        settings = ", ".join(f"{name} {value}" for name, value in (*_told(result), *_flagged(folder)))
         return f"| {title} | {result['dataset']} | {100 * result['top1']:.2f} | {top5} | {settings} |\n"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return ""
 
 
-def _told(result: dict) -> list[tuple[str, object]]:
+def _told(result: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(name, result[name]) for name in _SETTINGS if name in result]
 
 
-def _flagged(file: pathlib.Path) -> list[tuple[str, str]]:
+def _flagged(folder: RunFolder) -> list[tuple[str, str]]:
     """How the images were cut, if a flag said it: nobody can repeat the evaluation without that."""
-    flags = file.with_name("flags.cfg")
-    found = define.texts_of(flags)
+    found = define.texts_of(folder.flags)
     return [(name, found[name]) for name in ("image_size", "test_resize") if found.get(name, "0") != "0"]
 
 
 def _recipe(subject: Loaded) -> Iterator[str]:
     """The run's flags."""
     path = _checkpoint(subject)
-    try:
-        lines = (path.parent.parent / "flags.cfg").read_text(encoding="utf-8").splitlines() if path else []
-    except (OSError, ValueError):
-        return
-    kept = [f"    {line}\n" for line in lines if line.startswith("--") and not line.startswith(_PLACES)]
+    lines = RunFolder.around(path).flag_lines() if path else []
+    kept = [f"    {line}\n" for line in lines if not line.startswith(_PLACES)]
     if kept:
         yield "## Recipe\n\nFlags of `python -m moco_tf.pretrain`:\n\n" + "".join(kept)
 

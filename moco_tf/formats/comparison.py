@@ -13,6 +13,7 @@ from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.formats import base
 from moco_tf.formats.base import Loaded
+from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint
 
 TOLERANCE = 1e-5  # of the largest value: float32 sums in another order
@@ -46,9 +47,7 @@ def _trained_on(path: str) -> Iterator[tuple[str, str | None]]:
     """(data set, its folder) to try, the checkpoint's own first."""
     place = pathlib.Path(path)
     if (place / checkpoint.DESCRIPTION).is_file() and checkpoint.describe(place).get("dataset"):
-        recipe, data_dir = place.parent.parent / "flags.cfg", None
-        if recipe.is_file():
-            data_dir = define.texts_of(recipe).get("data_dir")
+        data_dir = define.texts_of(RunFolder.around(place).flags).get("data_dir")
         yield str(checkpoint.describe(place)["dataset"]), data_dir
     yield "fashion_mnist", None
 

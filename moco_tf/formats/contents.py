@@ -1,6 +1,5 @@
 """What a run folder, a checkpoint or a file of another program holds, for `python -m moco_tf.show`."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -10,6 +9,7 @@ import tensorflow as tf
 from moco_tf.formats import foreign
 from moco_tf.formats.base import Loaded, backbone_options
 from moco_tf.formats.load import find, from_checkpoint, from_foreign
+from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint
 
 
@@ -56,11 +56,11 @@ def _of_checkpoint(path: pathlib.Path) -> dict[str, Any]:
         "bank": _rows(shapes["bank"]) if "bank" in shapes else None,
         "optimizer": "optimizer" in groups,
         "step": loaded.step,
-        "epoch": _epoch(path.parent.parent / "metrics.jsonl", about["step"]),
+        "epoch": _epoch(RunFolder.around(path), about["step"]),
         "image_size": loaded.image_size,
         "normalisation": {"mean": loaded.mean, "std": loaded.std},
         **{name: about.get(name) for name in ("method", "dataset", "batch_size", "ranks")},
-        "flags": _flags(path.parent.parent / "flags.cfg"),
+        "flags": RunFolder.around(path).flag_lines() or None,
     }
 
 
@@ -89,19 +89,9 @@ def _scalar(path: pathlib.Path, name: str) -> int | None:
         return None
 
 
-def _epoch(metrics: pathlib.Path, step: int) -> float | None:
+def _epoch(run: RunFolder, step: int) -> float | None:
     """The epochs of a step by the run's metrics: those of a line of this step, or in proportion to the last before."""
-    try:
-        lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-        known = [line for line in lines if "epoch" in line and 0 < line["step"] <= step]
-        return round(known[-1]["epoch"] * step / known[-1]["step"], 4) if known else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    if not run.metrics.is_file():
         return None
-
-
-def _flags(path: pathlib.Path) -> list[str] | None:
-    """The run's flags, as they ran."""
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("--")]
-    except (OSError, ValueError):
-        return None
+    known = [pair for pair in run.read_metrics().series("epoch", "step") if 0 < pair[0] <= step]
+    return round(known[-1][1] * step / known[-1][0], 4) if known else None

@@ -15,6 +15,7 @@ from moco_tf.formats.base import Loaded
 from moco_tf.formats.foreign import Foreign
 from moco_tf.formats.torchvision import check_weights, set_weights, to_torch_layout
 from moco_tf.networks.encoder import Encoder
+from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint
 from moco_tf.training.files import one_line
 
@@ -62,7 +63,7 @@ def find(path: str) -> pathlib.Path:
 
 
 def _checkpoint_in(folder: pathlib.Path) -> pathlib.Path:
-    for file in (folder / checkpoint.DESCRIPTION, *folder.glob(f"checkpoints/*/{checkpoint.DESCRIPTION}")):
+    for file in (folder / checkpoint.DESCRIPTION, *RunFolder(folder).checkpoints.glob(f"*/{checkpoint.DESCRIPTION}")):
         if file.is_file() and file.stat().st_size > MAX_DESCRIPTION_BYTES:
             raise UserError(
                 f"{file} has {file.stat().st_size:,} bytes, expected a few thousand; remove that checkpoint"
@@ -72,7 +73,7 @@ def _checkpoint_in(folder: pathlib.Path) -> pathlib.Path:
         return folder
     if (folder / "saved_model.pb").is_file():
         raise UserError(f"--load={folder} is a SavedModel, which tf.saved_model.load opens; {EXPECTED}")
-    newest, complaints = checkpoint.newest_sound(folder / "checkpoints")
+    newest, complaints = checkpoint.newest_sound(RunFolder(folder).checkpoints)
     if newest is None:
         raise UserError(f"--load={folder} holds no encoder{'; ' + complaints[0] if complaints else ''}; {EXPECTED}")
     return newest

@@ -10,6 +10,7 @@ import time
 import tensorflow as tf
 import tqdm
 
+from moco_tf.run.folder import RunFolder
 from moco_tf.training.files import write_whole, writing
 
 
@@ -27,11 +28,12 @@ class RunLog:
         self.enabled = enabled
         if not enabled:
             return
-        self._metrics = workdir / "metrics.jsonl"
+        folder = RunFolder(workdir)
+        self._metrics = folder.metrics
         with writing(self._metrics):
             _drop_after(self._metrics, start)
             self._file = open(self._metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._board = tf.summary.create_file_writer(str(workdir / "tensorboard"))
+        self._board = tf.summary.create_file_writer(str(folder.tensorboard))
         pause = 0.5 if sys.stderr.isatty() else 10.0  # horovodrun passes each redraw on as a line
         self._bar = tqdm.tqdm(
             total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=pause
