@@ -123,7 +123,7 @@ def end_of(main, monkeypatch):
     monkeypatch.setattr("os._exit", lambda status: (_ for _ in ()).throw(SystemExit(status)))
     monkeypatch.setattr("sys.argv", ["pretrain"])
     parsed = parse("pretrain")
-    monkeypatch.setattr(program.define, "parse", lambda *_: parsed)
+    monkeypatch.setattr(program.define, "parse", lambda kind, argv, values: values(["pretrain"]) and parsed)
     with pytest.raises(SystemExit) as caught:
         program.run(main, Pretrain)
     return caught.value.code
