@@ -20,6 +20,10 @@ sys.path.insert(0, str(TESTS))
 SECONDS = {}  # by file, of the tests that ran
 
 
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="record tests/golden anew")
+
+
 def pytest_configure(config):
     """Seconds by file of the last runs. Workers get them from the process that started them: all need one order."""
     committed = json.loads((TESTS / "durations.json").read_text())
