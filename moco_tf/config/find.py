@@ -125,9 +125,8 @@ def arguments(kind: str, name: str) -> list[Argument]:
 
 
 def _files(kind: str) -> list[str]:
-    spec = _spec(PACKAGES[kind][0])
-    places = list(spec.submodule_search_locations or []) if spec else []
-    return sorted(m.name for m in pkgutil.iter_modules(places) if not m.name.startswith(("base", "find")))
+    place = _own_file(PACKAGES[kind][0]).with_suffix("")
+    return sorted(m.name for m in pkgutil.iter_modules([str(place)]) if not m.name.startswith(("base", "find")))
 
 
 def _module_name(kind: str, file: str) -> str:
@@ -141,8 +140,15 @@ def _spec(module: str) -> Any:
         return None
 
 
+def _own_file(module: str) -> pathlib.Path:
+    """Where a module of this package is. Python's own search would import the packages above it, and TensorFlow."""
+    return pathlib.Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
+
+
 @functools.cache
 def _tree(module: str) -> ast.Module:
+    if _own_file(module).is_file():
+        return ast.parse(_own_file(module).read_text(encoding="utf-8"))
     spec = _spec(module)
     source = spec.origin if spec and spec.has_location else None  # modules inside of Python itself have none
     return ast.parse(pathlib.Path(source).read_text(encoding="utf-8") if source else "")

@@ -14,8 +14,6 @@ from moco_tf.config import find
 from moco_tf.config.types import Count, CountOrZero, Positive, PositiveOrZero, Share, Value
 from moco_tf.errors import UserError
 
-OPTIMIZERS = ["adam", "lars", "sgd"]
-
 
 def option(default: Value, help: str, change: str = "refused") -> Any:  # noqa: A002
     """A field that is a flag.
@@ -147,8 +145,7 @@ class OptimizerOptions:
     weight_decay: PositiveOrZero = may_change(1e-4, "L2 in the gradient, on every parameter.")
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise UserError(f"--optimizer={self.optimizer} came, expected {find.listed(self.optimizer, OPTIMIZERS)}")
+        find.module_of("optimizer", self.optimizer)  # refuses a wrong name
 
 
 @dataclasses.dataclass(frozen=True)
