@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.programs import ROOT, losses, steps_kept
+from support.programs import ROOT, call, losses, steps_kept
 from support.ranks import horovodrun
 
 pytestmark = [pytest.mark.slow]
@@ -51,19 +51,13 @@ def environment(place):
     return {**os.environ, "PYTHONPATH": f"{place}{os.pathsep}{ROOT}"}
 
 
-def run(place, program, **values):
-    done = subprocess.run(
-        command(program, **values), cwd=place, env=environment(place), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def trained(place):
-    """A run of one process that nothing disturbed."""
-    run(place, "pretrain", data_dir="data", workdir="runs/mine", **FLAGS)
-    return place / "runs" / "mine"
+    """A run of this process that nothing disturbed."""
+    sys.path.insert(0, str(place))
+    call("pretrain", data_dir=place / "data", workdir=place / "runs" / "mine", **FLAGS)
+    yield place / "runs" / "mine"
+    sys.path.remove(str(place))
 
 
 def test_the_page_has_short_modules():
@@ -98,7 +92,7 @@ def test_help_shows_the_modules_flags(place):
 def test_resumes_after_a_kill_bit_for_bit(place, trained):
     workdir = place / "runs" / "killed"
     process = subprocess.Popen(
-        command("pretrain", data_dir="data", workdir=workdir, **FLAGS), cwd=place, env=environment(place)
+        command("pretrain", data_dir=place / "data", workdir=workdir, **FLAGS), cwd=place, env=environment(place)
     )
     until = time.monotonic() + 200
     while not (workdir / "checkpoints").is_dir() or not any((workdir / "checkpoints").glob("step-*")):
@@ -106,7 +100,7 @@ def test_resumes_after_a_kill_bit_for_bit(place, trained):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    run(place, "pretrain", data_dir="data", workdir=workdir, **FLAGS)
+    call("pretrain", data_dir=place / "data", workdir=workdir, **FLAGS)
     assert losses(workdir) == losses(trained)
     newest = [path / "checkpoints" / f"step-{8:08d}" / "variables" for path in (workdir, trained)]
     readers = [tf.train.load_checkpoint(str(path)) for path in newest]
@@ -127,15 +121,15 @@ def test_two_ranks_are_one_process_with_two_splits(place):
 
 
 def test_the_other_programs(place, trained):
-    data = {"load": trained, "dataset": "mine.birds", "data_dir": "data"}
-    run(place, "knn", k=5, **data)
-    run(place, "lincls", epochs=20, batch_size=16, learning_rate=1, jit_compile="false", **data)
+    data = {"load": trained, "dataset": "mine.birds", "data_dir": place / "data"}
+    call("knn", k=5, **data)
+    call("lincls", epochs=20, batch_size=16, learning_rate=1, jit_compile="false", **data)
     for name in ("knn", "lincls"):
         result = json.loads((trained / name / "result.json").read_text())
         assert result["top1"] > 0.9, "three colours are easy to tell apart"
-    run(place, "export", load=trained, output="encoder", dataset="mine.birds", data_dir="data")
+    call("export", output=place / "encoder", **data)
     served = tf.saved_model.load(str(place / "encoder"))
     assert served.embed(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 16)
-    run(place, "report", workdir=trained)
+    call("report", workdir=trained)
     page = (trained / "report.html").read_text(encoding="utf-8")
     assert "mine.simsiam" in page and "crow" in page
