@@ -34,7 +34,7 @@ def test_round_trip(tmp_path):
 def test_round_trip_of_a_method(tmp_path):
     def method(seed):
         keras.utils.set_random_seed(seed)
-        moco = MoCo(*(Encoder("resnet10", "cifar", width=4, head="mlp_bn", feature_dim=8) for _ in range(2)), 16)
+        moco = MoCo(*(Encoder("resnet10", stem="cifar", width=4, head="mlp_bn", feature_dim=8) for _ in range(2)), 16)
         moco.compile(optimizers.Adam(0.01))
         return moco
 

@@ -120,7 +120,7 @@ def test_sync_norm_against_its_formula_and_the_tape(dtype):
 
 def test_sync_is_refused_where_it_cannot_be():
     with pytest.raises(ValueError, match="bn_splits is 2; expected 1"):
-        Encoder("resnet10", "cifar", width=4, bn_splits=2).synchronise_norms(SingleProcess())
+        Encoder("resnet10", stem="cifar", width=4, bn_splits=2).synchronise_norms(SingleProcess())
     with pytest.raises(ValueError, match="expected jit_compile 'views' or 'none'"):
         method_cases.build("moco", ranks=Stand(), bn="sync", jit_compile="all")
     with pytest.raises(ValueError, match="bn is 'group'; expected"):
