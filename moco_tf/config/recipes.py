@@ -9,7 +9,7 @@ from moco_tf.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Inside the package where it is installed, beside it in a clone.
-FLAGS = next((folder for folder in (_PACKAGE / "flags", _PACKAGE.parent / "flags") if folder.is_dir()), _PACKAGE)
+_FLAGS = next((folder for folder in (_PACKAGE / "flags", _PACKAGE.parent / "flags") if folder.is_dir()), _PACKAGE)
 
 
 def find(flagfile: str | os.PathLike, programs: Sequence[str]) -> pathlib.Path:
@@ -23,8 +23,8 @@ def find(flagfile: str | os.PathLike, programs: Sequence[str]) -> pathlib.Path:
         UserError: there is no such file or recipe; says what there is and what is close.
     """
     path = pathlib.Path(flagfile).expanduser()
-    named = [FLAGS / program / f"{flagfile}.cfg" for program in programs]
-    for place in (path, *named, FLAGS.parent / flagfile):
+    named = [_FLAGS / program / f"{flagfile}.cfg" for program in programs]
+    for place in (path, *named, _FLAGS.parent / flagfile):
         if place.exists():
             return place
     known = names(programs)
@@ -34,7 +34,7 @@ def find(flagfile: str | os.PathLike, programs: Sequence[str]) -> pathlib.Path:
 
 def names(programs: Sequence[str]) -> list[str]:
     """Names of all recipes of these programs."""
-    return sorted({path.stem for program in programs for path in (FLAGS / program).glob("*.cfg")})
+    return sorted({path.stem for program in programs for path in (_FLAGS / program).glob("*.cfg")})
 
 
 def with_paths(words: Sequence[str], programs: Sequence[str]) -> list[str]:

@@ -54,8 +54,11 @@ class Storage:
 class Stream(Protocol):
     """What a pickle is read from: BytesIO or mmap, which are bounded (a length in the pickle may be absurd)."""
 
-    def read(self, n: int = ..., /) -> bytes: ...
-    def readline(self) -> bytes: ...
+    def read(self, n: int = ..., /) -> bytes:
+        """At most n bytes."""
+
+    def readline(self) -> bytes:
+        """The bytes of one line."""
 
 
 LoadStorage = Callable[[str, StorageType, int], Storage]

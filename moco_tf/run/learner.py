@@ -61,6 +61,11 @@ class Evaluation:
     line: Callable[[dict[str, float]], str]
 
 
+def says_nothing(step: int, values: dict[str, float]) -> str:
+    """What is wrong with a step's metrics: nothing."""
+    return ""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingTask:
     """One training, whatever is trained.
@@ -96,7 +101,7 @@ class TrainingTask:
     about: Callable[[], dict[str, Any]]
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     evaluation: Evaluation | None = None
-    watch: Callable[[int, dict[str, float]], str] = lambda step, values: ""
+    watch: Callable[[int, dict[str, float]], str] = says_nothing
     resumes: bool = True
 
     @property

@@ -110,7 +110,7 @@ def test_recipes_of_other_programs():
 
 
 def test_names_are_known_wherever_the_recipes_are(monkeypatch, tmp_path):
-    path = recipes.FLAGS / "pretrain" / "demo.cfg"
+    path = recipes._FLAGS / "pretrain" / "demo.cfg"
     monkeypatch.chdir(tmp_path)
     assert moco_tf.recipe("demo").options.encoder.own["width"] == 16
     assert moco_tf.recipe("flags/pretrain/demo.cfg").options == moco_tf.recipe("demo").options
