@@ -17,7 +17,7 @@ from moco_tf.errors import UserError
 from moco_tf.formats import pth as torch_file
 from moco_tf.formats import torch_pickle
 
-DATA = pathlib.Path(__file__).parents[1] / "data" / "torch"
+DATA = pathlib.Path(__file__).parents[1] / "fixtures" / "torch_files"
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 FLOATS = b"((U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04tQ"  # MARK and storage 0 of 4 elements
 
@@ -413,7 +413,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_pytorch_reads_what_is_written(tmp_path):
-    torch = pytest.importorskip("torch", minversion="1.6")
+    torch = pytest.importorskip("torch")
     torch_file.write_tensors(tmp_path / "new.pth", state())
     for options in ({}, {"mmap": True}):
         back = torch.load(tmp_path / "new.pth", weights_only=True, **options)
@@ -425,7 +425,7 @@ def test_pytorch_reads_what_is_written(tmp_path):
 @pytest.mark.parametrize("zip_format", [True, False])
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_reads_what_this_pytorch_writes(tmp_path, zip_format, protocol):
-    torch = pytest.importorskip("torch", minversion="1.6")
+    torch = pytest.importorskip("torch")
     x = torch.arange(24.0).view(2, 3, 4)
     data = {"x": x, "view": x.permute(2, 0, 1)[1:, :, ::2], "linear": torch.nn.Linear(2, 3).state_dict(), "n": 10**30}
     buffer = io.BytesIO()

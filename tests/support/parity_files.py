@@ -1,4 +1,4 @@
-"""Where the parity cases are: beside the checkout, or the smaller copy in tests/data/parity."""
+"""Where the parity cases are: beside the checkout, or the smaller copy in tests/fixtures/parity."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def path(name: str) -> pathlib.Path:
     """The file of a parity case; skips the test where neither place has it."""
-    for folder in (ROOT.parent / "shared" / "parity" / "cases", ROOT / "tests" / "data" / "parity"):
+    for folder in (ROOT.parent / "shared" / "parity" / "cases", ROOT / "tests" / "fixtures" / "parity"):
         if (folder / name).exists():
             return folder / name
-    pytest.skip(f"{name} is too large for the copy in tests/data/parity and ../shared/parity is not here")
+    pytest.skip(f"{name} is too large for the copy in tests/fixtures/parity and ../shared/parity is not here")
