@@ -115,7 +115,7 @@ def test_names_are_known_wherever_the_recipes_are(monkeypatch, tmp_path):
     assert moco_tf.recipe("demo").options.encoder.own["width"] == 16
     assert moco_tf.recipe("flags/pretrain/demo.cfg").options == moco_tf.recipe("demo").options
     assert moco_tf.recipe("demo", program="bench").options.encoder.own["width"] == 16  # of pretrain
-    monkeypatch.setattr(recipes, "FLAGS", tmp_path / "flags")
+    monkeypatch.setattr(recipes, "_FLAGS", tmp_path / "flags")
     assert moco_tf.recipe(path).options.encoder.own["width"] == 16
     with pytest.raises(moco_tf.UserError, match="'demo' is not there; expected a path$"):
         moco_tf.recipe("demo")
