@@ -257,9 +257,13 @@ class _Parser(flags.ArgumentParser):
 
     def _parse_many(self, text: str) -> tuple[Any, ...]:
         try:
-            return tuple(self._kind.type(word.strip()) for word in text.split(",")) if text else ()
+            values = tuple(self._kind.type(word.strip()) for word in text.split(",")) if text else ()
         except ValueError:
             raise ValueError("expected numbers between commas") from None
+        least, most = self._kind.bounds.least, self._kind.bounds.most
+        if any((least is not None and v < least) or (most is not None and v > most) for v in values):
+            raise ValueError(f"expected numbers between commas, each {self._one.syntactic_help}")
+        return values
 
     def flag_type(self) -> str:
         return self._kind.type.__name__ + (" list" if self._kind.many else "")

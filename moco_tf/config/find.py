@@ -15,6 +15,7 @@ import inspect
 import pathlib
 import pkgutil
 import re
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,13 +84,32 @@ def listed(name: str, known: list[str]) -> str:
     return f"one of {', '.join(known)}" + (f" (did you mean {close[0]}?)" if close else "")
 
 
+def imported(kind: str, name: str) -> types.ModuleType:
+    """The module that defines what is called name.
+
+    Raises:
+        UserError: there is none, or a module of the user's cannot be imported.
+    """
+    module = module_of(kind, name)
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, UserError) or module.startswith("moco_tf."):
+            raise
+        raise _broken(module, error) from None
+
+
+def _broken(module: str, error: Exception) -> UserError:
+    return UserError(f"the module {module} cannot be imported ({type(error).__name__}: {error}); mend it")
+
+
 def find(kind: str, name: str) -> Any:
     """The class of a method, backbone or optimizer; imports its module.
 
     Raises:
         UserError: there is no such name, or its module defines no such class.
     """
-    module = importlib.import_module(module_of(kind, name))
+    module = imported(kind, name)
     wanted = PACKAGES[kind][1]
     own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
     fitting = [c for c in own if wanted in [base.__name__ for base in c.__mro__[1:]]]
@@ -136,8 +156,12 @@ def _module_name(kind: str, file: str) -> str:
 def _spec(module: str) -> Any:
     try:
         return importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
+    except (ModuleNotFoundError, ValueError) as error:
+        if isinstance(error, ValueError) or module.startswith(error.name or ""):
+            return None
+        raise _broken(module, error) from None
+    except Exception as error:  # of a package above it
+        raise _broken(module, error) from None
 
 
 def _own_file(module: str) -> pathlib.Path:
@@ -151,7 +175,10 @@ def _tree(module: str) -> ast.Module:
         return ast.parse(_own_file(module).read_text(encoding="utf-8"))
     spec = _spec(module)
     source = spec.origin if spec and spec.has_location else None  # modules inside of Python itself have none
-    return ast.parse(pathlib.Path(source).read_text(encoding="utf-8") if source else "")
+    try:
+        return ast.parse(pathlib.Path(source).read_text(encoding="utf-8") if source else "")
+    except SyntaxError as error:
+        raise _broken(module, error) from None
 
 
 def _lineage(module: str, base: str) -> list[tuple[str, ast.ClassDef]]:
@@ -198,9 +225,11 @@ def _with_defaults(init: ast.FunctionDef, where: str, helps: dict[str, str]) -> 
         if default is None:
             continue
         try:
-            annotation = eval(ast.unparse(argument.annotation or ast.Name("str")), dict(NAMES))  # noqa: S307
+            value = ast.literal_eval(default)
+            written = ast.unparse(argument.annotation) if argument.annotation else type(value).__name__
+            annotation = eval(written, dict(NAMES))  # noqa: S307
             kind_of(annotation)
-            yield Argument(argument.arg, annotation, ast.literal_eval(default), helps.get(argument.arg, ""))
+            yield Argument(argument.arg, annotation, value, helps.get(argument.arg, ""))
         except (NameError, TypeError, ValueError, SyntaxError) as error:
             raise UserError(
                 f"the argument {argument.arg} of {where} cannot become a flag ({error}); expected a plain type such as "

@@ -25,7 +25,7 @@ def find(flagfile: str | os.PathLike, programs: Sequence[str]) -> pathlib.Path:
     path = pathlib.Path(flagfile).expanduser()
     named = [_FLAGS / program / f"{flagfile}.cfg" for program in programs]
     for place in (path, *named, _FLAGS.parent / flagfile):
-        if place.exists():
+        if place.exists() and not place.is_dir():
             return place
     known = names(programs)
     expected = f"a path, or {listed(os.fspath(flagfile), known)}" if known else "a path"

@@ -49,7 +49,11 @@ def kind_of(annotation: Any) -> Kind:
     if get_origin(annotation) is Literal:
         return Kind(str, bounds, get_args(annotation))
     many = get_origin(annotation) is tuple
-    plain = get_args(annotation)[0] if many else annotation
+    if many:
+        inner = kind_of(get_args(annotation)[0])
+        if inner.type is not bool and not inner.choices and not inner.many:
+            return Kind(inner.type, bounds if bounds != Bounds() else inner.bounds, (), True)
+    plain = annotation
     if plain not in (bool, int, float, str):
         raise TypeError(f"{annotation} is no type of an option; expected bool, int, float, str, Literal or a tuple")
     return Kind(plain, bounds, (), many)

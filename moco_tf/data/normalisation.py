@@ -8,6 +8,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.config.find import listed
 from moco_tf.data.pipeline import eval_batches
 from moco_tf.data.records import BadImages
 from moco_tf.data.sets import fashion_mnist, find, tfds
@@ -28,6 +29,8 @@ MIN_STD = 0.01  # 2.5 grey levels: images of one colour would be divided by 0
 def known(name: str, dataset: str) -> Normalisation | None:
     """(mean, deviation) of the named normalisation; None when it is "auto" and the data set's own must be measured."""
     if name != "auto":
+        if name not in NORMALISATIONS:
+            raise UserError(f"--normalise={name} came, expected {listed(name, ['auto', *NORMALISATIONS])}")
         return NORMALISATIONS[name]
     own = find.module(re.split("[/:]", dataset)[0])  # without TFDS's configuration and version
     return getattr(own, "NORMALISATION", None) if own else tfds.normalisation(dataset)

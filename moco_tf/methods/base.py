@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from moco_tf.config.types import Value
 from moco_tf.contrast import shuffle_bn
+from moco_tf.networks import naming
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import device
 from moco_tf.training.collectives import Collectives, SingleProcess
@@ -113,6 +114,9 @@ class Method(keras.Model):
                 encoder.prepare_for_cpu()
             if self.bn == "sync":
                 encoder.synchronise_norms(self.collectives)
+        for norm in naming.having("over_ranks", self._parts()):  # of a predictor, for instance
+            norm.for_xla = self.compile_pieces
+            norm.over_ranks = self.collectives if self.bn == "sync" else None
         learnt = list(self.learnt().values())
         optimizer.build(learnt)
         self.guard = Guard(len(learnt))
@@ -216,9 +220,7 @@ class Method(keras.Model):
             for slot, variables in self.optimizer.slots.items()
             for name, v in zip(self.learnt(), variables, strict=True)
         }
-        # Parts that a method has beside its encoders, such as a predictor.
-        others = [layer for layer in self.layers if not isinstance(layer, Encoder)]
-        parts = {f"{i}.{j}": v.value for i, layer in enumerate(others) for j, v in enumerate(layer.variables)}
+        parts = {f"{i}.{j}": v.value for i, layer in enumerate(self._parts()) for j, v in enumerate(layer.variables)}
         return {
             "query_encoder": {name: v.value for name, v in self.query_encoder.named_variables().items()},
             **({"parts": parts} if parts else {}),
@@ -228,8 +230,13 @@ class Method(keras.Model):
         }
 
     def running_statistics(self) -> list[tf.Variable]:
-        """The running means and variances of all encoders, in a fixed order."""
-        return [v.value for encoder in self.encoders() for v in encoder.running_statistics()]
+        """The running means and variances of all encoders and other parts, in a fixed order."""
+        own = [v.value for encoder in self.encoders() for v in encoder.running_statistics()]
+        return own + [v.value for part in self._parts() for v in part.non_trainable_variables]
+
+    def _parts(self) -> list[keras.layers.Layer]:
+        """What a method has beside its encoders, such as a predictor."""
+        return [layer for layer in self.layers if not isinstance(layer, Encoder)]
 
     def synchronise(self) -> None:
         """Gives every rank the same state: rank 0's weights at the start of a run."""

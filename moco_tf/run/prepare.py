@@ -221,6 +221,9 @@ def method(o: Pretrain, collectives: Collectives, views: tuple[recipes.View, rec
     """
     kind = find.find("method", o.method.method)
     query_encoder = encoder(o.encoder, o.device.precision, train.num_classes if kind.classifies else 0)
+    unknown = sorted(kind.given() - {"query_encoder", "key_encoder", "num_examples"})
+    if unknown:
+        raise UserError(f"--method={o.method.method} has arguments without a default, {unknown}; give them defaults")
     asked: dict[str, Any] = {}
     if "key_encoder" in kind.given():
         asked["key_encoder"] = encoder(o.encoder, o.device.precision)

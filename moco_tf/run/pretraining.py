@@ -71,7 +71,7 @@ def set_rates(run: Pretraining, step: int) -> float:
     o, method, per_epoch = run.options, run.method, run.batches.steps_per_epoch
     learning_rate = schedules.learning_rate(step - 1, per_epoch, o.optimizer.learning_rate, o.schedule)
     method.optimizer.learning_rate.assign(learning_rate)
-    if o.method.key_momentum_schedule == "cosine" and hasattr(method, "key_momentum"):
+    if o.method.key_momentum_schedule == "cosine" and "key_momentum" in o.method.own:
         base = float(str(o.method.own["key_momentum"]))
         method.key_momentum.assign(schedules.key_momentum(step - 1, o.schedule.epochs * per_epoch, base, "cosine"))
     return learning_rate

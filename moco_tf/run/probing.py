@@ -1,7 +1,6 @@
 """Linear probe and fine-tuning: what the loop is told, the choice of a learning rate, and the result."""
 
 import dataclasses
-import hashlib
 import math
 import pathlib
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from moco_tf.run import loop, prepare, results, statistics
 from moco_tf.run.folder import RunFolder
 from moco_tf.run.learner import Batches, Evaluation, TrainingTask
 from moco_tf.run.results import Result
-from moco_tf.training import device, schedules
+from moco_tf.training import device, files, schedules
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.files import make_folder
 from moco_tf.training.stop import Signals, signals
@@ -389,4 +388,4 @@ def fingerprint(one: Subject) -> dict[str, bytes]:
 
 def digest(one: Subject) -> str:
     """A short name of the encoder's variables."""
-    return hashlib.sha256(b"".join(fingerprint(one).values())).hexdigest()[:16]
+    return files.digest(fingerprint(one).values())[:16]

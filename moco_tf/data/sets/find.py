@@ -8,7 +8,6 @@ has
     is_here(data_dir) -> bool           whether `load` would download nothing; optional, else no
 """
 
-import importlib
 import re
 from types import ModuleType
 
@@ -40,7 +39,7 @@ def module(dataset: str) -> ModuleType | None:
         )
     if dataset not in tfds.OWN and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", dataset):
         return None
-    found = importlib.import_module(find.module_of("dataset", dataset))
+    found = find.imported("dataset", dataset)
     if not callable(getattr(found, "load", None)):
         raise UserError(f"--dataset={dataset} has no function load, expected load(split, data_dir) -> Source; add it")
     return found

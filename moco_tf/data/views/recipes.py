@@ -1,7 +1,6 @@
 """The named views of the recipes: which operations make one random view of an image, and in which order."""
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -239,7 +238,7 @@ def find(name: str) -> Recipe | tuple[Recipe, Recipe]:
             known = names.listed(name, sorted(VIEWS))
             raise UserError(f"unknown view {name!r} came, expected {known}, or a Python module such as my.views")
         return VIEWS[name]
-    recipe: Any = getattr(importlib.import_module(names.module_of("views", name)), "RECIPE", None)
+    recipe: Any = getattr(names.imported("views", name), "RECIPE", None)
     for part in recipe if isinstance(recipe, tuple) and len(recipe) == 2 else [recipe]:
         if not isinstance(part, Recipe):
             raise UserError(f"--views={name} has the RECIPE {recipe!r}, expected a Recipe or two of them; give it one")
