@@ -110,7 +110,7 @@ def test_resumes_after_a_kill_bit_for_bit(place, trained):
 
 
 @pytest.mark.horovod
-def test_two_ranks_are_one_process_with_two_splits(place):
+def test_two_ranks_pretrain(place):
     values = {**FLAGS, "data_dir": place / "data", "steps": 4}
     arguments = [f"--{name}={value}" for name, value in values.items()]
     horovodrun(
