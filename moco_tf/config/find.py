@@ -69,7 +69,7 @@ def module_of(kind: str, name: str) -> str:
         UserError: there is none; says what there is and what is close.
     """
     if "." in name:
-        if _spec(name) is None:
+        if not all(part.isidentifier() for part in name.split(".")) or _spec(name) is None:
             raise UserError(f"--{kind}={name} is no module that Python finds; expected one here or in PYTHONPATH")
         return name
     for file in _files(kind):
