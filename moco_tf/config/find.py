@@ -29,6 +29,7 @@ PACKAGES = {
     "dataset": ("moco_tf.data.sets", ""),
     "optimizer": ("moco_tf.training.optimizers", "Optimizer"),
 }
+_VIEWS = "moco_tf.data.views.recipes"  # all views are entries of this module's table
 
 
 # Arguments that the assembly gives, though they have defaults: no flags of their own.
@@ -46,7 +47,10 @@ class Argument:
 
 
 def names(kind: str) -> list[str]:
-    """What the package has of a kind, as --method, --arch ... take it."""
+    """What the package has of a kind, as --method, --arch, --views ... take it."""
+    if kind == "views":
+        table = _assigned(_VIEWS, "VIEWS")
+        return sorted(str(ast.literal_eval(key)) for key in table.keys if key) if isinstance(table, ast.Dict) else []
     found: list[str] = []
     for file in _files(kind):
         found += list(variants(_module_name(kind, file))) or [file]
@@ -55,27 +59,32 @@ def names(kind: str) -> list[str]:
 
 def variants(module: str) -> dict[str, dict[str, Value]]:
     """The architectures that a backbone's file defines, {name: constructor arguments}: its literal VARIANTS."""
-    for node in _tree(module).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and target.id == "VARIANTS" and isinstance(node, ast.Assign | ast.AnnAssign):
-            return ast.literal_eval(node.value) if node.value else {}
-    return {}
+    table = _assigned(module, "VARIANTS")
+    return ast.literal_eval(table) if table else {}
 
 
-def module_of(kind: str, name: str) -> str:
+def module_of(kind: str, name: str, flag: str = "") -> str:
     """The module that defines what is called name.
+
+    Args:
+        kind: "method", "arch", "views", "dataset" or "optimizer".
+        name: as the flag has it.
+        flag: which flag, where it is not called as its kind.
 
     Raises:
         UserError: there is none; says what there is and what is close.
     """
+    flag = flag or kind
     if "." in name:
         if not all(part.isidentifier() for part in name.split(".")) or _spec(name) is None:
-            raise UserError(f"--{kind}={name} is no module that Python finds; expected one here or in PYTHONPATH")
+            raise UserError(f"--{flag}={name} is no module that Python finds; expected one here or in PYTHONPATH")
         return name
+    if kind == "views" and name in names(kind):
+        return _VIEWS
     for file in _files(kind):
         if name == file or name in variants(_module_name(kind, file)):
             return _module_name(kind, file)
-    raise UserError(f"--{kind}={name} came, expected {listed(name, names(kind))}, or a Python module such as my.{kind}")
+    raise UserError(f"--{flag}={name} came, expected {listed(name, names(kind))}, or a Python module such as my.{kind}")
 
 
 def listed(name: str, known: list[str]) -> str:
@@ -145,6 +154,8 @@ def arguments(kind: str, name: str) -> list[Argument]:
 
 
 def _files(kind: str) -> list[str]:
+    if kind not in PACKAGES:
+        return []
     place = _own_file(PACKAGES[kind][0]).with_suffix("")
     return sorted(m.name for m in pkgutil.iter_modules([str(place)]) if not m.name.startswith(("base", "find")))
 
@@ -179,6 +190,15 @@ def _tree(module: str) -> ast.Module:
         return ast.parse(pathlib.Path(source).read_text(encoding="utf-8") if source else "")
     except SyntaxError as error:
         raise _broken(module, error) from None
+
+
+def _assigned(module: str, name: str) -> ast.expr | None:
+    """What a module assigns to a name of its own."""
+    for node in _tree(module).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == name and isinstance(node, ast.Assign | ast.AnnAssign):
+            return node.value
+    return None
 
 
 def _lineage(module: str, base: str) -> list[tuple[str, ast.ClassDef]]:

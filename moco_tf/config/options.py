@@ -126,6 +126,7 @@ class ViewOptions:
     read_order: Literal["random", "blocks"] = option("random", "Any, or blocks of large files: data/order.py.")
 
     def __post_init__(self) -> None:
+        find.module_of("views", self.views)  # refuses a wrong name
         area = self.crop_scale
         if area and not (len(area) == 2 and 0 < area[0] <= area[1] <= 1):
             shown = ",".join(f"{number:g}" for number in area)
@@ -245,6 +246,7 @@ class ProbeOptions:
     eval_every: CountOrZero = may_change(1, "Epochs between two tests; 0: only at the end.")
 
     def __post_init__(self) -> None:
+        find.module_of("views", self.train_view, "train_view")
         if self.learning_rates is not None:
             check_each("learning_rates", self.learning_rates, 1e-12)
         if not self.train_fraction:

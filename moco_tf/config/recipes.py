@@ -28,7 +28,7 @@ def find(flagfile: str | os.PathLike, programs: Sequence[str]) -> pathlib.Path:
         if place.exists() and not place.is_dir():
             return place
     known = names(programs)
-    expected = f"a path, or {listed(os.fspath(flagfile), known)}" if known else "a path"
+    expected = f"a path, or {listed(path.stem, known)}" if known else "a path"
     raise UserError(f"the flagfile {os.fspath(flagfile)!r} is not there; expected {expected}")
 
 

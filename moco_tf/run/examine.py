@@ -80,10 +80,6 @@ def recorded(folder: RunFolder, data_dir: str | None) -> Recorded:
     if "dataset" not in define.texts_of(folder.flags):
         raise UserError(f"{folder.flags} names no --dataset: the run's images are not known")
     trained = _parsed(Pretrain, folder)
-    try:
-        recipes.find(trained.views.views)
-    except UserError as error:
-        raise UserError(f"{folder.flags} has --views={trained.views.views}: {error}; mend it") from None
     own = {name: value for name, value in define.values_of(trained).items() if name in _PROTOCOL}
     evaluated = define.replaced(Knn(), **(own | {"image_size": 0, "test_resize": 0}))
     if given := define.texts_of(folder.results("knn").flags):

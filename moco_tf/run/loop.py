@@ -1,6 +1,8 @@
 """The one training loop: steps, metrics, tests, checkpoints, and what can stop it."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
@@ -14,6 +16,7 @@ from moco_tf.training import checkpoint, device, elastic
 from moco_tf.training.checkpoint_writer import Writer
 from moco_tf.training.collectives import broadcast_result
 from moco_tf.training.files import make_folder, write_whole
+from moco_tf.training.first_step import FirstStep
 from moco_tf.training.hang import HangTimer
 from moco_tf.training.lock import RunLock
 from moco_tf.training.meter import InputWait, Meter
@@ -85,10 +88,28 @@ class Loop:
             learning_rate = t.set_rates(step)
             if self.received.status:
                 self.learner.stop.ask(self.received.status)
-            self.meter.add(train_step(batch))
+            with self._first_step() if step == self.start.step + 1 else contextlib.nullcontext():
+                metrics = train_step(batch)
+            self.meter.add(metrics)
             self.log.advance()
             self.writer.check()
             self._after(step, learning_rate)
+
+    @contextlib.contextmanager
+    def _first_step(self) -> Iterator[None]:
+        """Says how long the step is compiled. Ctrl-C then ends a program: nothing is there that could be lost."""
+        if not self.log.enabled:
+            yield
+            return
+        end = self._end_at_once if self.received.in_program else None
+        with FirstStep(lambda s: self.log.show(f"compiling, {s:.0f} s", True), max(1.0, self.log.pause), end):
+            yield
+        self.log.show("")
+
+    def _end_at_once(self) -> None:
+        self.log.close()
+        print(f"{sys.argv[0]}: interrupted while the first step was compiled; nothing is lost", file=sys.stderr)
+        os._exit(INTERRUPTED)  # the main thread is inside of XLA
 
     def _after(self, step: int, learning_rate: float) -> None:
         """What is due after a step."""
@@ -119,7 +140,7 @@ class Loop:
     def _write(self, step: int, epoch: float, learning_rate: float) -> None:
         values = self.meter.read()
         values["input_wait"] = self.wait.share(values["images_per_second"] / self.training.batch_size)
-        self.log.show(**shown(values))
+        self.log.show(shown(values))
         self.log.write(step, epoch=epoch, learning_rate=learning_rate, **values)
         if warning := self.training.watch(step, values):
             self.log.say(warning)
@@ -208,11 +229,7 @@ def is_due(step: int, epoch: float, every_epochs: int, every_steps: int = 0) -> 
     return bool((every_epochs and epoch % every_epochs == 0) or (every_steps and step % every_steps == 0))
 
 
-def shown(values: dict[str, float]) -> dict[str, float]:
+def shown(values: dict[str, float]) -> str:
     """What stands beside the progress bar."""
-    found = {}
-    for name, value in values.items():
-        short = "top1" if name.endswith("_top1") else name.replace("images_per_second", "images_s")
-        if short in ("loss", "top1", "images_s"):
-            found[short] = value
-    return found
+    loss = [f"loss {values['loss']:.4g}"] if "loss" in values else []
+    return ", ".join([*loss, f"{values['images_per_second']:,.0f} images/s"])

@@ -16,7 +16,7 @@ from moco_tf.run import loop, prepare
 from moco_tf.run.folder import RunFolder
 from moco_tf.run.learner import Evaluation, TrainingTask
 from moco_tf.run.prepare import Pretraining
-from moco_tf.training import schedules
+from moco_tf.training import device, schedules
 from moco_tf.training.stop import signals
 
 _MONITOR_BATCH = 256
@@ -98,6 +98,7 @@ def introduction(run: Pretraining, start: int, total: int) -> list[str]:
     o, train, ranks, encoder = run.options, run.train, run.collectives.size, run.method.query_encoder
     own = ", ".join(f"{name} {value}" for name, value in o.encoder.own.items())
     return [
+        f"device: {device.description()}",
         f"{o.method.method}: {train.num_examples:,} images of {train.name}, {run.size} px, views {o.views.views}",
         f"encoder {o.encoder.arch} ({own}), {encoder.config['head']} head to {encoder.config['feature_dim']}: "
         f"{cost(encoder, run.size)}, {encoder.compute_dtype}",

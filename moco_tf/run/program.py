@@ -3,13 +3,17 @@
 Flags are parsed before TensorFlow is imported: --help and a typing error cost no time.
 """
 
+import contextlib
 import os
+import pathlib
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags
@@ -22,6 +26,11 @@ from moco_tf.training import launcher
 _SMALLER = ("batch_size", "accumulate", "recompute", "precision", "image_size", "queue_size")
 _MOMENT = 5  # seconds in which a launcher that saw a rank end has ended the others
 _INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+# What TensorFlow says on every machine when it is loaded, and on those without an NVIDIA driver.
+_LOADING = r"^WARNING: All log messages before absl::InitializeLog|^[IW][0-9]{4} "
+_NO_GPU = "|failed call to cuInit"
+_DRIVER = pathlib.Path("/proc/driver/nvidia")
 
 Options = TypeVar("Options")
 
@@ -40,9 +49,13 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
     """
     name = "moco_tf." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
 
+    sys.argv[0] = name  # what --help calls the program
+
     def parse(argv: list[str]) -> Options:
         try:
             return define.parse(options, argv, flags.FLAGS)
+        except SystemExit:
+            _exit(0)  # of --help, which absl ends with 1
         except flags.Error as error:
             _stop(name, error, 2)
 
@@ -56,14 +69,17 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
 
 
 def _call(name: str, main: Callable[[Options], None], options: Options) -> None:
-    # TensorFlow prints a dozen lines of its own when it is imported. Its errors stay; a user's own setting stands.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; a user's own setting stands
+    with _without_loading_lines():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
     from absl import logging
 
     from moco_tf.training import elastic, stop
 
     logging.set_verbosity(logging.WARNING)
+    stop.Signals.in_program = True
     try:
         elastic.run(lambda: main(options), int(str(define.values_of(options).get("threads", 0))))
     except UserError as error:
@@ -78,6 +94,27 @@ def _call(name: str, main: Callable[[Options], None], options: Options) -> None:
         _stop(name, RankError(f"{error.filename}: {error.strerror}; mend the disk or give another path"), 1)
     except Exception as error:
         _unforeseen(name, error)
+
+
+@contextlib.contextmanager
+def _without_loading_lines() -> Iterator[None]:
+    """Takes what TensorFlow always says out of stderr; its errors pass, also those that end the process."""
+    lines = _LOADING + ("" if _DRIVER.exists() else _NO_GPU)
+    if not (grep := shutil.which("grep")):
+        yield
+        return
+    passing = subprocess.Popen([grep, "--line-buffered", "-vE", lines], stdin=subprocess.PIPE, stdout=2)
+    assert passing.stdin is not None
+    before = os.dup(2)
+    os.dup2(passing.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        passing.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process that TensorFlow has started may hold the pipe
+            passing.wait(timeout=2)
 
 
 def out_of_memory(error: Exception, options: Any) -> str:

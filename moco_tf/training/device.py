@@ -2,10 +2,13 @@
 
 import os
 import pathlib
+import subprocess
 
 import tensorflow as tf
 
 from moco_tf.errors import UserError
+
+DRIVER = pathlib.Path("/proc/driver/nvidia")
 
 
 def configure(threads: int, ranks_here: int) -> None:
@@ -47,6 +50,28 @@ def threads() -> int:
 def has_gpu() -> bool:
     """Whether this process sees a GPU."""
     return bool(tf.config.get_visible_devices("GPU"))
+
+
+def description() -> str:
+    """The device of this process in words: the GPU's name and memory, or why it is a CPU."""
+    gpus = tf.config.get_visible_devices("GPU")
+    if gpus:
+        name = str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
+        return f"{name}{_memory(name)}"
+    if DRIVER.exists():
+        return "CPU: no GPU is visible to TensorFlow though this machine has an NVIDIA driver; see BUILD.md"
+    return f"CPU, {threads()} threads"
+
+
+def _memory(name: str) -> str:
+    """The memory of a GPU of that name, which TensorFlow does not tell."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        rows = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    sizes = [row.rpartition(", ")[2] for row in rows if row.startswith(f"{name}, ")]
+    return f", {sizes[0]} of memory" if sizes else ""
 
 
 def dtype_policy(precision: str) -> str:

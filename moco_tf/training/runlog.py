@@ -13,6 +13,9 @@ import tqdm
 from moco_tf.run.folder import RunFolder
 from moco_tf.training.files import write_whole, writing
 
+# At 80 columns at least 10 are left for the bar itself.
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+
 
 class RunLog:
     """Writes a run's numbers on rank 0; on other ranks it does nothing.
@@ -34,9 +37,9 @@ class RunLog:
             _drop_after(self._metrics, start)
             self._file = open(self._metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = tf.summary.create_file_writer(str(folder.tensorboard))
-        pause = 0.5 if sys.stderr.isatty() else 10.0  # horovodrun passes each redraw on as a line
+        self.pause = 0.5 if sys.stderr.isatty() else 10.0  # horovodrun passes each redraw on as a line
         self._bar = tqdm.tqdm(
-            total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=pause
+            total=total, initial=start, dynamic_ncols=True, smoothing=0.1, mininterval=self.pause, bar_format=_BAR
         )
         self._began = time.monotonic()  # unlike time.time() it never jumps
         _open_logs.append(self)
@@ -46,10 +49,10 @@ class RunLog:
         if self.enabled:
             self._bar.update(1)
 
-    def show(self, **values: float) -> None:
-        """Shows numbers beside the progress bar."""
+    def show(self, text: str, refresh: bool = False) -> None:
+        """Shows a text beside the progress bar: at once, or with its next step."""
         if self.enabled:
-            self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()}, refresh=False)
+            self._bar.set_postfix_str(text, refresh)
 
     def write(self, step: int, **values: float) -> None:
         """One line of metrics.jsonl and one point of each TensorBoard curve."""

@@ -44,9 +44,13 @@ class StopRequest:
 
 
 class Signals:
-    """The signals that a process got: `status` is the exit status that they ask for, 0 for none."""
+    """The signals that a process got: `status` is the exit status that they ask for, 0 for none.
+
+    in_program: whether this process is one of the programs, which Ctrl-C may end; a notebook's goes on.
+    """
 
     status = 0
+    in_program = False
     _deferred = False
 
     def receive(self, number: int, _: FrameType | None = None) -> None:

@@ -43,6 +43,11 @@ def run(photos, tmp_path_factory):
         (["--symmetric=perhaps"], ["--symmetric=perhaps"]),
         (["--learning_rate=nan"], ["--learning_rate=nan", "number"]),
         (["--flagfile=nowhere.cfg"], ["nowhere.cfg"]),
+        (["--flagfile=dmo.cfg"], ["dmo.cfg", "did you mean demo?"]),
+        (["--views=moco_v9"], ["--views=moco_v9", "did you mean moco_v3?", "moco_v1_s3"]),
+        (["--views=moco.v9"], ["--views=moco.v9", "no module"]),
+        (["--method=mocov2"], ["--method=mocov2", "did you mean moco?"]),
+        (["--optimizer=sdg"], ["--optimizer=sdg", "did you mean sgd?"]),
     ],
 )
 def test_flags(argv, words):
@@ -132,7 +137,7 @@ def test_unreadable_images(bad, words, photos, tmp_path):
         ({"batch_size": 65}, ["--batch_size=65", "--queue_size=64", "lower the one or raise the other"]),
         ({"batch_size": 64, "symmetric": True}, ["128 keys", "--queue_size=64"]),
         ({"batch_size": 91, "queue_size": 128}, ["--batch_size=91", "at most 90", "give a smaller one"]),
-        ({"views": "moco_v9"}, ["unknown view 'moco_v9'", "moco_v1, "]),
+        ({"views": "moco_v9"}, ["--views=moco_v9", "moco_v1, "]),
         ({"bn_splits": 3}, ["--bn_splits=3", "--batch_size=16"]),
         ({"views": "none"}, ["'none' has no crop", "differ in size", "crop_flip"]),
         ({"epochs": 2, "warmup_epochs": 2}, ["learning rate", "warmup"]),
@@ -167,7 +172,7 @@ def test_probe_batch_larger_than_the_data(photos, run, tmp_path):
 
 def test_unknown_view_of_the_probe(photos, run, tmp_path):
     values = {"dataset": "folder", "data_dir": photos, "workdir": tmp_path / "out", "load": run, "batch_size": 16}
-    refusal("lincls", "unknown view 'crop'", "crop_flip", train_view="crop", **values)
+    refusal("lincls", "--train_view=crop", "crop_flip", train_view="crop", **values)
 
 
 # What is loaded
@@ -287,8 +292,7 @@ def test_programs_print_one_line_and_exit(photos, tmp_path):
     for (status, words, (program, *_)), (code, _, lines) in zip(cases, outcomes):
         assert code == status, lines
         assert lines[-1].startswith(f"moco_tf.{program}: ") and words in lines[-1], lines
-        assert sum(line.startswith("moco_tf.") for line in lines) == 1
-        assert not any("Traceback" in line for line in lines)
+        assert len(lines) == 1  # TensorFlow says nothing either
     assert not workdir.exists()
 
 

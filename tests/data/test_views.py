@@ -136,7 +136,7 @@ def test_both_views_are_one_object_unless_they_differ():
 
 
 def test_unknown_view_is_named_with_the_known_ones():
-    with pytest.raises(UserError, match=r"unknown view 'moco_v4'.*cifar.*moco_v2.*\(did you mean moco_v"):
+    with pytest.raises(UserError, match=r"--views=moco_v4 came.*cifar.*moco_v2.*\(did you mean moco_v"):
         views.view("moco_v4", 32)
 
 

@@ -1,10 +1,17 @@
 """The run log: metrics.jsonl without gaps or doubles after a restart, TensorBoard's curves, silence off rank 0."""
 
+import fcntl
 import json
+import os
+import pty
+import struct
+import termios
+import threading
 
 import pytest
 import tensorflow as tf
 
+from moco_tf.run import loop
 from moco_tf.training import runlog
 from moco_tf.training.runlog import RunLog
 
@@ -17,7 +24,7 @@ def written(folder, *steps, start=0):
     log = RunLog(folder, True, 10, start)
     for step in steps:
         log.advance()
-        log.show(loss=1.0 / step)
+        log.show(f"loss {1.0 / step}")
         log.write(step, loss=1.0 / step)
     log.close()
     return [line["step"] for line in lines(folder)]
@@ -60,7 +67,7 @@ def test_cut_last_line_is_dropped(end, tmp_path):
 def test_other_ranks_write_nothing(tmp_path, capfd):
     log = RunLog(tmp_path / "run", False, 10)
     log.advance()
-    log.show(loss=1.0)
+    log.show("loss 1")
     log.write(1, loss=1.0)
     log.say("hello")
     log.close()
@@ -85,3 +92,28 @@ def test_messages_stand_above_the_bar(tmp_path, capfd):
     log.say("epoch 1: kNN top-1 50%")
     log.close()
     assert "epoch 1: kNN top-1 50%\n" in capfd.readouterr().out
+
+
+def test_bar_of_80_columns(tmp_path, monkeypatch):
+    """A long run's bar on a terminal of 80 columns: the bar itself, steps, the time left, loss, images a second."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    shown: list[bytes] = []
+    reader = threading.Thread(target=lambda: shown.extend(iter(lambda: os.read(ours, 4096), b"\x04")))
+    reader.start()
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        log = RunLog(tmp_path, True, 1_000_000, 123_456)
+        log._bar.start_t -= 100 * 3600  # as if it had run for days
+        log.show(loop.shown({"loss": 12.3456, "images_per_second": 12345.6, "contrast_top1": 0.5}))
+        log._bar.update(200_000)
+        log._bar.refresh()
+        log.close()
+        terminal.write("\x04")
+        terminal.flush()
+        reader.join(10)
+    os.close(ours)
+    lines = b"".join(shown).decode().replace("\r", "\n").split("\n")
+    last = [line for line in lines if "323456/1000000" in line][-1]
+    assert len(last) <= 80 and last.startswith(" 32%|") and last.count("\u2588") >= 4
+    assert last.rstrip().endswith("loss 12.35, 12,346 images/s") and " left, " in last

@@ -233,12 +233,10 @@ def find(name: str) -> Recipe | tuple[Recipe, Recipe]:
     Raises:
         UserError: there is none.
     """
-    if "." not in name:
-        if name not in VIEWS:
-            known = names.listed(name, sorted(VIEWS))
-            raise UserError(f"unknown view {name!r} came, expected {known}, or a Python module such as my.views")
+    module = names.imported("views", name)
+    if name in VIEWS:
         return VIEWS[name]
-    recipe: Any = getattr(names.imported("views", name), "RECIPE", None)
+    recipe: Any = getattr(module, "RECIPE", None)
     for part in recipe if isinstance(recipe, tuple) and len(recipe) == 2 else [recipe]:
         if not isinstance(part, Recipe):
             raise UserError(f"--views={name} has the RECIPE {recipe!r}, expected a Recipe or two of them; give it one")

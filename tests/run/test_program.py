@@ -1,0 +1,47 @@
+"""What stands around every program: TensorFlow's lines at its import, --help."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from support.programs import ROOT
+
+from moco_tf.run import program
+
+SAID = """WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
+I0000 00:00:1795714973.020670   13357 port.cc:153] oneDNN custom operations are on.
+W0000 00:00:1795714973.020670   13357 some.cc:1] a warning
+E0000 00:00:1795714974.822443   13357 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error
+F0000 00:00:1795714974.822443   13357 cpu.cc:52] compiled to use AVX instructions
+E0000 00:00:1795714974.822443   13357 other.cc:52] an error
+"""
+
+
+@pytest.mark.parametrize("driver", [False, True])
+def test_lines_of_the_import(driver, monkeypatch, capfd, tmp_path):
+    """Errors pass, but for the one that says that a machine without a driver has no GPU."""
+    monkeypatch.setattr(program, "_DRIVER", tmp_path if driver else tmp_path / "none")
+    with program._without_loading_lines():
+        os.write(2, SAID.encode())
+    os.write(2, b"I0000 after\n")
+    passed = [line for line in SAID.splitlines() if line[0] in "EF" and (driver or "cuInit" not in line)]
+    assert capfd.readouterr().err.splitlines() == [*passed, "I0000 after"]
+
+
+def test_error_that_ends_the_process(tmp_path):
+    """TensorFlow aborts on processors that it was not built for, and says why."""
+    code = (
+        "import os; from moco_tf.run import program\n"
+        "with program._without_loading_lines(): os.write(2, b'I0000 x\\nF0000 no AVX\\n'); os.abort()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode < 0 and done.stderr == "F0000 no AVX\n"
+
+
+def test_help():
+    """Without TensorFlow; exit status 0; no path of the machine."""
+    command = [sys.executable, "-X", "importtime", "-m", "moco_tf.pretrain", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "--queue_size" in done.stdout and "\nmoco_tf.pretrain:\n" in done.stdout
+    assert str(ROOT) not in done.stdout and " tensorflow" not in done.stderr
