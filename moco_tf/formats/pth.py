@@ -17,7 +17,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -53,13 +53,15 @@ _TORCHVISION = """\
     network.fc = torch.nn.Identity()  # Bx{D} comes out
     network.load_state_dict({{name: value for name, value in state.items() if not name.startswith("fc.")}})
 """
-_IN_TORCHVISION = {(arch, "imagenet", 64) for arch in ("resnet18", "resnet34", "resnet50")}
-
-_OTHER_FORMATS = {
-    b"\xfd7zXZ\x00": "an xz archive; unpack it first: xz -d FILE",
-    b"\x1f\x8b": "a gzip archive; unpack it first: gzip -d FILE",
-    b"BZh": "a bzip2 archive; unpack it first: bzip2 -d FILE",
-    b"\x89HDF": "an HDF5 file (Keras weights?); give a file written by torch.save",
+_ARCHIVE = "a {0} archive{1}; unpack it first: {2} FILE"
+_OTHER_FORMATS = {  # by how they begin, in lower case
+    b"version https://git-lfs": "a Git LFS pointer, which stands for the file; fetch that: git lfs pull",
+    b"<!doctype": "an HTML page in place of the file; download it again, by the link of the file itself",
+    b"<html": "an HTML page in place of the file; download it again, by the link of the file itself",
+    b"\xfd7zxz\x00": _ARCHIVE.format("xz", "", "xz -d"),
+    b"\x1f\x8b": _ARCHIVE.format("gzip", "", "gzip -d"),
+    b"bzh": _ARCHIVE.format("bzip2", "", "bzip2 -d"),
+    b"\x89hdf": "an HDF5 file (Keras weights?); give a file written by torch.save",
     b"\x08": "neither a zip archive nor a pickle, but perhaps ONNX; give the run folder or .pth of the same encoder",
     b"": "neither a zip archive nor a pickle; give a file written by torch.save",
 }
@@ -87,12 +89,10 @@ def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> di
 
 def use(subject: Loaded, name: str) -> str:
     """How to load it here and in PyTorch."""
-    config, template = subject.encoder.config, _USE
-    if (config["arch"], config.get("stem"), config.get("width")) in _IN_TORCHVISION:
-        template += _TORCHVISION
-    named = base.normalisation_name(subject)
+    config, named = subject.encoder.config, base.normalisation_name(subject)
     here = _NO_RESNET if not base.is_resnet(subject.encoder) else _HERE if named else _NOT_HERE
-    template = template.replace("{here}", here)
+    known = (config.get("stem"), config.get("width")) == ("imagenet", 64) and config["arch"] != "resnet10"
+    template = _USE.replace("{here}", here) + (_TORCHVISION if known and base.is_resnet(subject.encoder) else "")
     return template.format(name=name, arch=config["arch"], normalisation=named, **base.sizes(subject))
 
 
@@ -130,8 +130,8 @@ def _describe_other(head: bytes) -> str:
     if head[4:8] == b"TFL3":
         return "a model of TensorFlow Lite; give the run folder or .pth of the same encoder"
     if head[257:262] == b"ustar":
-        return "a tar archive (.pth.tar only sounds like one); unpack it first: tar -xf FILE"
-    return next(text for magic, text in _OTHER_FORMATS.items() if head.startswith(magic))
+        return _ARCHIVE.format("tar", " (.pth.tar only sounds like one)", "tar -xf")
+    return next(text for start, text in _OTHER_FORMATS.items() if head.lstrip().lower().startswith(start))
 
 
 class _Storages:
@@ -256,12 +256,23 @@ def _pickle(arrays: Mapping[str, np.ndarray]) -> bytes:
     ordered_dict = pickle.GLOBAL + b"collections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE
     out = [pickle.PROTO, b"\x02", ordered_dict, pickle.MARK]
     for key, (name, value) in enumerate(arrays.items()):
-        steps = np.cumprod((1, *value.shape[:0:-1]))[::-1] if value.ndim else ()  # elements, row-major
-        out += [_text(name), pickle.GLOBAL, b"torch._utils\n_rebuild_tensor_v2\n", pickle.MARK]
-        out += [pickle.MARK, _text("storage"), pickle.GLOBAL, _storage_name(name, value), _text(str(key)), _text("cpu")]
-        out += [_integer(value.size), pickle.TUPLE, pickle.BINPERSID, _integer(0)]
-        out += [_integers(value.shape), _integers(steps), pickle.NEWFALSE, ordered_dict, pickle.TUPLE, pickle.REDUCE]
+        steps = np.cumprod((1, *value.shape[:0:-1]))[::-1].tolist() if value.ndim else ()  # elements, row-major
+        out += [_plain(_checked(name)), pickle.GLOBAL, b"torch._utils\n_rebuild_tensor_v2\n", pickle.MARK]
+        out += [pickle.MARK, _plain("storage"), pickle.GLOBAL, _storage_name(name, value), _plain(str(key))]
+        out += [_plain("cpu"), _plain(value.size), pickle.TUPLE, pickle.BINPERSID, _plain(0), _plain(value.shape)]
+        out += [_plain(tuple(steps)), pickle.NEWFALSE, ordered_dict, pickle.TUPLE, pickle.REDUCE]
     return b"".join([*out, pickle.SETITEMS, pickle.STOP])
+
+
+def _plain(value: object) -> bytes:
+    """A string, a number or a tuple of numbers, without the opcodes around a pickle."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def _checked(name: object) -> str:
+    if not isinstance(name, str):
+        raise UserError(f"a tensor's name is a {type(name).__name__}; expected a string")
+    return name
 
 
 def _storage_name(name: str, value: np.ndarray) -> bytes:
@@ -271,23 +282,3 @@ def _storage_name(name: str, value: np.ndarray) -> bytes:
     raise UserError(
         f"{printable(name)} has dtype {value.dtype}, which PyTorch's files lack; convert it to float32 or int64"
     )
-
-
-def _text(value: str) -> bytes:
-    """A string. Raises UserError for anything else."""
-    if not isinstance(value, str):
-        raise UserError(f"a tensor's name is a {type(value).__name__}; expected a string")
-    encoded = value.encode("utf-8")
-    return pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded
-
-
-def _integer(value: int) -> bytes:
-    """An integer of at most 63 bits."""
-    if -(2**31) <= value < 2**31:
-        return pickle.BININT + struct.pack("<i", value)
-    return pickle.LONG1 + b"\x08" + struct.pack("<q", value)
-
-
-def _integers(values: Iterable[int]) -> bytes:
-    """A tuple of integers."""
-    return pickle.MARK + b"".join(_integer(int(v)) for v in values) + pickle.TUPLE

@@ -1,19 +1,17 @@
 """The pickles inside PyTorch's files, read as data: nothing that a file names is imported or called.
 
-This is the standard library's unpickler in Python, `pickle._Unpickler`, with an allow-list of opcodes, of names and of
-what a change may be made to. A name is only looked up, as a whole, in the tables below: it is never split at dots,
-imported or resolved. The unpickler in C will not do: nobody can take an opcode away from it, and it makes room for
-whatever memo index a file names.
+`pickletools.genops` takes a pickle apart without running it. Of its opcodes those that make tensors and plain data are
+run here; the others are refused, by name. A name is only looked up, as a whole, in the tables below.
 """
 
 import math
-import pickle
+import mmap
 import pickletools
 import re
 import struct
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -22,18 +20,16 @@ from moco_tf.formats.architecture import printable
 
 MAX_OPCODES = 20_000_000
 MAX_DEPTH = 100  # containers within containers; a checkpoint of a network has about 6
-MAX_DIMENSIONS = 32
 MAX_INTEGER = 2**128
 
 REMEDY = 'open the file in PyTorch where you trust it and keep only tensors: torch.save({"state_dict": ...}, path)'
 
 
 class StorageType:
-    """An element type: how it lies in the file and what it becomes (bfloat16, kept as uint16, becomes float32)."""
+    """An element type: `raw` as it lies in the file, `dtype` as it becomes (bfloat16, raw uint16, is float32 here)."""
 
     def __init__(self, raw: str, bfloat16: bool = False) -> None:
-        self.raw = np.dtype(raw)
-        self.bfloat16 = bfloat16
+        self.raw, self.bfloat16 = np.dtype(raw), bfloat16
         self.dtype = np.dtype(np.float32) if bfloat16 else self.raw
 
     def decode(self, data: bytes, order: Literal["<", ">"] = "<") -> np.ndarray:
@@ -49,16 +45,6 @@ class Storage:
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
-
-
-class Stream(Protocol):
-    """What a pickle is read from: BytesIO or mmap, which are bounded (a length in the pickle may be absurd)."""
-
-    def read(self, n: int = ..., /) -> bytes:
-        """At most n bytes."""
-
-    def readline(self) -> bytes:
-        """The bytes of one line."""
 
 
 LoadStorage = Callable[[str, StorageType, int], Storage]
@@ -91,22 +77,19 @@ def _key(value: object) -> object:
 
 
 def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *rest: object) -> np.ndarray:
-    """torch._utils._rebuild_tensor_v2: a view of a storage (offset and strides in elements), checked to lie inside it.
+    """torch._utils._rebuild_tensor_v2: a view of a storage, offset and strides in elements; `rest` is dropped.
 
-    Flags and hooks in `rest` are dropped. A view with more elements than its storage (expanded, stride 0) is refused:
-    copying it later could take any amount of memory.
+    NumPy checks that it lies inside the storage. One with more elements than its storage (expanded, stride 0) is
+    refused: copying it later could take any amount of memory.
     """
     expect(type(storage) is Storage and len(rest) <= 3, "a tensor without a storage")
     expect(type(size) is tuple and type(stride) is tuple and len(size) == len(stride), "a tensor of unclear shape")
-    expect(len(size) <= MAX_DIMENSIONS, f"a tensor of {len(size)} dimensions")
     expect(all(map(_is_count, (offset, *size, *stride))), "a negative or non-integer size, stride or offset")
-    total, values = math.prod(size), storage.values
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if total else 0
-    if last >= max(len(values), 1) or total > len(values):
-        raise fail(f"a tensor that reaches outside of its storage of {len(values)} elements")
-    if not total:
-        return np.zeros(size, values.dtype)
-    return np.lib.stride_tricks.as_strided(values[offset:], size, [step * values.itemsize for step in stride])
+    expect(math.prod(size) <= len(storage.values), "a tensor that reaches outside of its storage")
+    step = storage.values.itemsize
+    if not math.prod(size):
+        return np.zeros(size, storage.values.dtype)
+    return np.ndarray(size, storage.values.dtype, storage.values, offset * step, [step * count for count in stride])
 
 
 def _parameter(data: np.ndarray, *rest: object) -> np.ndarray:
@@ -115,14 +98,17 @@ def _parameter(data: np.ndarray, *rest: object) -> np.ndarray:
     return data
 
 
+def _dict(items: Sequence = ()) -> dict:
+    """Of keys and values in turns."""
+    expect(len(items) % 2 == 0, "a dict with a key but no value")
+    return dict(zip(map(_key, items[::2]), items[1::2]))
+
+
 def _ordered_dict(pairs: Sequence = ()) -> dict:
     """collections.OrderedDict: a plain dict, which keeps its order too; Python 2 wrote the pairs as an argument."""
-    out: dict = {}
-    expect(type(pairs) in (list, tuple), "an OrderedDict of something other than pairs")
-    for pair in pairs:
-        expect(type(pair) in (list, tuple) and len(pair) == 2, "an OrderedDict of something other than pairs")
-        out[_key(pair[0])] = pair[1]
-    return out
+    sound = type(pairs) in (list, tuple) and all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs)
+    expect(sound, "an OrderedDict of something other than pairs")
+    return {_key(name): value for name, value in pairs}
 
 
 def _set(values: Sequence = ()) -> set:
@@ -141,53 +127,88 @@ def _bytes(text: str = "", encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-STORAGE_TYPES = {
-    "torch DoubleStorage": StorageType("f8"),
-    "torch FloatStorage": StorageType("f4"),
-    "torch HalfStorage": StorageType("f2"),
-    "torch BFloat16Storage": StorageType("u2", bfloat16=True),
-    "torch LongStorage": StorageType("i8"),
-    "torch IntStorage": StorageType("i4"),
-    "torch ShortStorage": StorageType("i2"),
-    "torch CharStorage": StorageType("i1"),
-    "torch ByteStorage": StorageType("u1"),
-    "torch BoolStorage": StorageType("?"),
+_RAW = {
+    "Double": "f8",
+    "Float": "f4",
+    "Half": "f2",
+    "Long": "i8",
+    "Int": "i4",
+    "Short": "i2",
+    "Char": "i1",
+    "Byte": "u1",
 }
+STORAGE_TYPES = {f"torch {name}Storage": StorageType(raw) for name, raw in {**_RAW, "Bool": "?"}.items()}
+STORAGE_TYPES["torch BFloat16Storage"] = StorageType("u2", bfloat16=True)
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "torch._utils _rebuild_tensor": _tensor,
-    "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch._utils _rebuild_parameter": _parameter,
-    "torch Size": _size,
-    "collections OrderedDict": _ordered_dict,
-    "_codecs encode": _bytes,
+    **dict.fromkeys(("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2"), _tensor),
+    **{"torch._utils _rebuild_parameter": _parameter, "torch Size": _size, "collections OrderedDict": _ordered_dict},
     **{f"{module} {name}": _set for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
-    **{f"{module} bytes": _bytes for module in ("builtins", "__builtin__")},
+    **dict.fromkeys(("_codecs encode", "builtins bytes", "__builtin__ bytes"), _bytes),
 }
 _NAMES: dict[str, Any] = {**STORAGE_TYPES, **FUNCTIONS}
 
 
-class _Unpickler(pickle._Unpickler):
-    """Its methods are those opcodes that look up, call or change something; `_ALLOWED` are the others."""
+class _Machine:
+    """What a pickle's opcodes work on: a stack of values, the stacks below its marks, and a memo."""
 
-    # Of the standard library's class, which has no types for them.
-    stack: list[Any]
-    metastack: list[list[Any]]
-    append: Callable[[Any], None]
-    pop_mark: Callable[[], list[Any]]
-    read: Callable[[int], bytes]
+    def __init__(self, load_storage: LoadStorage) -> None:
+        self.load_storage, self.left = load_storage, MAX_OPCODES
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
 
-    def __init__(self, stream: Stream, load_storage: LoadStorage) -> None:
-        super().__init__(stream, encoding="latin-1")
-        self.load_storage = load_storage
-        self.opcodes = self.dispatch = _Opcodes(_HANDLERS)  # type: ignore[misc]
+    def run(self, stream: BinaryIO | mmap.mmap) -> Any:
+        """The value of a pickle."""
+        for opcode, arg, _ in pickletools.genops(stream):  # type: ignore[arg-type]  # a mmap will do
+            self.spend(1)
+            if opcode.name in _VALUES:
+                self.push(arg)
+            elif opcode.name not in ("PROTO", "FRAME", "STOP"):
+                expect(opcode.name in _ACTIONS, f"the opcode {opcode.name}")
+                _ACTIONS[opcode.name](self, arg)
+        expect(len(self.stack) == 1 and not self.below, "an unfinished container, or a second value")
+        return self.stack.pop()
 
-    def find_class(self, module: str, name: str) -> Any:
-        known = _NAMES.get(f"{module} {name}")
-        expect(known is not None, f"the name {printable(f'{module}.{name}')}")
-        return known
+    def spend(self, count: int) -> None:
+        """Refuses too much work."""
+        self.left -= count
+        expect(self.left >= 0, f"more than {MAX_OPCODES} opcodes")
 
-    def persistent_load(self, pid: Any) -> Storage:
-        """("storage", type, key, device, elements) and, in the legacy format, None (no view of another storage)."""
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def take(self, count: int) -> list[Any]:
+        """The last values, in their order."""
+        return [self.stack.pop() for _ in range(count)][::-1]
+
+    def mark(self) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def above_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def remember(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def add(self, kind: type, items: Any) -> None:
+        """Adds items to the container on top, which must be of this very type."""
+        target = self.stack[-1]
+        expect(type(target) is kind, f"a change to a {printable(target)} as if it were a {kind.__name__}")
+        target.extend(items) if kind is list else target.update(items)
+
+    def call(self, function: Any, args: Any) -> Any:
+        known = any(function is allowed for allowed in FUNCTIONS.values())
+        expect(known and type(args) is tuple, f"a call of a {printable(function)}")
+        self.spend(sum(len(arg) for arg in args if type(arg) in (list, tuple, str)))  # it may copy them
+        try:
+            return function(*args)
+        except (TypeError, UnicodeEncodeError) as e:  # too few or many arguments, text beyond latin-1
+            raise fail("a call with unexpected arguments") from e
+
+    def storage(self, pid: Any) -> Storage:
+        """Of ("storage", type, key, device, elements) and, in the legacy format, None (no view of another storage)."""
         expect(type(pid) is tuple and len(pid) in (5, 6), "an unknown persistent object")
         tag, kind, key, _, count, *view = pid
         expect(type(tag) is str and tag == "storage" and type(kind) is StorageType, "a persistent object, no storage")
@@ -195,117 +216,71 @@ class _Unpickler(pickle._Unpickler):
         expect(_is_count(count) and view in ([], [None]), "a storage of an absurd size, or a view of another storage")
         return self.load_storage(key, kind, count)
 
-    def _target(self, kind: type) -> Any:
-        target = self.stack[-1]
-        expect(type(target) is kind, f"a change to a {printable(target)} as if it were a {kind.__name__}")
-        return target
 
-    def _set_items(self, items: list) -> None:
-        target = self._target(dict)
-        expect(len(items) % 2 == 0, "a dict with a key but no value")
-        for key, value in zip(items[::2], items[1::2]):
-            target[_key(key)] = value
-
-    def load_frame(self) -> None:
-        """Passed over: a frame would be copied as a whole."""
-        self.read(8)
-
-    def load_append(self) -> None:
-        value = self.stack.pop()
-        self._target(list).append(value)
-
-    def load_appends(self) -> None:
-        items = self.pop_mark()
-        self._target(list).extend(items)
-
-    def load_setitem(self) -> None:
-        items = [self.stack.pop(), self.stack.pop()]
-        self._set_items(items[::-1])
-
-    def load_setitems(self) -> None:
-        self._set_items(self.pop_mark())
-
-    def load_dict(self) -> None:
-        items = self.pop_mark()
-        self.append({})
-        self._set_items(items)
-
-    def load_additems(self) -> None:
-        items = self.pop_mark()
-        self._target(set).update(map(_key, items))
-
-    def load_frozenset(self) -> None:
-        items = self.pop_mark()  # it replaces the stack, so it comes first
-        self.append(_set(items))
-
-    def load_reduce(self) -> None:
-        args, function = self.stack.pop(), self.stack.pop()
-        known = any(function is allowed for allowed in FUNCTIONS.values())
-        expect(known and type(args) is tuple, f"a call of a {printable(function)}")
-        self.opcodes.spend(sum(len(arg) for arg in args if type(arg) in (list, tuple, str)))  # it may copy them
-        try:
-            self.append(function(*args))
-        except (TypeError, UnicodeEncodeError) as e:  # too few or many arguments, text beyond latin-1
-            raise fail("a call with unexpected arguments") from e
-
-    def load_build(self) -> None:
-        """State of a state_dict's OrderedDict (its `_metadata`: versions of modules) is dropped, any other refused."""
-        self.stack.pop()
-        self._target(dict)
+def _named(*parts: Any) -> Any:
+    """The stand-in for a module's name and a name in it."""
+    expect(all(type(part) is str for part in parts), "a name that is no text")
+    known = _NAMES.get(" ".join(parts))
+    expect(known is not None, f"the name {printable('.'.join(parts).replace(' ', '.'))}")
+    return known
 
 
-class _Opcodes(dict):
-    """Handlers by opcode. Refuses others, and too many."""
+_VALUES = {f"{prefix}{kind}" for kind in ("BYTES", "STRING", "UNICODE") for prefix in ("BIN", "SHORT_BIN")}
+_VALUES |= {"BINUNICODE8", "BINBYTES8", "STRING", "UNICODE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"}
+_VALUES |= {"LONG4", "FLOAT", "BINFLOAT"}
+_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "MARK": lambda m, _: m.mark(),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "EMPTY_SET": lambda m, _: m.push(set()),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "TUPLE1": lambda m, _: m.push(tuple(m.take(1))),
+    "TUPLE2": lambda m, _: m.push(tuple(m.take(2))),
+    "TUPLE3": lambda m, _: m.push(tuple(m.take(3))),
+    "TUPLE": lambda m, _: m.push(tuple(m.above_mark())),
+    "LIST": lambda m, _: m.push(m.above_mark()),
+    "FROZENSET": lambda m, _: m.push(_set(m.above_mark())),
+    "DICT": lambda m, _: m.push(_dict(m.above_mark())),
+    "APPEND": lambda m, _: m.add(list, m.take(1)),
+    "APPENDS": lambda m, _: m.add(list, m.above_mark()),
+    "SETITEM": lambda m, _: m.add(dict, _dict(m.take(2))),
+    "SETITEMS": lambda m, _: m.add(dict, _dict(m.above_mark())),
+    "ADDITEMS": lambda m, _: m.add(set, _set(m.above_mark())),
+    "MEMOIZE": lambda m, _: m.remember(len(m.memo)),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.remember),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, index: m.push(m.memo[index])),
+    "GLOBAL": lambda m, name: m.push(_named(name)),
+    "STACK_GLOBAL": lambda m, _: m.push(_named(*m.take(2))),
+    "BINPERSID": lambda m, _: m.push(m.storage(*m.take(1))),
+    "REDUCE": lambda m, _: m.push(m.call(*m.take(2))),
+    # State of a state_dict's OrderedDict (its `_metadata`: versions of modules) is dropped, any other refused.
+    "BUILD": lambda m, _: m.add(dict, m.take(1)[:0]),
+}
+_DAMAGED = (struct.error, ValueError, LookupError, OverflowError, MemoryError)
 
-    left = MAX_OPCODES
 
-    def spend(self, count: int) -> None:
-        self.left -= count
-        expect(self.left >= 0, f"more than {MAX_OPCODES} opcodes")
-
-    def __getitem__(self, code: int) -> Callable[[_Unpickler], None]:
-        self.spend(1)
-        return super().__getitem__(code)
-
-    def __missing__(self, code: int) -> None:
-        known = [opcode.name for opcode in pickletools.opcodes if opcode.code == chr(code)]
-        raise fail(f"the opcode {known[0] if known else code}")
-
-
-# These make plain values, and keep them in the memo.
-_ALLOWED = "PROTO STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING"
-_ALLOWED += " BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES"
-_ALLOWED += (
-    " BINBYTES8 EMPTY_DICT EMPTY_LIST EMPTY_TUPLE EMPTY_SET TUPLE TUPLE1 TUPLE2 TUPLE3 LIST PUT BINPUT LONG_BINPUT"
-)
-_ALLOWED += " MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID"
-_CHECKED = "FRAME APPEND APPENDS SETITEM SETITEMS DICT ADDITEMS FROZENSET REDUCE BUILD"
-_HANDLERS = {getattr(pickle, name)[0]: getattr(_Unpickler, f"load_{name.lower()}") for name in _CHECKED.split()}
-_HANDLERS |= {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, n)[0] for n in _ALLOWED.split())}
-_DAMAGED = (pickle.UnpicklingError, EOFError, struct.error, ValueError, LookupError, OverflowError, MemoryError)
-
-
-def load(stream: Stream, load_storage: LoadStorage) -> Any:
-    """Reads one pickle from a stream and leaves the stream behind it.
+def load(stream: BinaryIO | mmap.mmap, load_storage: LoadStorage) -> Any:
+    """Reads one pickle from a stream, which must be bounded, and leaves the stream behind it.
 
     Args:
-        stream: what to read from.
+        stream: BytesIO or mmap.
         load_storage: (key, type, number of elements) -> Storage.
 
     Raises:
         UserError: anything but tensors and plain data, or a damaged pickle. Nothing of the file is ever executed.
     """
-    unpickler = _Unpickler(stream, load_storage)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of strange escapes in damaged strings
-            value = unpickler.load()
+            value = _Machine(load_storage).run(stream)
     except _DAMAGED as e:
         raise UserError(
             f"the file's pickle is damaged or cut short ({printable(str(e))}); expected what torch.save wrote; "
             "download or copy the file again"
         ) from e
-    expect(not unpickler.stack and not unpickler.metastack, "an unfinished container, or a second value")
     _check(value)
     return value
 

@@ -94,7 +94,7 @@ def test_plain_data_of_every_protocol(protocol):
 
 def test_calls_that_copy_again_and_again_are_refused(monkeypatch):
     """A few bytes each, and each would copy the whole list."""
-    monkeypatch.setattr(torch_pickle._Opcodes, "left", 10_000)
+    monkeypatch.setattr(torch_pickle, "MAX_OPCODES", 10_000)
     listed = b"](" + b"K\x01" * 1000 + b"eq\0"
     data = b"\x80\x02(" + listed + b"c__builtin__\nset\nq\x01" + b"h\x01h\0\x85R" * 10 + b"l."
     with pytest.raises(UserError, match="more than"):
