@@ -164,8 +164,8 @@ def load(
     """Loads an encoder from whatever holds one.
 
     Args:
-        path: a run folder (its newest whole checkpoint is used), a checkpoint's folder, an official MoCo .pth.tar, a
-            torchvision-named .pth, or a moco.tensorflow .npz.
+        path: a run folder (its newest whole checkpoint is used), a checkpoint's folder, or a .pth, .pth.tar,
+            .safetensors or moco.tensorflow .npz that holds a ResNet by torchvision's names, whatever their prefix.
         precision: of its computations: "float32", "bfloat16", "float16", or "auto" (bfloat16 where it is fast).
         image_size: side of its images in pixels; 0: what the path says, which other programs' files do not.
         normalise: name of the mean and deviation for its images, see `moco_tf.data.normalisation`; "auto": what the

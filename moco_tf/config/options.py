@@ -208,7 +208,7 @@ class MonitorOptions:
 class LoadOptions:
     """What holds the encoder."""
 
-    load: str | None = elsewhere(None, "Run folder, checkpoint, MoCo's .pth.tar, torchvision .pth, or .npz.")
+    load: str | None = elsewhere(None, "Run folder, checkpoint, or a .pth, .pth.tar, .safetensors or .npz file.")
 
 
 @dataclasses.dataclass(frozen=True)

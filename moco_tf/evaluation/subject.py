@@ -20,7 +20,7 @@ from moco_tf.networks.encoder import Encoder
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint, device
 
-_FILES = (".tar", ".pth", ".npz")  # of other programs, as --load takes them
+_FILES = (".tar", ".pth", ".pt", ".safetensors", ".npz")  # of other programs, as --load takes them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,17 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from moco_tf.errors import UserError
+from moco_tf.networks.backbones.resnet import VARIANTS
 
-BLOCKS: dict[tuple[str, tuple[int, ...]], str] = {
-    ("basic", (1, 1, 1, 1)): "resnet10",
-    ("basic", (2, 2, 2, 2)): "resnet18",
-    ("basic", (3, 4, 6, 3)): "resnet34",
-    ("bottleneck", (3, 4, 6, 3)): "resnet50",
-}
+BLOCKS = {(variant["bottleneck"], variant["depths"]): name for name, variant in VARIANTS.items()}
 _STEMS = {3: "cifar", 7: "imagenet"}
 _NAME = re.compile(
     r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01])|fc(\.\d)?)\.(weight|bias|running_(mean|var))"
 )
+_NORMALISED_HEAD = {"fc.0.weight", "fc.3.weight", "fc.3.bias"}
+_NORMALISED_HEAD |= {f"fc.1.{part}" for part in ("weight", "bias", "running_mean", "running_var")}
 
 
 @dataclass(frozen=True)
@@ -41,27 +39,44 @@ def describe(state: Mapping[str, np.ndarray]) -> Architecture:
     Raises:
         UserError: not one of the ResNets that networks.encoder builds; says what was found.
     """
-    known = all(_NAME.fullmatch(name) for name in state)
+    bottleneck = "layer1.0.conv3.weight" in state
     stages = [{name.split(".")[1] for name in state if name.startswith(f"layer{i}.")} for i in (1, 2, 3, 4)]
-    block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
-    arch = BLOCKS.get((block, tuple(len(blocks) for blocks in stages)))
+    arch = BLOCKS.get((bottleneck, tuple(map(len, stages))))
     conv1 = np.shape(state.get("conv1.weight", ()))
-    stem = _STEMS.get(conv1[2]) if len(conv1) == 4 and conv1[1] == 3 and conv1[2] == conv1[3] else None
-    narrow = np.shape(state.get("layer1.0.conv1.weight", ()))[:1] == conv1[:1]  # not so in wide_resnet50_2
-    if not known or not narrow or arch is None or stem is None:
+    if other := _other(state, conv1, arch):
         raise UserError(
-            f"the weights ({listed(state)}; conv1.weight {conv1}; {block} blocks {[len(s) for s in stages]}) are of no "
-            "known architecture; expected torchvision's names of resnet10, 18, 34 or 50 and a 3x3 or 7x7 conv1.weight"
+            f"the weights ({listed(state)}; {'bottleneck' if bottleneck else 'basic'} blocks "
+            f"{[len(blocks) for blocks in stages]}) are of {other}; expected torchvision's names of "
+            f"{', '.join(VARIANTS)}, with a conv1.weight of 3x3 or 7x7 for RGB"
         )
-    pooled = conv1[0] * 8 * (4 if block == "bottleneck" else 1)
-    return Architecture(arch, conv1[0], stem, *_head(state, pooled))
+    return Architecture(arch or "", conv1[0], _STEMS[conv1[2]], *_head(state, conv1[0] * (32 if bottleneck else 8)))
+
+
+def _other(state: Mapping[str, np.ndarray], conv1: tuple[int, ...], arch: str | None) -> str:
+    """What a network is called that is none of ours; empty for ours."""
+    narrow, grouped = (np.shape(state.get(f"layer1.0.conv{n}.weight", (0,))) for n in (1, 2))
+    unknown = [name for name in state if not _NAME.fullmatch(name)]
+    if any(name.startswith("conv1.0.") for name in unknown):
+        return "a ResNet with a deep stem (conv1.0), as resnet50d"
+    if unknown:
+        return f"a network with other layers, {listed(unknown)}"
+    if len(conv1) != 4 or conv1[2] != conv1[3] or conv1[2] not in _STEMS:
+        return f"no known stem: conv1.weight is {conv1}"
+    if conv1[1] != 3:
+        return f"a network for images of {conv1[1]} channels: conv1.weight is {conv1}"
+    if arch is None:
+        return "a ResNet of another depth"
+    if len(grouped) == 4 and grouped[1] < narrow[0]:
+        groups = narrow[0] // max(grouped[1], 1)
+        return f"a ResNeXt (resnext{arch.removeprefix('resnet')}_{groups}x{grouped[1]}d: convolutions in groups)"
+    if narrow[0] != conv1[0]:
+        return f"a wide ResNet (wide_{arch}_{narrow[0] / conv1[0]:g})"
+    return ""
 
 
 def _head(state: Mapping[str, np.ndarray], pooled: int) -> tuple[str, int, int]:
     """(head, feature_dim, hidden_dim) from the fc layers' names; without a head feature_dim is the pooled width."""
     found = {name for name in state if name.startswith("fc.")}
-    normalised = {"fc.0.weight", "fc.3.weight", "fc.3.bias"}
-    normalised |= {f"fc.1.{part}" for part in ("weight", "bias", "running_mean", "running_var")}
     matrices = [name for name in found if name.endswith(".weight") and name != "fc.1.weight"]
     if any(np.ndim(state[name]) != 2 for name in matrices):
         raise UserError(f"the head ({listed(found)}) has weights that are no matrices; expected Linear layers")
@@ -71,12 +86,21 @@ def _head(state: Mapping[str, np.ndarray], pooled: int) -> tuple[str, int, int]:
         return "linear", len(state["fc.weight"]), 0
     if found == {"fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"}:
         return "mlp", len(state["fc.2.weight"]), len(state["fc.0.weight"])
-    if found == normalised:
+    if found == _NORMALISED_HEAD:
         return "mlp_bn", len(state["fc.3.weight"]), len(state["fc.0.weight"])
     raise UserError(
         f"the head ({listed(found)}) is unknown; expected Linear (fc), Linear-ReLU-Linear (fc.0, fc.2), "
         "Linear-BN-ReLU-Linear (fc.0 without bias, fc.1, fc.3) or none"
     )
+
+
+def without_unknown_head(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An encoder's weights; without those of its head, fc, if that is none of ours."""
+    try:
+        _head(state, 0)
+        return dict(state)
+    except UserError:
+        return {name: value for name, value in state.items() if not name.startswith("fc.")}
 
 
 def check_against(state: Mapping[str, np.ndarray], expected_shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -37,6 +37,7 @@ class Loaded:
         step: steps that it was trained for; None if unknown.
         image_size: side of its images in pixels; 0 if unknown.
         mean, std: what its images in [0, 1] were normalised with, three numbers each.
+        notes: lines about what was chosen in the file, and what left out.
     """
 
     encoder: Encoder
@@ -46,6 +47,7 @@ class Loaded:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
 
 class UnfitEncoder(UserError):

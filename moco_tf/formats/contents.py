@@ -4,11 +4,9 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from moco_tf.formats import foreign
-from moco_tf.formats.base import Loaded, backbone_options
-from moco_tf.formats.load import find, from_checkpoint, from_foreign
+from moco_tf.formats import load
+from moco_tf.formats.base import backbone_options
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint
 
@@ -17,76 +15,49 @@ def contents(path: str) -> dict[str, Any]:
     """What --load=path holds, of plain types and in the order in which it is to be shown; None if it is not known.
 
     parameters counts what is learnt in one encoder, head included; pooled_dim is D, feature_dim C of its head;
-    optimizer says whether an optimizer's state is there; broken lists checkpoints that were passed over.
+    optimizer says whether an optimizer's state is there; notes are lines about what was chosen and left out; broken
+    lists checkpoints that were passed over.
 
     Raises:
         UserError: nothing there, no encoder in it, or it is damaged.
     """
-    place = find(path)
-    about = {"path": str(place)} | (_of_checkpoint(place) if place.is_dir() else _of_file(place))
-    if place.is_dir() and str(place) != str(pathlib.Path(path)):
-        found = checkpoint.existing(place.parent)
-        about["checkpoints"] = [folder.name for folder in found]
-        about["broken"] = [folder.name for folder in found[found.index(place) + 1 :]]
-    return about
-
-
-def _of_file(path: pathlib.Path) -> dict[str, Any]:
-    state = foreign.read_state(path)
-    loaded = from_foreign(path, state)
-    return _of_encoder(loaded) | {
-        "bn_splits": None,
-        "key_encoder": state.key_encoder is not None,
-        "queue": None if state.queue is None else _rows(state.queue.shape, state.queue_pointer),
-        "bank": None,
-        "optimizer": state.optimizer,
-        "step": None,
-        "epoch": state.epoch,
-        **dict.fromkeys(("image_size", "normalisation", "method", "dataset", "batch_size", "ranks", "flags")),
-    }
-
-
-def _of_checkpoint(path: pathlib.Path) -> dict[str, Any]:
-    loaded, about = from_checkpoint(path), checkpoint.describe(path)
-    shapes = {name.split("/.")[0]: tuple(shape) for name, shape in tf.train.list_variables(str(path / "variables"))}
-    groups = {name.partition("/")[0] for name in shapes}
-    return _of_encoder(loaded) | {
-        "key_encoder": "key_encoder" in groups,
-        "queue": _rows(shapes["queue"], _scalar(path, "queue_pointer")) if "queue" in shapes else None,
-        "bank": _rows(shapes["bank"]) if "bank" in shapes else None,
-        "optimizer": "optimizer" in groups,
-        "step": loaded.step,
-        "epoch": _epoch(RunFolder.around(path), about["step"]),
-        "image_size": loaded.image_size,
-        "normalisation": {"mean": loaded.mean, "std": loaded.std},
-        **{name: about.get(name) for name in ("method", "dataset", "batch_size", "ranks")},
-        "flags": RunFolder.around(path).flag_lines() or None,
-    }
-
-
-def _of_encoder(loaded: Loaded) -> dict[str, Any]:
-    encoder, config, pooled = loaded.encoder, loaded.encoder.config, loaded.encoder.backbone.features
-    hidden = None if config["head"] in ("none", "linear") else config["hidden_dim"] or pooled
-    return {
+    place = load.find(path)
+    state = load.read_state(place)
+    loaded, ours = load.build(place, state), place.is_dir()
+    about, run = checkpoint.describe(place) if ours else {}, RunFolder.around(place)
+    config, pooled = loaded.encoder.config, loaded.encoder.backbone.features
+    bank = checkpoint.read_group(place, "bank") if ours else {}
+    found = {
+        "path": str(place),
         "source": loaded.source,
-        **backbone_options(encoder),
+        **backbone_options(loaded.encoder),
+        "bn_splits": config["bn_splits"] if ours else None,
         "pooled_dim": pooled,
         "head": config["head"],
-        "hidden_dim": hidden,
+        "hidden_dim": None if config["head"] in ("none", "linear") else config["hidden_dim"] or pooled,
         "feature_dim": pooled if config["head"] == "none" else config["feature_dim"],
-        "parameters": sum(int(np.prod(variable.shape)) for variable in encoder.parameters()),
+        "parameters": sum(int(np.prod(variable.shape)) for variable in loaded.encoder.parameters()),
+        "key_encoder": state.key_encoder is not None,
+        "queue": None if state.queue is None else _rows(state.queue.shape, state.queue_pointer),
+        "bank": _rows(bank[""].shape) if bank else None,
+        "optimizer": state.optimizer,
+        "step": loaded.step,
+        "epoch": _epoch(run, about["step"]) if ours else state.epoch,
+        "image_size": loaded.image_size if ours else None,
+        "normalisation": {"mean": loaded.mean, "std": loaded.std} if ours else None,
+        **{name: about.get(name) for name in ("method", "dataset", "batch_size", "ranks")},
+        "flags": (run.flag_lines() or None) if ours else None,
+        "notes": list(state.notes),
     }
+    if ours and str(place) != str(pathlib.Path(path)):
+        checkpoints = checkpoint.existing(place.parent)
+        found["checkpoints"] = [folder.name for folder in checkpoints]
+        found["broken"] = [folder.name for folder in checkpoints[checkpoints.index(place) + 1 :]]
+    return found
 
 
 def _rows(shape: tuple[int, ...], pointer: int | None = None) -> dict[str, int | None]:
     return {"size": shape[0], "dim": shape[1] if len(shape) > 1 else 1, "pointer": pointer}
-
-
-def _scalar(path: pathlib.Path, name: str) -> int | None:
-    try:
-        return int(tf.train.load_variable(str(path / "variables"), f"{name}/.ATTRIBUTES/VARIABLE_VALUE"))
-    except (ValueError, TypeError, tf.errors.OpError):
-        return None
 
 
 def _epoch(run: RunFolder, step: int) -> float | None:

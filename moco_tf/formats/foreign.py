@@ -1,12 +1,16 @@
-"""Weights that other implementations of MoCo wrote, by content: encoders, queue and what architecture they are.
+"""Weights that other programs wrote, by content: the encoders in a file, the queue, and what else is there.
 
-Read are checkpoints of facebookresearch/moco and of its CIFAR-10 notebook, torchvision's ResNets (.pth), and
-moco.tensorflow's .npz files. Names follow torchvision, arrays PyTorch's layout: kernels OIHW, matrices (out, in).
+Read are PyTorch's files, .safetensors and moco.tensorflow's .npz files. An encoder is whatever has a ResNet's names
+behind a common prefix, however deep: MoCo's `encoder_q.`, a library's `backbone.`, DistributedDataParallel's `module.`,
+a checkpoint's `state_dict`. Names follow torchvision, arrays PyTorch's layout: kernels OIHW, matrices (out, in).
 """
 
+import json
+import math
 import os
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,25 +18,33 @@ import numpy as np
 
 from moco_tf.errors import UserError
 from moco_tf.formats import pth, tensorpack
-from moco_tf.formats.architecture import check_against, listed, printable
+from moco_tf.formats.architecture import check_against, listed, printable, without_unknown_head
+from moco_tf.formats.torch_pickle import STORAGE_TYPES
 
 MAX_BYTES = 16 * 2**30  # ResNet-50 four times as wide, with its key encoder and optimizer, has 5 GB
-# The CIFAR-10 notebook's encoder is nn.Sequential: conv1, bn1, ReLU, four layers, pooling, flatten, fc.
-_SEQUENTIAL = {"0": "conv1", "1": "bn1", "3": "layer1", "4": "layer2", "5": "layer3", "6": "layer4", "9": "fc"}
+MAX_HEADER_BYTES = 100 * 2**20  # of a .safetensors
+_MARK = "layer1.0.conv1.weight"  # what an encoder is found by
+_PART = re.compile(r"((conv|bn|layer)\d+|fc)\.")
+_NUMBERED = re.compile(r"(?P<prefix>.*\.|)(?P<number>\d+)\.0\.conv1\.weight")
+_FOLLOWS = re.compile(r"(^|[._])(k|key|momentum|teacher|target|ema)[._]")  # a moving average of the query encoder
+_COUNTED = ("num_batches_tracked", "total_ops", "total_params")  # batches, and what thop counts
+_TYPES = {"F64": "Double", "F32": "Float", "F16": "Half", "BF16": "BFloat16", "I64": "Long", "I32": "Int"}
+_TYPES |= {"I16": "Short", "I8": "Char", "U8": "Byte", "BOOL": "Bool"}
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a foreign file holds.
+    """What a file, or a checkpoint of ours, holds.
 
     Attributes:
         encoder: {torchvision name: float32 array} of the query encoder, or of the whole network.
-        key_encoder: the same for the key encoder, None if the file has none.
-        queue: KxC float32, None if the file has none.
-        queue_pointer: the row that is replaced next, None if the file has none.
+        key_encoder: the same for the key encoder, None if there is none.
+        queue: KxC float32, None if there is none.
+        queue_pointer: the row that is replaced next, None if it is not known.
         epoch, arch: as the file says.
-        source: "moco .pth.tar", "torchvision .pth" or "moco.tensorflow .npz".
-        optimizer: whether the file has an optimizer's state, too.
+        source: what it is, in words, such as "moco .pth.tar" or "torchvision .pth".
+        optimizer: whether an optimizer's state is there, too.
+        notes: lines about what was chosen and what left out.
     """
 
     encoder: dict[str, np.ndarray]
@@ -43,6 +55,7 @@ class Foreign:
     arch: str | None
     source: str
     optimizer: bool = False
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses two encoders of different shapes and a pointer outside of the queue."""
@@ -53,34 +66,30 @@ class Foreign:
 
 
 def read_state(path: str | os.PathLike) -> Foreign:
-    """Reads a foreign file, told apart by its content.
+    """Reads a file of another program, told apart by its content.
 
     Raises:
         UserError: the file is unreadable, holds more than plain data and tensors, or no encoder.
     """
-    _check_size(path)
-    entries = _zip_entries(path)
-    if any(name.endswith(".npy") for name in entries):
-        return _from_tensorpack(path)
-    if "model.weights.h5" in entries:
-        raise UserError(
-            f"{path}: a .keras file, which is written here but not read; give the run folder or the .pth of the same "
-            "encoder"
-        )
-    data = pth.read(path)
-    try:
-        return _from_torch(data)
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e.__cause__
-
-
-def _check_size(path: str | os.PathLike) -> None:
     size = os.path.getsize(path) if os.path.isfile(path) else 0
     if size > MAX_BYTES:
         raise UserError(
             f"{path} has {size / 1e9:,.1f} GB, expected at most {MAX_BYTES / 1e9:.1f}: no encoder is so large; give "
             "another file"
         )
+    entries = _zip_entries(path)
+    if "model.weights.h5" in entries:
+        raise UserError(
+            f"{path}: a .keras file, which is written here but not read; give the run folder or the .pth of the same "
+            "encoder"
+        )
+    npz = any(name.endswith(".npy") for name in entries)
+    tensors = {} if npz else _read_safetensors(path, size)
+    data: Any = tensorpack.read(path) if npz else tensors or pth.read(path)
+    try:
+        return _from_tensorpack(data) if npz else _from_torch(data, ".safetensors" if tensors else ".pth")
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e.__cause__
 
 
 def _zip_entries(path: str | os.PathLike) -> list[str]:
@@ -91,66 +100,113 @@ def _zip_entries(path: str | os.PathLike) -> list[str]:
         return []  # the reader of PyTorch's files says what it is
 
 
-def _from_tensorpack(path: str | os.PathLike) -> Foreign:
-    arrays = tensorpack.read(path)
-    try:
-        query, key = tensorpack.encoder_prefixes(arrays)
-        return Foreign(
-            encoder=tensorpack.to_torchvision(arrays, query),
-            key_encoder=None if key is None else tensorpack.to_torchvision(arrays, key),
-            queue=_queue(arrays.get("queue")),
-            queue_pointer=_pointer(arrays.get("queue_ptr")),
-            epoch=None,
-            arch=None,
-            source="moco.tensorflow .npz",
-            optimizer=any(tensorpack.is_slot(name) for name in arrays),
-        )
-    except UserError as e:
-        raise UserError(f"{path}: {e}") from e.__cause__
+def _read_safetensors(path: str | os.PathLike, size: int) -> dict[str, Any]:
+    """The tensors of a .safetensors: 8 bytes of length, a JSON header, the data; nothing if it is no such file."""
+    if size < 10:
+        return {}
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if file.read(1) != b"{":
+            return {}
+        try:
+            if length > min(size - 8, MAX_HEADER_BYTES):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(b"{" + file.read(length - 1))
+            header.pop("__metadata__", None)
+            data = file.read()
+            if sum(abs(entry["data_offsets"][1] - entry["data_offsets"][0]) for entry in header.values()) > len(data):
+                raise ValueError(f"tensors of more than the {len(data)} bytes that there are")
+            return {name: _tensor(data, **entry) for name, entry in header.items()}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+            raise UserError(
+                f"{path}: a .safetensors that is damaged, cut short or of an unknown type of numbers "
+                f"({printable(str(e))}); download or copy it again"
+            ) from e
 
 
-def _from_torch(data: Any) -> Foreign:
-    expected = "expected a state_dict or a checkpoint with one, as torch.save(model.state_dict(), path) writes"
-    if not isinstance(data, dict):
-        raise UserError(f"the file holds a {printable(data)}; {expected}")
-    state = data.get("state_dict", data)
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise UserError(f"its state_dict is no dict of names; {expected}")
-    state = _without_prefix(state, "module.")
-    queries = _encoder(state, "encoder_q.")
-    keys = _encoder(state, "encoder_k.")
-    encoder = queries or _encoder(state, "")
-    if "conv1.weight" not in encoder:
-        raise UserError(f"no encoder (conv1.weight) among {listed(state)}; expected a ResNet's or MoCo's state_dict")
-    queue = _queue(state.get("queue"))
-    epoch, arch = data.get("epoch"), data.get("arch")
+def _tensor(data: bytes, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
+    """A tensor of a .safetensors. Raises ValueError if it does not lie in the data."""
+    kind, (start, end) = STORAGE_TYPES[f"torch {_TYPES[dtype]}Storage"], data_offsets
+    if not 0 <= start <= end <= len(data) or end - start != math.prod(shape) * kind.raw.itemsize:
+        raise ValueError(f"{shape} of {dtype} at {start} to {end} of {len(data)} bytes")
+    return kind.decode(data[start:end]).reshape(shape)
+
+
+def _from_tensorpack(arrays: dict[str, np.ndarray]) -> Foreign:
+    query, key = tensorpack.encoder_prefixes(arrays)
     return Foreign(
-        encoder=encoder,
-        key_encoder=keys or None,
-        queue=None if queue is None else np.ascontiguousarray(queue.T),  # CxK there
-        queue_pointer=_pointer(state.get("queue_ptr")),
-        epoch=epoch if type(epoch) is int else None,
-        arch=arch if isinstance(arch, str) else None,
-        source="moco .pth.tar" if queries else "torchvision .pth",
-        optimizer=isinstance(data.get("optimizer"), dict) and data is not state,
+        encoder=tensorpack.to_torchvision(arrays, query),
+        key_encoder=None if key is None else tensorpack.to_torchvision(arrays, key),
+        queue=_queue(arrays.get("queue")),
+        queue_pointer=_pointer(arrays.get("queue_ptr")),
+        epoch=None,
+        arch=None,
+        source="moco.tensorflow .npz",
+        optimizer=any(tensorpack.is_slot(name) for name in arrays),
     )
 
 
-def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The state without a prefix that every name has (DistributedDataParallel's `module.`)."""
-    if not all(name.startswith(prefix) for name in state):
-        return dict(state)
-    return {name.removeprefix(prefix): value for name, value in state.items()}
+def _from_torch(data: Any, suffix: str = ".pth") -> Foreign:
+    """Of nested dicts, as torch.save or a .safetensors holds them."""
+    expected = "expected a ResNet's state_dict, or a checkpoint with one"
+    if not isinstance(data, dict):
+        raise UserError(f"the file holds a {printable(data)}; {expected}")
+    flat = _torchvision_names(dict(_flat(data, "", set())))
+    roots = [name.removesuffix(_MARK) for name in flat if re.search(rf"(^|\.){re.escape(_MARK)}$", name)]
+    if not roots:
+        raise UserError(f"no encoder (conv1.weight, {_MARK}) among {listed(flat)}; {expected}")
+    query = next((root for root in roots if not _FOLLOWS.search(root)), roots[0])
+    key = next((root for root in roots if root != query and _FOLLOWS.search(root)), None)
+    encoder, key_encoder = _encoder(flat, query), None if key is None else _encoder(flat, key)
+    used = {query + name for name in encoder} | {f"{key}{name}" for name in key_encoder or ()}
+    last = {name.rpartition(".")[2]: value for name, value in flat.items()}
+    queue = _queue(last.get("queue"))  # CxK there
+    return Foreign(
+        encoder=encoder,
+        key_encoder=key_encoder,
+        queue=None if queue is None else np.ascontiguousarray(queue.T),
+        queue_pointer=_pointer(last.get("queue_ptr")),
+        epoch=data["epoch"] if type(data.get("epoch")) is int else None,
+        arch=data["arch"] if isinstance(data.get("arch"), str) else None,
+        source=f"moco {suffix}.tar" if query.endswith("encoder_q.") else f"torchvision {suffix}",
+        optimizer=isinstance(data.get("optimizer"), dict),
+        notes=tuple(_notes(flat, roots, query, key, used)),
+    )
 
 
-def _encoder(state: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
-    """One encoder's tensors as float32 under torchvision's names; counters of batches are dropped."""
-    inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    if "net.0.weight" in inner:
-        inner = {_from_sequential(name): value for name, value in inner.items()}
-    inner = {name: value for name, value in inner.items() if not name.endswith("num_batches_tracked")}
-    if not prefix:
-        inner = {name: value for name, value in inner.items() if name not in ("queue", "queue_ptr")}
+def _flat(data: Mapping[Any, Any], prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """(names joined by dots, value) of all that nested dicts hold by names, each dict once."""
+    seen.add(id(data))
+    for name, value in data.items():
+        if isinstance(name, str) and isinstance(value, dict):
+            if id(value) not in seen:
+                yield from _flat(value, f"{prefix}{name}.", seen)
+        elif isinstance(name, str):
+            yield prefix + name, value
+
+
+def _torchvision_names(flat: dict[str, Any]) -> dict[str, Any]:
+    """The same where a ResNet's layers have numbers, as in nn.Sequential, or its shortcuts another name."""
+    found: dict[str, set[str]] = {}
+    for match in filter(None, map(_NUMBERED.fullmatch, flat)):
+        found.setdefault(match["prefix"], set()).add(match["number"])
+    renamed: dict[str, str] = {}
+    for prefix, numbers in found.items():
+        there = {name[len(prefix) :].partition(".")[0] for name in flat if name.startswith(prefix)}
+        heads = [number for number in there - numbers - {"0", "1"} if number.isdigit()]
+        names = {"0": "conv1", "1": "bn1"} | {number: "fc" if len(heads) == 1 else f"fc.{number}" for number in heads}
+        names |= {number: f"layer{i}" for i, number in enumerate(sorted(numbers, key=int), start=1)}
+        renamed |= {f"{prefix}{number}.": f"{prefix}{name}." for number, name in names.items()}
+    for old, new in renamed.items():
+        flat = {new + name[len(old) :] if name.startswith(old) else name: value for name, value in flat.items()}
+    return {re.sub(r"(layer\d+\.\d+\.)shortcut\.", r"\1downsample.", name): value for name, value in flat.items()}
+
+
+def _encoder(flat: Mapping[str, Any], root: str) -> dict[str, np.ndarray]:
+    """The encoder behind a prefix as float32, with its head if that is known."""
+    inner = {name[len(root) :]: value for name, value in flat.items() if name.startswith(root)}
+    inner = {name: value for name, value in inner.items() if _PART.match(name) and not name.endswith(_COUNTED)}
+    inner = without_unknown_head(inner)
     wrong = [name for name, value in inner.items() if not isinstance(value, np.ndarray) or value.dtype.kind != "f"]
     if wrong:
         raise UserError(
@@ -159,14 +215,28 @@ def _encoder(state: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in inner.items()}
 
 
-def _from_sequential(name: str) -> str:
-    """net.3.0.conv1.weight is layer1.0.conv1.weight."""
-    _, index, rest = [*name.split(".", 2), "", ""][:3]
-    return f"{_SEQUENTIAL[index]}.{rest}" if name.startswith("net.") and index in _SEQUENTIAL else name
+def _notes(flat: Mapping[str, Any], roots: list[str], query: str, key: str | None, used: set[str]) -> Iterator[str]:
+    """What to say: which of several encoders was taken, and what was left out.
+
+    Args:
+        flat: all values by name.
+        roots: the prefixes of encoders.
+        query, key: those that were taken.
+        used: names of the weights that were taken.
+    """
+    named = {root: printable(root.rstrip(".")) for root in roots}
+    others = [root for root in roots if root not in (query, key)]
+    if len(roots) > 1:
+        follows = "" if key is None else f", {named[key]} as its key encoder"
+        yield f"of {len(roots)} encoders {named[query]} is taken{follows}"
+    left = [n for n, v in flat.items() if isinstance(v, np.ndarray) and v.ndim and n not in used]
+    left = [n for n in left if not n.endswith((*_COUNTED, "queue", "queue_ptr")) and not n.startswith((*others,))]
+    if left := [named[root] for root in others] + [n.rpartition(".")[0] or n for n in left]:
+        yield f"left out: {listed(set(left))}; of a network a ResNet and a known head are taken"
 
 
 def _queue(value: Any) -> np.ndarray | None:
-    """A queue of two dimensions as float32, in the file's orientation."""
+    """A queue of two dimensions as float32, in the file's orientation; None for none."""
     if value is None:
         return None
     if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind != "f":

@@ -1,7 +1,8 @@
-"""`--load`: an encoder from whatever holds one."""
+"""`--load`: an encoder, and what stands beside it, from whatever holds one."""
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from moco_tf.formats.foreign import Foreign
 from moco_tf.formats.torchvision import check_weights, set_weights, to_torch_layout
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run.folder import RunFolder
-from moco_tf.training import checkpoint
+from moco_tf.training import checkpoint, launcher
 from moco_tf.training.files import one_line
 
-SOURCES = "a run folder, a checkpoint's folder, or a .pth.tar, .pth or .npz file"
+SOURCES = "a run folder, a checkpoint's folder, or a .pth.tar, .pth, .safetensors or .npz file"
 EXPECTED = f"expected {SOURCES}"
 MAX_DESCRIPTION_BYTES = 16 * 2**20
 MAX_IMAGE_SIZE = 16384
@@ -30,8 +31,8 @@ def load(path: str, dtype: str = "float32", untrained: bool = False) -> Loaded:
     """Loads an encoder from a run folder, one of its checkpoints, or a file of another program.
 
     Args:
-        path: a run folder (its newest whole checkpoint is used), a checkpoint's folder, an official MoCo .pth.tar, a
-            torchvision-named .pth, or a moco.tensorflow .npz.
+        path: a run folder (its newest whole checkpoint is used), a checkpoint's folder, or a file of PyTorch,
+            a .safetensors or a moco.tensorflow .npz that holds a ResNet by torchvision's names, whatever their prefix.
         dtype: Keras' dtype policy of the encoder.
         untrained: keeps the fresh initialisation of the same architecture.
 
@@ -39,9 +40,10 @@ def load(path: str, dtype: str = "float32", untrained: bool = False) -> Loaded:
         UserError: nothing there, no encoder in it, or it is damaged.
     """
     place = find(path)
-    if place.is_dir():
-        return from_checkpoint(place, dtype, untrained)
-    return from_foreign(place, foreign.read_state(place), dtype, untrained)
+    state = read_state(place)
+    if state.notes and launcher.is_first_rank():
+        print("\n".join(f"{place}: {note}" for note in state.notes), file=sys.stderr, flush=True)
+    return build(place, state, dtype, untrained)
 
 
 def find(path: str) -> pathlib.Path:
@@ -79,43 +81,63 @@ def _checkpoint_in(folder: pathlib.Path) -> pathlib.Path:
     return newest
 
 
-def from_checkpoint(path: pathlib.Path, dtype: str = "float32", untrained: bool = False) -> Loaded:
-    """The query encoder of a checkpoint's folder. Raises UserError if it is damaged."""
-    about = checkpoint.describe(path)
+def read_state(place: pathlib.Path) -> Foreign:
+    """All that a checkpoint's folder or another program's file holds of encoders and queue. Raises UserError."""
+    if not place.is_dir():
+        return foreign.read_state(place)
     try:
-        values = checkpoint.read_group(path, "query_encoder")
-        weights = {name: to_torch_layout(value) for name, value in values.items()}
-        _check_numbers(about["mean"], about["std"], about["image_size"])
-        _check_splits(about["encoder"])
-        encoder = _build(about["encoder"], weights, dtype, untrained)
+        return _of_checkpoint(place)
     except UserError as error:
-        raise UserError(f"checkpoint {path}: {error}") from None
-    except _UNBUILDABLE as error:
-        raise UserError(
-            f"checkpoint {path}: {checkpoint.DESCRIPTION} or the weights hold no encoder ({one_line(error)}); give an "
-            "undamaged one"
-        ) from None
-    mean, std = tuple(about["mean"]), tuple(about["std"])
-    return Loaded(encoder, str(path), "moco_tf checkpoint", about["step"], about["image_size"], mean, std)
+        raise UserError(f"checkpoint {place}: {error}") from None
 
 
-def from_foreign(path: pathlib.Path, state: Foreign, dtype: str = "float32", untrained: bool = False) -> Loaded:
-    """The encoder of another program's file.
+def _of_checkpoint(place: pathlib.Path) -> Foreign:
+    groups = {name: checkpoint.read_group(place, name) for name in ("query_encoder", "key_encoder", "queue")}
+    query, key = ({name: to_torch_layout(value) for name, value in groups[g].items()} for g in list(groups)[:2])
+    pointer = checkpoint.read_group(place, "queue_pointer").get("")
+    return Foreign(
+        encoder=query,
+        key_encoder=key or None,
+        queue=groups["queue"].get(""),
+        queue_pointer=None if pointer is None else int(pointer),
+        epoch=None,
+        arch=None,
+        source="moco_tf checkpoint",
+        optimizer=bool(checkpoint.read_group(place, "optimizer")),
+    )
+
+
+def build(place: pathlib.Path, state: Foreign, dtype: str = "float32", untrained: bool = False) -> Loaded:
+    """The query encoder of what `find` and `read_state` give.
 
     Args:
-        path: of the file.
+        place: where it is.
         state: what it holds.
         dtype: Keras' dtype policy.
         untrained: whether only the architecture is taken.
 
     Raises:
-        UserError: it is of no architecture that is known here.
+        UserError: it is damaged, or of no architecture that is known here.
     """
+    if not place.is_dir():
+        try:
+            encoder = _build(vars(describe(state.encoder)), state.encoder, dtype, untrained)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+        return Loaded(encoder, str(place), state.source, None, 0, *NORMALISATIONS["imagenet"], state.notes)
+    about = checkpoint.describe(place)
     try:
-        encoder = _build(vars(describe(state.encoder)), state.encoder, dtype, untrained)
+        _check(about)
+        encoder = _build(about["encoder"], state.encoder, dtype, untrained)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return Loaded(encoder, str(path), state.source, None, 0, *NORMALISATIONS["imagenet"])
+        raise UserError(f"checkpoint {place}: {error}") from None
+    except _UNBUILDABLE as error:
+        raise UserError(
+            f"checkpoint {place}: {checkpoint.DESCRIPTION} or the weights hold no encoder ({one_line(error)}); give an "
+            "undamaged one"
+        ) from None
+    mean, std = tuple(about["mean"]), tuple(about["std"])
+    return Loaded(encoder, str(place), state.source, about["step"], about["image_size"], mean, std)
 
 
 def _build(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], dtype: str, untrained: bool) -> Encoder:
@@ -157,18 +179,14 @@ def _build(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], dtype: 
     return encoder
 
 
-def _check_splits(config: Mapping[str, Any]) -> None:
-    """Refuses what only a training pass would meet. Raises ValueError."""
-    splits = config["bn_splits"]
-    if type(splits) is not int or splits < 1:
-        raise ValueError(f"bn_splits {splits!r} cannot be used")
-
-
-def _check_numbers(mean: Sequence[float], std: Sequence[float], image_size: int) -> None:
-    """Refuses a normalisation or an image size that cannot be. Raises UserError or TypeError."""
+def _check(about: Mapping[str, Any]) -> None:
+    """Refuses a description whose normalisation, image size or splits cannot be. Raises UserError or TypeError."""
+    mean, std, size, splits = (about[name] for name in ("mean", "std", "image_size", "encoder"))
+    if type(splits["bn_splits"]) is not int or splits["bn_splits"] < 1:  # only a training pass would meet it
+        raise ValueError(f"bn_splits {splits['bn_splits']!r} cannot be used")
     sound = len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0
-    if not sound or type(image_size) is not int or not 0 <= image_size <= MAX_IMAGE_SIZE:
+    if not sound or type(size) is not int or not 0 <= size <= MAX_IMAGE_SIZE:
         raise UserError(
-            f"mean {mean}, std {std} and image_size {image_size} came, expected three numbers each, std above 0, and a "
+            f"mean {mean}, std {std} and image_size {size} came, expected three numbers each, std above 0, and a "
             f"side of at most {MAX_IMAGE_SIZE} pixels; give an undamaged file"
         )

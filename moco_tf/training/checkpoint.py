@@ -178,9 +178,9 @@ def restore(path: pathlib.Path, state: Mapping) -> None:
 
 
 def read_group(path: pathlib.Path, group: str) -> dict[str, np.ndarray]:
-    """One group of a checkpoint's variables as arrays, in Keras layout: {torchvision name: array}."""
+    """A group of a checkpoint's variables as arrays in Keras layout: {torchvision name: array}, or {"": a lone one}."""
     reader = _reader(path)
-    keys = [key for key in _shapes(path) if key.startswith(f"{group}/")]
+    keys = [key for key in _shapes(path) if f"{key}/".startswith(f"{group}/")]
     return {_unescaped(key[len(group) + 1 :]): reader.get_tensor(key + _SUFFIX) for key in keys}
 
 

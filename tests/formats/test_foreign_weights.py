@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from support import parity_files, parity_weights
-from support.foreign_networks import DEPTHS, network
+from support.foreign_networks import BOTTLENECKS, DEPTHS, network
 
 from moco_tf.errors import UserError
 from moco_tf.formats import architecture, foreign, tensorpack
@@ -128,7 +128,7 @@ def test_other_contents_of_a_pickle_are_refused():
 @pytest.mark.parametrize("head, kernel", [("linear", 7), ("mlp", 3), ("mlp_bn", 7), ("none", 3)])
 def test_describe(arch, head, kernel):
     found = architecture.describe(network(arch, width=4, kernel=kernel, head=head))
-    pooled = 4 * 8 * (4 if arch == "resnet50" else 1)
+    pooled = 4 * 8 * (4 if arch in BOTTLENECKS else 1)
     stem = "imagenet" if kernel == 7 else "cifar"
     expected = {"none": (pooled, 0), "linear": (6, 0)}.get(head, (6, 5))
     assert found == architecture.Architecture(arch, 4, stem, head, *expected)

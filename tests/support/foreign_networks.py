@@ -3,7 +3,8 @@
 import numpy as np
 
 DEPTHS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
-
+DEPTHS |= {"resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+BOTTLENECKS = ("resnet50", "resnet101", "resnet152")
 
 HEADS = {
     "none": {},
@@ -29,11 +30,11 @@ def network(arch="resnet10", width=4, kernel=7, head="linear", dim=6, hidden=5, 
     cin = width
     for stage, depth in enumerate(DEPTHS[arch]):
         planes = width * 2**stage
-        cout = planes * (4 if arch == "resnet50" else 1)
+        cout = planes * (4 if arch in BOTTLENECKS else 1)
         for i in range(depth):
             block = f"layer{stage + 1}.{i}"
             shapes = [(planes, cin, 1), (planes, planes, 3), (cout, planes, 1)]
-            shapes = shapes if arch == "resnet50" else [(planes, cin, 3), (planes, planes, 3)]
+            shapes = shapes if arch in BOTTLENECKS else [(planes, cin, 3), (planes, planes, 3)]
             for n, shape in enumerate(shapes, start=1):
                 conv(f"{block}.conv{n}", *shape)
                 norm(f"{block}.bn{n}", shape[0])

@@ -1,4 +1,4 @@
-"""ResNet-10/18/34/50 (He et al., 2016) with torchvision's structure, padding, initialisation and names.
+"""ResNet-10/18/34/50/101/152 (He et al., 2016) with torchvision's structure, padding, initialisation and names.
 
 The bottleneck puts its stride into the 3x3 convolution ("v1.5"), as torchvision does. The last gamma of a block starts
 at one, as in MoCo.
@@ -20,6 +20,8 @@ VARIANTS = {  # blocks of each stage, and whether a block is a bottleneck
     "resnet18": {"depths": (2, 2, 2, 2), "bottleneck": False},
     "resnet34": {"depths": (3, 4, 6, 3), "bottleneck": False},
     "resnet50": {"depths": (3, 4, 6, 3), "bottleneck": True},
+    "resnet101": {"depths": (3, 4, 23, 3), "bottleneck": True},
+    "resnet152": {"depths": (3, 8, 36, 3), "bottleneck": True},
 }
 
 
@@ -61,7 +63,7 @@ class Block(Composite):
 
 
 class ResNet(Backbone):
-    """Images to pooled features: BxHxWx3 float to BxD of the variables' dtype (D = 8 width, or 32 width for ResNet-50).
+    """Images to pooled features: BxHxWx3 float to BxD of the variables' dtype (D = 8 width; 32 with bottlenecks).
 
     Args:
         depths: blocks of each stage.
