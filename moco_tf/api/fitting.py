@@ -23,6 +23,7 @@ from moco_tf.methods import base
 from moco_tf.run import prepare, pretraining, statistics
 from moco_tf.run.folder import RunFolder
 from moco_tf.run.prepare import Pretraining
+from moco_tf.training.collectives import broadcast_result
 from moco_tf.training.files import write_whole
 
 
@@ -56,6 +57,7 @@ class Training:
         self.images, self.image_size = self._run.train, self._run.size
         self.mean, self.std = self._run.mean_and_std
         self.batches, self.method = self._run.batches, self._run.method
+        broadcast_result(ranks, lambda: pretraining.begin(self._run, None))
         self.method.synchronise()
 
     def fit(

@@ -90,6 +90,7 @@ class DeviceOptions:
 class EncoderOptions:
     """The encoder's architecture, and how its training passes save memory."""
 
+    init: str | None = elsewhere(None, "Start from the weights of whatever --load takes; head and queue if they fit.")
     arch: str = option("resnet50", "Backbone, a file of moco_tf/networks/backbones or a module of yours (my.convnext).")
     head: Literal["linear", "mlp", "mlp_bn"] = option("mlp", "Linear; Linear-ReLU-Linear; Linear-BN-ReLU-Linear.")
     hidden_dim: CountOrZero = option(0, "Hidden width of an MLP head; 0: the width of the pooled features.")

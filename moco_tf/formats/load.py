@@ -46,8 +46,8 @@ def load(path: str, dtype: str = "float32", untrained: bool = False) -> Loaded:
     return build(place, state, dtype, untrained)
 
 
-def find(path: str) -> pathlib.Path:
-    """The checkpoint's folder (a run folder's newest whole one, checked) or the file that --load means.
+def find(path: str, flag: str = "load") -> pathlib.Path:
+    """The checkpoint's folder (a run folder's newest whole one, checked) or the file that --load, or a flag, means.
 
     Raises:
         UserError: nothing there, or a folder without a whole checkpoint.
@@ -55,16 +55,16 @@ def find(path: str) -> pathlib.Path:
     place = pathlib.Path(path)
     try:
         if not place.exists():
-            raise UserError(f"--load={path} does not exist; {EXPECTED}")
+            raise UserError(f"--{flag}={path} does not exist; {EXPECTED}")
         if place.is_dir():
-            return _checkpoint_in(place)
+            return _checkpoint_in(place, flag)
         with place.open("rb"):
             return place
     except OSError as error:
-        raise UserError(f"--load={path} cannot be read ({error.strerror}); {EXPECTED}") from None
+        raise UserError(f"--{flag}={path} cannot be read ({error.strerror}); {EXPECTED}") from None
 
 
-def _checkpoint_in(folder: pathlib.Path) -> pathlib.Path:
+def _checkpoint_in(folder: pathlib.Path, flag: str) -> pathlib.Path:
     for file in (folder / checkpoint.DESCRIPTION, *RunFolder(folder).checkpoints.glob(f"*/{checkpoint.DESCRIPTION}")):
         if file.is_file() and file.stat().st_size > MAX_DESCRIPTION_BYTES:
             raise UserError(
@@ -74,10 +74,10 @@ def _checkpoint_in(folder: pathlib.Path) -> pathlib.Path:
         checkpoint.check(folder)
         return folder
     if (folder / "saved_model.pb").is_file():
-        raise UserError(f"--load={folder} is a SavedModel, which tf.saved_model.load opens; {EXPECTED}")
+        raise UserError(f"--{flag}={folder} is a SavedModel, which tf.saved_model.load opens; {EXPECTED}")
     newest, complaints = checkpoint.newest_sound(RunFolder(folder).checkpoints)
     if newest is None:
-        raise UserError(f"--load={folder} holds no encoder{'; ' + complaints[0] if complaints else ''}; {EXPECTED}")
+        raise UserError(f"--{flag}={folder} holds no encoder{'; ' + complaints[0] if complaints else ''}; {EXPECTED}")
     return newest
 
 

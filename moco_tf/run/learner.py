@@ -82,6 +82,7 @@ class TrainingTask:
         log_every: steps between two lines of metrics.
         set_rates: sets what is scheduled for a step, counted from 1; returns its learning rate.
         about: what checkpoint.json says besides.
+        begin: sets what a training starts from that has no checkpoint yet; rank 0 calls it, the others get its state.
         facts: what must be the same when the training goes on, by its name in a message.
         evaluation: a test on the way, or none.
         watch: looks at a step's metrics and says what is wrong.
@@ -99,6 +100,7 @@ class TrainingTask:
     log_every: int
     set_rates: Callable[[int], float]
     about: Callable[[], dict[str, Any]]
+    begin: Callable[[], None] = lambda: None
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     evaluation: Evaluation | None = None
     watch: Callable[[int, dict[str, float]], str] = says_nothing

@@ -1,6 +1,7 @@
 """Pre-training: what the loop is told, and what is printed of it."""
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from moco_tf.errors import UserError
 from moco_tf.evaluation import features, knn
 from moco_tf.evaluation.scores import check_labels
 from moco_tf.networks.cost import cost
-from moco_tf.run import loop, prepare
+from moco_tf.run import initial, loop, prepare
 from moco_tf.run.folder import RunFolder
 from moco_tf.run.learner import Evaluation, TrainingTask
 from moco_tf.run.prepare import Pretraining
 from moco_tf.training import device, schedules
+from moco_tf.training.files import write_whole
 from moco_tf.training.stop import signals
 
 _MONITOR_BATCH = 256
@@ -61,9 +63,19 @@ def training_of(run: Pretraining) -> TrainingTask:
         log_every=o.run.log_every,
         set_rates=lambda step: set_rates(run, step),
         about=lambda: about(run),
+        begin=lambda: begin(run, folder),
         evaluation=monitor(run) if o.monitor.knn_every else None,
         watch=CollapseWatch(run.method.query_encoder.config["feature_dim"]),
     )
+
+
+def begin(run: Pretraining, folder: RunFolder | None) -> None:
+    """Starts from what --init names, if it does; says so, and keeps it in the run folder."""
+    if path := run.options.encoder.init:
+        said = initial.initialise(run.method, path)
+        print(initial.line(said), flush=True)
+        if folder:
+            write_whole(folder.init, json.dumps(said, indent=1) + "\n")
 
 
 def set_rates(run: Pretraining, step: int) -> float:

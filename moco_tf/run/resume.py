@@ -32,6 +32,7 @@ def resume(training: TrainingTask) -> Start:
     """
     learner, collectives = training.learner, training.collectives
     if not training.resumes:
+        broadcast_result(collectives, training.begin)
         learner.synchronise()
         return Start()
     if elastic.restore(learner.state()):
@@ -54,6 +55,7 @@ def _restore(training: TrainingTask) -> dict[str, Any] | None:
     for complaint in complaints:
         print(f"skipped: {complaint}", flush=True)
     if newest is None:
+        training.begin()
         return None
     about = checkpoint.describe(newest)
     check(training, about)
@@ -98,6 +100,8 @@ def changes(training: TrainingTask, about: dict[str, Any]) -> list[str]:
     changed = [name for name in _different(now, before) if policy[name] == "said"]
     if changed:
         lines.append("changed: " + ", ".join(f"{_flag(n, now[n])} (was {define.shown(before[n])})" for n in changed))
+    if now.get("init"):
+        lines.append(f"--init={now['init']} is not read again: the run goes on from its checkpoint")
     if about.get("ranks", ranks) != ranks:
         lines.append(
             f"changed: {ranks} ranks (were {about['ranks']}) share the same global batch of {batch_size}, "
