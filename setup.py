@@ -5,7 +5,7 @@ import pathlib
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "report": ["matplotlib>=3.9", "jinja2>=3.1", "scikit-learn>=1.5", "scipy>=1.11", "pillow>=10"],  # moco_tf.report
+    "report": ["matplotlib>=3.9", "jinja2>=3.1", "scikit-learn>=1.5", "scipy>=1.11"],  # moco_tf.report
     "probe": ["scikit-learn>=1.5"],  # moco_tf.lincls --logistic_regression
     "onnx": ["tf2onnx>=1.17", "onnx>=1.18", "onnxruntime>=1.22"],  # moco_tf.export --format=onnx
 }
@@ -29,6 +29,7 @@ setup(
         "importlib_resources",  # tensorflow-datasets 4.9.10 imports it without asking for it
         "numpy>=1.26",
         "absl-py>=2.1",
+        "pillow>=11.3",  # reads the images that TensorFlow does not read exactly; from there on with AVIF
         "tensorboard>=2.20",  # tf.summary.scalar needs it, and TensorFlow does not bring it
         "tqdm>=4.66",
     ],

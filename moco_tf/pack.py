@@ -40,13 +40,16 @@ def main(options: Pack) -> None:
     if tf.config.get_visible_devices("GPU"):
         tf.config.set_visible_devices([], "GPU")  # not needed
     device.configure(o.workers or device.cores(), 1)
-    sources, encode = originals(given, o), encoder(o.short_side, o.quality)
-    plan = {split: packing.survey(source, encode, o.shard_mb * 1e6) for split, (source, _) in sources.items()}
+    sources = originals(given, o)
+    encode = {split: encoder(o.short_side, o.quality, source.white) for split, (source, _) in sources.items()}
+    plan = {split: packing.survey(source, encode[split], o.shard_mb * 1e6) for split, (source, _) in sources.items()}
     about = {"dataset": given.dataset, "short_side": o.short_side, "quality": o.quality, "shard_mb": o.shard_mb}
     with packing.only_one(folder):
         packing.begin(folder, {**about, **plan})
         splits = {
-            split: packing.pack_split(folder, split, source, encode, int(plan[split]["shards"]), given.max_bad_images)
+            split: packing.pack_split(
+                folder, split, source, encode[split], int(plan[split]["shards"]), given.max_bad_images
+            )
             for split, (source, _) in sources.items()
         }
         packing.write_metadata(folder, splits, sources)

@@ -4,7 +4,7 @@ import importlib
 
 from moco_tf.errors import UserError
 
-REPORT = ("matplotlib", "jinja2", "sklearn", "scipy", "PIL")
+REPORT = ("matplotlib", "jinja2", "sklearn", "scipy")
 
 
 def need(what: str, packages: tuple[str, ...], extra: str, instead: str = "") -> None:

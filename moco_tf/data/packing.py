@@ -12,6 +12,7 @@ A shard holds a fixed part of the examples and appears when it is whole.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -56,11 +57,7 @@ def original(dataset: str, split: str, data_dir: str | None, short_side: int) ->
     if isinstance(source, ArraySource):
         return _encoded(source, split), _shape(source, short_side)
     root, read = os.path.join(data_dir or tfds.default_dir(), ""), source.describe
-    columns = source.entries(np.arange(source.num_examples))
-    named = RecordSource(
-        source.name, columns, source.read, lambda i: read(i).removeprefix(root), source.labels, source.class_names
-    )
-    return named, ANY_SHAPE
+    return dataclasses.replace(source, describe=lambda i: read(i).removeprefix(root), read_span=None), ANY_SHAPE
 
 
 def _encoded(source: ArraySource, split: str) -> RecordSource:

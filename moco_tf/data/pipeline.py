@@ -16,7 +16,7 @@ import tensorflow as tf
 from moco_tf.data.order import EVERYTHING, LANES, ORDERS, ReadAhead, Share, block_order, epoch_order
 from moco_tf.data.prefetch import to_device
 from moco_tf.data.records import NO_BAD_IMAGES, BadImages, RecordReader, UnreadableImages
-from moco_tf.data.sources import ArraySource, RecordSource, Source, decode_rgb
+from moco_tf.data.sources import ArraySource, RecordSource, Source
 from moco_tf.errors import UserError
 from moco_tf.training import device
 
@@ -100,6 +100,7 @@ class TrainBatches:
             if not crops:
                 raise ValueError(f"the images of {source.name} differ in size: crops are needed")
             self.unreadable = UnreadableImages(source, bad_images, share)
+            self._decode = source.decode
             self._reader = RecordReader(source, self._cropped, self.unreadable)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple]:
@@ -117,7 +118,7 @@ class TrainBatches:
         return to_device(batches, "/GPU:0") if device.has_gpu() else batches
 
     def _cropped(self, data: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        image = decode_rgb(data)
+        image = self._decode(data)
         return tuple(crop.crop_one(image, seeds[view]) for view, crop in enumerate(self._crops))
 
     def _positions(self, step: int) -> np.ndarray:
@@ -192,7 +193,7 @@ def eval_batches(
     if prepare_one is None:
         raise ValueError(f"the images of {source.name} differ in size: prepare_one is needed")
     reader = RecordReader(
-        source, lambda data, _: (prepare_one(decode_rgb(data)),), UnreadableImages(source, bad_images, share)
+        source, lambda data, _: (prepare_one(source.decode(data)),), UnreadableImages(source, bad_images, share)
     )
     return reader.batches(indices, lambda indices: np.zeros((len(indices), 0), np.int32), rank_batch)
 

@@ -5,12 +5,14 @@ size), image_shape ((H, W), None when sizes vary), labels (int32 N, -1 where the
 only once read), read_span, subset(indices) and image(index). data/sets/find.py loads them by name.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.image_bounds import within_bounds
+from moco_tf.data.decoding import decode_rgb
+from moco_tf.errors import UserError
 
 
 class ArraySource:
@@ -21,6 +23,9 @@ class ArraySource:
         images: uint8 NxHxWx3; NxHxWx1 is shown as RGB without taking more memory.
         labels: int32 N; without them all are -1.
         class_names: of the labels 0, 1, 2 ...
+
+    Raises:
+        UserError: the images are no such array.
     """
 
     fixed_size = True
@@ -29,6 +34,11 @@ class ArraySource:
     def __init__(
         self, name: str, images: np.ndarray, labels: np.ndarray | None = None, class_names: tuple[str, ...] = ()
     ) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise UserError(
+                f"{name}: images of {images.dtype} and shape {images.shape} came, expected uint8 from 0 to 255 of "
+                "NxHxWx3 or NxHxWx1; floats from 0 to 1 are np.uint8(np.round(255 * images))"
+            )
         if images.shape[-1] == 1:
             images = np.broadcast_to(images, (*images.shape[:-1], 3))
         self.name = name
@@ -48,6 +58,7 @@ class ArraySource:
         return np.ascontiguousarray(self.images[index])
 
 
+@dataclasses.dataclass
 class RecordSource:
     """Encoded images of any size, read one by one and in any order.
 
@@ -59,59 +70,50 @@ class RecordSource:
         labels: int32 N, -1 where there is none; None when they are known only once read.
         class_names: of the labels 0, 1, 2 ...
         read_span: see order.ReadAhead; None where neighbours are not stored one after another.
+        white: of images of more than 8 bits a channel, see decoding.decode_rgb; 0: they are not read.
     """
+
+    name: str
+    columns: tuple[np.ndarray, ...]
+    read: Callable[..., tuple[tf.Tensor, tf.Tensor]]
+    describe: Callable[[int], str]
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+    read_span: Callable[[np.ndarray], None] | None = None
+    white: int = 0
 
     fixed_size = False
 
-    def __init__(
-        self,
-        name: str,
-        columns: tuple[np.ndarray, ...],
-        read: Callable[..., tuple[tf.Tensor, tf.Tensor]],
-        describe: Callable[[int], str],
-        labels: np.ndarray | None = None,
-        class_names: tuple[str, ...] = (),
-        read_span: Callable[[np.ndarray], None] | None = None,
-    ) -> None:
-        self.name = name
-        self.read = read
-        self.read_span = read_span
-        self.describe = describe
-        self.labels = labels
-        self.class_names = tuple(class_names)
+    def __post_init__(self) -> None:
+        self.class_names = tuple(self.class_names)
         self.num_classes = len(self.class_names)
-        self.num_examples = len(columns[0])
+        self.num_examples = len(self.columns[0])
         self.image_shape: tuple[int, int] | None = None
-        self._columns = columns
 
     def entries(self, indices: np.ndarray | int) -> tuple[np.ndarray, ...]:
         """What `read` takes, for each of the indices, or for one."""
-        return tuple(column[indices] for column in self._columns)
+        return tuple(column[indices] for column in self.columns)
 
     def subset(self, indices: np.ndarray) -> "RecordSource":
         """The source of these examples alone."""
-        labels, span = None if self.labels is None else self.labels[indices], self.read_span
-        return RecordSource(
-            self.name,
-            self.entries(indices),
-            self.read,
-            lambda index: self.describe(int(indices[index])),
-            labels,
-            self.class_names,
-            span and (lambda part: span(indices[part])),
+        describe, span = self.describe, self.read_span
+        return dataclasses.replace(
+            self,
+            columns=self.entries(indices),
+            describe=lambda index: describe(int(indices[index])),
+            labels=None if self.labels is None else self.labels[indices],
+            read_span=span and (lambda part: span(indices[part])),
         )
+
+    def decode(self, data: tf.Tensor) -> tf.Tensor:
+        """Encoded bytes -> uint8 HxWx3. Raises tf.errors.OpError when they are unreadable."""
+        return decode_rgb(data, self.white)
 
     def image(self, index: int) -> np.ndarray:
         """One image, uint8 HxWx3. Raises tf.errors.OpError when it is unreadable."""
         with tf.device("/CPU:0"):
             data, _ = self.read(*(tf.constant(entry) for entry in self.entries(index)))
-            return decode_rgb(data).numpy()
+            return self.decode(data).numpy()
 
 
 Source = ArraySource | RecordSource
-
-
-def decode_rgb(data: tf.Tensor) -> tf.Tensor:
-    """JPEG, PNG, GIF (first frame), BMP or WebP bytes -> uint8 HxWx3. Fails on others and on too many pixels."""
-    image = tf.io.decode_image(within_bounds(data), channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])

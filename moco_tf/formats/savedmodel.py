@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.sources import decode_rgb
+from moco_tf.data.decoding import decode_exact
 from moco_tf.data.views.geometry import center_crop_matrix
 from moco_tf.errors import UserError
 from moco_tf.formats import base
@@ -110,7 +110,7 @@ class Exported(tf.Module):
 
         def embed_files(image_bytes: tf.Tensor) -> tf.Tensor:
             one = tf.TensorSpec([size, size, 3], tf.float32)
-            images = tf.map_fn(lambda data: prepare(decode_rgb(data)[None])[0], image_bytes, fn_output_signature=one)
+            images = tf.map_fn(lambda data: prepare(decode_exact(data)[None])[0], image_bytes, fn_output_signature=one)
             return network.features(images)
 
         self.prepare, self.embed = (tf.function(f, input_signature=[_IMAGES]) for f in (prepare, embed))

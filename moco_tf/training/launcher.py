@@ -1,5 +1,6 @@
 """What a launcher (horovodrun, srun, mpirun) says of this process, before TensorFlow or Horovod is imported."""
 
+import functools
 import os
 
 
@@ -16,6 +17,13 @@ def is_first_rank() -> bool:
 def of_several_ranks() -> bool:
     """Whether a launcher started this process as one of several."""
     return _number(("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"), 1) > 1 or "HOROVOD_RANK" in os.environ
+
+
+@functools.cache
+def note(line: str) -> None:
+    """Prints a line, on rank 0, once however often it is said."""
+    if is_first_rank():
+        print(line, flush=True)
 
 
 def _number(names: tuple[str, ...], default: int) -> int:

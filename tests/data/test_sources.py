@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from support.tfds_sets import examples, image_and_label, prepare
 
 from moco_tf.data import normalisation, sample_images, sources
@@ -175,7 +176,7 @@ def test_folder_with_odd_names(tmp_path):
         (("notes.txt",), "train", "no images"),
         (("train/a/notes.txt", "train/b/1.jpg"), "train", "a has no images"),
         (("train/a/1.jpg", "train/2.jpg"), "train", "beside the class folders"),
-        (("train/a/1.jpg",), "test", "neither val/ nor test/"),
+        (("train/a/1.jpg",), "test", "neither val/ nor test/, nor valid/ or validation/ (it holds train/)"),
         (("val/a/1.jpg",), "train", "no train/"),
         (("train/a/1.jpg", "val/b/1.jpg"), "test", "class 'b'"),
         (("train/a/1.jpg", "val/notes.txt"), "test", "no class folders"),
@@ -196,6 +197,87 @@ def test_folder_needs_a_data_dir(tmp_path):
     assert "expected one of train, test" in error_of("folder", "val", str(tmp_path))
 
 
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "test"])
+def test_held_out_folders_of_every_name(tmp_path, held_out):
+    write_files(tmp_path, "train/a/1.jpg", "train/b/1.jpg", f"{held_out}/b/2.jpg")
+    source = find.load("folder", "test", str(tmp_path))
+    assert names(source, tmp_path) == [f"{held_out}/b/2.jpg"] and source.labels.tolist() == [1]
+    write_files(tmp_path, "val/a/9.jpg")  # the first of them
+    assert names(find.load("folder", "test", str(tmp_path)), tmp_path)[0] == "val/a/9.jpg"
+
+
+def test_class_folders_without_train(tmp_path, capsys):
+    """As Keras and torchvision have them."""
+    write_files(tmp_path, "dog/1.jpg", "cat/deep/2.JPG", "cat/1.png", "notes/read.q", "readme.txt")
+    source = find.load("folder", "train", str(tmp_path))
+    assert names(source, tmp_path) == ["cat/1.png", "cat/deep/2.JPG", "dog/1.jpg", "notes/read.q"]  # it is a JPEG
+    (tmp_path / "notes/read.q").write_text("no image")
+    source = find.load("folder", "train", str(tmp_path))
+    assert source.class_names == ("cat", "dog") and source.labels.tolist() == [0, 0, 1]
+    said = capsys.readouterr().out
+    assert f"{tmp_path} has no train/: its 2 folders with images are the classes (cat, dog)" in said
+    assert "without images, and no classes: notes" in said
+    assert f"{tmp_path}: passed over 2 files that are no images: 1 .q, 1 .txt" in said
+    message = error_of("folder", "test", str(tmp_path))
+    assert "neither val/ nor test/" in message and "--holdout=N" in message
+    assert "it holds cat/, dog/, notes/, 1 .txt" in message
+
+
+def test_a_set_one_level_down(tmp_path):
+    write_files(tmp_path, "photos/train/a/1.jpg", "photos/val/a/1.jpg")
+    for split in ("train", "test"):
+        message = error_of("folder", split, str(tmp_path))
+        assert f"{tmp_path} has no train/, and {tmp_path}/photos has one; give --data_dir={tmp_path}/photos" in message
+    write_files(tmp_path, "bus/train/1.jpg", "car/1.jpg")  # a class that has a folder of this name
+    (tmp_path / "photos").rename(tmp_path / ".photos")
+    assert find.load("folder", "train", str(tmp_path)).class_names == ("bus", "car")
+
+
+def test_images_are_recognised_by_their_contents(tmp_path, capsys):
+    png = tf.io.encode_png(np.zeros([3, 4, 3], np.uint8)).numpy()
+    write_files(tmp_path, *(f"{i}{ending}" for i in range(8) for ending in (".jpg", ".jfif", ".jpe", ".JPG", "")))
+    write_files(tmp_path, "scan.001", "a.b.q", "x.bin", data=png)
+    write_files(tmp_path, "notes", "list.dat", "x.csv", data=b"no image")
+    write_files(tmp_path, "empty", data=b"")
+    write_files(tmp_path, "phone.HEIC", "broken.png", data=b"damaged")  # to be listed as unreadable
+    os.mkfifo(tmp_path / "pipe")
+    source = find.load("folder", "train", str(tmp_path))
+    assert source.num_examples == 40 + 3 + 2
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path}: passed over 5 files that are no images: ")
+    assert all(kind in said for kind in ("3 without extension", "1 .dat", "1 .csv"))
+
+
+def deep_png(largest):
+    return tf.io.encode_png(np.linspace(0, largest, 12).astype(np.uint16).reshape(3, 4, 1)).numpy()
+
+
+def test_sixteen_bits_are_scaled_by_the_range_of_the_training_images(tmp_path, capsys):
+    """4095 for 12 bits in all images, also dark ones and those of the other split."""
+    write_files(tmp_path, "train/a/1.png", data=deep_png(4000))
+    write_files(tmp_path, "train/a/2.png", "val/a/1.png", data=deep_png(100))
+    for split, row in (("train", 1), ("test", 0)):
+        source = find.load("folder", split, str(tmp_path))
+        assert source.white == 4095 and source.subset(np.array([0])).white == 4095
+        assert source.image(row).max() == round(100 / 4095 * 255) == 6
+    assert find.load("folder", "train", str(tmp_path)).image(0).max() == round(4000 / 4095 * 255) == 249
+    said = capsys.readouterr().out
+    words = "2 of 2 images looked at have more than 8 bits a channel: scaled from 0 to 4095, the 12 bits that"
+    assert f"{tmp_path}/train: {words}" in said
+    write_files(tmp_path, "train/a/3.png", data=deep_png(65535))
+    assert find.load("folder", "train", str(tmp_path)).white == 65535
+
+
+def test_a_fourth_band_is_spoken_of(tmp_path, capsys):
+    for name, mode in (("a", "RGBA"), ("b", "CMYK"), ("c", "RGB")):
+        Image.new(mode, (4, 3)).save(tmp_path / f"{name}.tif")
+    find.load("folder", "train", str(tmp_path))
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"{tmp_path}: 1 of 3 images looked at have CMYK: converted to RGB, the fourth band (black) included"
+    ]
+
+
 # ---- Decoding
 
 
@@ -209,7 +291,7 @@ def test_alpha_gif_and_16_bit():
     rgba = RNG.integers(0, 255, [4, 5, 4]).astype(np.uint8)
     np.testing.assert_array_equal(sources.decode_rgb(tf.io.encode_png(rgba)), rgba[..., :3])
     deep = np.full([4, 5, 3], 0x4D4D, np.uint16)
-    np.testing.assert_array_equal(sources.decode_rgb(tf.io.encode_png(deep)), np.full([4, 5, 3], 0x4D))
+    np.testing.assert_array_equal(sources.decode_rgb(tf.io.encode_png(deep), 0xFFFF), np.full([4, 5, 3], 0x4D))
     gif = b"GIF89a\1\0\1\0\x80\0\0\xff\0\0\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"  # one red pixel
     assert sources.decode_rgb(tf.constant(gif)).numpy().tolist() == [[[255, 0, 0]]]
 
@@ -218,7 +300,10 @@ def test_huge_images_are_refused_by_their_header():
     jpeg_of_60000 = bytearray(jpeg())
     at = jpeg_of_60000.index(b"\xff\xc0") + 5
     jpeg_of_60000[at : at + 4] = struct.pack(">HH", 60000, 60000)
-    for data in [bytes(jpeg_of_60000), b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 13378, 13378) + bytes(9)]:
+    for data in [
+        bytes(jpeg_of_60000),
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 13378, 13378) + b"\x08\x02" + bytes(7),
+    ]:
         with pytest.raises(tf.errors.InvalidArgumentError, match="too many pixels"):
             sources.decode_rgb(tf.constant(data))
 

@@ -69,7 +69,9 @@ def select(source: RecordSource, labels: np.ndarray, class_names: tuple[str, ...
         return source.read(*entries)[0], label
 
     columns = (new_labels, *source.entries(chosen))
-    return RecordSource(name, columns, read, lambda i: source.describe(int(chosen[i])), new_labels, class_names)
+    return RecordSource(
+        name, columns, read, lambda i: source.describe(int(chosen[i])), new_labels, class_names, white=source.white
+    )
 
 
 def _labels(source: RecordSource, split: str) -> np.ndarray:
