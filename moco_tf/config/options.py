@@ -48,7 +48,7 @@ class SourceOptions:
     dataset: str = option(
         "fashion_mnist", "fashion_mnist, imagenet100, folder, a TensorFlow Datasets name, or your module."
     )
-    data_dir: str | None = elsewhere(None, "TFDS's folder; for `folder` the one with train/ and val/, or with the images.")
+    data_dir: str | None = elsewhere(None, "TFDS's folder; for `folder` of train/ and val/, or of images.")
     max_bad_images: CountOrZero = may_change(100, "Unreadable images a rank skips before it stops.")
 
 

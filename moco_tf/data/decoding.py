@@ -67,7 +67,9 @@ def decode_exact(data: tf.Tensor) -> tf.Tensor:
 def is_exact(data: tf.Tensor) -> tf.Tensor:
     """Whether TensorFlow decodes an image to the same values as Pillow: scalar bool. Fails on a JPEG without a size."""
     bits = _png_bits(data)
-    return tf.cond(tf.io.is_jpeg(data), lambda: tf.io.extract_jpeg_shape(data)[2] < 4, lambda: (bits >= 0) & (bits <= 8))
+    return tf.cond(
+        tf.io.is_jpeg(data), lambda: tf.io.extract_jpeg_shape(data)[2] < 4, lambda: (bits >= 0) & (bits <= 8)
+    )
 
 
 @functools.cache

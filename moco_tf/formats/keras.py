@@ -3,6 +3,7 @@
     encoder = keras.models.load_model("encoder.keras")
     outputs = encoder(images)  # RGB from 0 to 255, BxSxSx3 -> {"features": BxD, "projection": BxC of length one}
 
+An image whose largest value is above 0 and at most 1 gives NaN: it has values from 0 to 1, almost black from 0 to 255.
 Layers have torchvision's names. In inference outputs equal the encoder's; in training Keras' batch norm takes the whole
 batch (no splits) and moves its running variance with the biased estimate.
 """
@@ -23,7 +24,7 @@ Layers = dict[str, list[np.ndarray]]  # values by layer, in an order that Keras 
 
 _USE = """\
     encoder = keras.models.load_model("{name}")  # needs Keras only: layers have torchvision's names
-    outputs = encoder(images)  # RGB from 0 to 255, BxSxSx3, S = {size} -> {outputs}
+    outputs = encoder(images)  # RGB from 0 to 255, BxSxSx3, S = {size} -> {outputs}; from 0 to 1: NaN
     classifier = keras.Model(encoder.input, keras.layers.Dense(10)(encoder.output["features"]))  # to be fine-tuned
 """
 _SPLITS = """\
@@ -65,7 +66,9 @@ def _build(encoder: Encoder, mean: tuple[float, ...], std: tuple[float, ...]) ->
         layers.setdefault(name.rpartition(".")[0], []).append(np.asarray(variable.value))
     images = keras.Input((None, None, 3), name="images")
     moments = {"mean": [255 * m for m in mean], "variance": [(255 * s) ** 2 for s in std]}
-    x = keras.layers.Normalization(**moments, name="normalise")(images)
+    brightest = keras.ops.max(images, axis=(1, 2, 3), keepdims=True, initial=0)  # which an empty batch needs
+    x = keras.ops.where((brightest > 0) & (brightest <= 1), float("nan"), images)
+    x = keras.layers.Normalization(**moments, name="normalise")(x)
     imagenet = encoder.config["stem"] == "imagenet"
     x = keras.layers.ReLU()(_norm(_convolution(x, layers, "conv1", 2 if imagenet else 1), "bn1"))
     if imagenet:

@@ -24,7 +24,12 @@ from moco_tf.networks.encoder import Encoder
 SUFFIX, ANY_SIZE = "", True
 CONTENTS = frozenset({"README.md", "saved_model.pb", "fingerprint.pb", "variables", "assets"})
 
-_IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, "images")
+_SHAPE = [None, None, None, 3]
+_IMAGES = tf.TensorSpec(_SHAPE, tf.uint8, "images")
+_FLOATS = (
+    "images came as floating point, expected uint8 from 0 to 255: of values from 0 to 1 these are "
+    "np.uint8(np.round(255 * images))"
+)
 _FILES = tf.TensorSpec([None], tf.string, "image_bytes")
 _USE = """\
     encoder = tf.saved_model.load("{name}")  # needs TensorFlow only
@@ -33,10 +38,15 @@ _USE = """\
 
 | signature | in | out |
 |---|---|---|
-| serving_default | image_bytes: B JPEG or PNG files | features: Bx{D} |
-| embed | images: uint8 BxHxWx3 | features: Bx{D} |
+| serving_default | image_bytes: B files, JPEG (grey or RGB) or PNG of up to 8 bits a channel | features: Bx{D} |
+| embed | images: uint8 BxHxWx3 from 0 to 255 | features: Bx{D} |
 """
-_PROJECT = "| project | images: uint8 BxHxWx3 | projection: Bx{C}, of length one, as the contrastive loss compares |\n"
+_PROJECT = "| project | images: as of embed | projection: Bx{C}, of length one, as the contrastive loss compares |\n"
+_SAYS = """\
+
+The functions `embed`, `project` and `prepare` refuse floating point. Give signatures tensors, as TensorFlow would make
+uint8 of NumPy's arrays, of floats from 0 to 1 only zeros and ones.
+"""
 
 
 def check() -> None:
@@ -62,7 +72,7 @@ def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> di
 def use(subject: Loaded, name: str) -> str:
     """How to serve and tune it."""
     template = _USE + (_PROJECT if subject.encoder.head else "")
-    return template.format(name=name, **base.sizes(subject))
+    return (template + _SAYS).format(name=name, **base.sizes(subject))
 
 
 class Exported(tf.Module):
@@ -73,12 +83,12 @@ class Exported(tf.Module):
         their running statistics, as in pre-training; B must then be a multiple of the encoder's bn_splits.
     head(features, training=False): BxD -> BxC, not normalised. Absent when the encoder has no head, as is `project`.
     embed(images): uint8 BxHxWx3 -> BxD, inference.
-    embed_files(image_bytes): a vector of B JPEG or PNG files -> BxD, inference.
+    embed_files(image_bytes): a vector of B files, JPEG or PNG of 8 bits, -> BxD, inference. It fails on other files.
     project(images): uint8 BxHxWx3 -> BxC of length one, what the contrastive loss compares, inference.
     trainable_variables: what `features` learns; head_variables: what `head` learns.
     variables: all of them; named_variables: the same by torchvision's names (values in Keras layout).
 
-    All is float32. B is at least 1.
+    All is float32. Images of floating point are refused, since TensorFlow would cut those from 0 to 1 to black.
     """
 
     # A loaded object has attributes only; tf.Module's properties of these names would be lost.
@@ -102,8 +112,13 @@ class Exported(tf.Module):
         def prepare(images: tf.Tensor) -> tf.Tensor:
             return (resize_as_in_tests(images, size) - mean) / std
 
+        def inferred(prepared: tf.Tensor) -> tf.Tensor:
+            count = tf.shape(prepared)[0]  # TensorFlow's fused convolutions take no empty batch
+            some = tf.cond(count > 0, lambda: prepared, lambda: tf.zeros([1, size, size, 3]))
+            return network.features(some)[:count]
+
         def embed(images: tf.Tensor) -> tf.Tensor:
-            return network.features(prepare(images))
+            return inferred(prepare(images))
 
         def project(images: tf.Tensor) -> tf.Tensor:
             return tf.math.l2_normalize(network.project(embed(images)), axis=1, epsilon=1e-24)  # length >= 1e-12
@@ -111,13 +126,13 @@ class Exported(tf.Module):
         def embed_files(image_bytes: tf.Tensor) -> tf.Tensor:
             one = tf.TensorSpec([size, size, 3], tf.float32)
             images = tf.map_fn(lambda data: prepare(decode_exact(data)[None])[0], image_bytes, fn_output_signature=one)
-            return network.features(images)
+            return inferred(images)
 
-        self.prepare, self.embed = (tf.function(f, input_signature=[_IMAGES]) for f in (prepare, embed))
-        self.features = _traced(network.features, tf.TensorSpec([None, None, None, 3], tf.float32, "images"))
+        self.prepare, self.embed = _of_pixels(prepare), _of_pixels(embed)
+        self.features = _traced(network.features, tf.TensorSpec(_SHAPE, tf.float32, "images"))
         self.embed_files = tf.function(embed_files, input_signature=[_FILES])
         if network.head:
-            self.project = tf.function(project, input_signature=[_IMAGES])
+            self.project = _of_pixels(project)
             self.head = _traced(network.project, tf.TensorSpec([None, network.backbone.features], name="features"))
 
     def signatures(self) -> dict[str, tf.types.experimental.PolymorphicFunction]:
@@ -184,6 +199,21 @@ def _copy_in_float32(encoder: Encoder) -> Encoder:
     for name, variable in copy.named_variables().items():
         variable.assign(values[name].value)
     return copy
+
+
+def _of_pixels(function: Callable[[tf.Tensor], tf.Tensor]) -> tf.types.experimental.PolymorphicFunction:
+    """A function of images, traced for uint8, and for floats to refuse them."""
+
+    @tf.function
+    def traced(images: tf.Tensor) -> tf.Tensor:
+        if images.dtype == tf.uint8:
+            return function(images)
+        with tf.control_dependencies([tf.debugging.Assert(False, [_FLOATS])]):
+            return tf.zeros([0])
+
+    for dtype in (tf.uint8, tf.float32, tf.float64, tf.float16, tf.bfloat16):
+        traced.get_concrete_function(tf.TensorSpec(_SHAPE, dtype, "images"))
+    return traced
 
 
 def _traced(function: Callable[..., tf.Tensor], spec: tf.TensorSpec) -> tf.types.experimental.PolymorphicFunction:

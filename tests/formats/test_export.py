@@ -1,5 +1,6 @@
 """Exports give what the encoder gives, work without this package, and appear whole or not at all."""
 
+import io
 import pathlib
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from support.programs import call, start, write_photos
 
 from moco_tf import formats
@@ -111,6 +113,41 @@ def test_serving_default_takes_files_of_many_sizes(encoder, exported):
     images = [decode_rgb(file)[None].numpy() for file in files]
     assert_same(served, np.concatenate([exported.embed(image) for image in images]))
     assert_same(served, np.concatenate([evaluated(encoder, image) for image in images]))
+
+
+def test_floating_point_is_refused(exported):
+    """TensorFlow would make zeros of pixels from 0 to 1; an array of integers is no uint8 either."""
+    images = random_images(2, 24, 24)
+    for function in (exported.embed, exported.project, exported.prepare):
+        for dtype in (np.float16, np.float32, np.float64):
+            for given in (dtype(images / 255), tf.constant(dtype(images)), np.zeros([0, 24, 24, 3], dtype)):
+                with pytest.raises(
+                    tf.errors.InvalidArgumentError, match="floating point, expected uint8 from 0 to 255"
+                ):
+                    function(given)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="floating point, expected uint8 from 0 to 255"):
+            function((images / 255).tolist())
+        with pytest.raises(ValueError, match="uint8"):
+            function(images.astype(np.int64))
+    assert_same(exported.embed(images.tolist()), exported.embed(images).numpy())
+
+
+def test_no_images_give_no_features(exported, encoder):
+    for function, width in ((exported.embed, encoder.backbone.features), (exported.project, 6)):
+        assert function(np.zeros([0, 30, 40, 3], np.uint8)).shape == (0, width)
+    assert exported.embed_files(tf.constant([], tf.string)).shape == (0, encoder.backbone.features)
+
+
+def test_files_that_are_not_read_exactly_are_refused(exported):
+    """A BMP's colour table, 16 bits."""
+    table, file = Image.fromarray(random_images(24, 24)).quantize(64), io.BytesIO()
+    table.save(file, "BMP")
+    deep = tf.io.encode_png(np.zeros([24, 24, 3], np.uint16)).numpy()
+    for data in (file.getvalue(), deep, b"", b"GIF89a"):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=r"expected JPEG \(grey or RGB\) and PNG of up to 8 bits"
+        ):
+            exported.signatures["serving_default"](image_bytes=tf.constant([data]))
 
 
 def test_very_long_image(exported):

@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from support import encoders
 from support.encoders import CASES, MEAN, SIZE, STD, assert_same, expected, random_images
 
@@ -165,6 +166,26 @@ def test_keras_takes_other_sizes_and_floats(tmp_path):
     images = random_images(2, size=40)
     for given in (np.stack(images), np.stack(images).astype(np.float32)):
         assert_same(model(given)["features"].numpy(), expected(subject, images)["features"])
+
+
+def test_floats_from_0_to_1_are_no_dark_images(tmp_path):
+    """A Keras file gives NaN for each such image; runtimes with a dtype refuse it."""
+    import keras
+    import onnxruntime
+
+    subject = encoders.subject(**CASES["mlp"])
+    model = keras.models.load_model(written("keras", subject, tmp_path))
+    images = np.stack([*random_images(2), np.zeros((encoders.SIZE, encoders.SIZE, 3), np.uint8)])
+    small = np.concatenate([images[:1] / 255, images[1:]]).astype(np.float32)
+    for found, wanted in zip(model(small).values(), model(images).values(), strict=True):
+        assert np.isnan(found[0]).all() and np.isfinite(wanted).all()
+        np.testing.assert_array_equal(found[1:], wanted[1:])
+    session = onnxruntime.InferenceSession(written("onnx", subject, tmp_path))
+    with pytest.raises(Exception, match=r"Actual: \(tensor\(float\)\) , expected: \(tensor\(uint8\)\)"):
+        session.run(None, {"images": small})
+    run = tf.lite.Interpreter(str(written("tflite", subject, tmp_path))).get_signature_runner()
+    with pytest.raises(ValueError, match="Got value of type FLOAT32 but expected type UINT8"):
+        run(images=small)
 
 
 def test_load_gives_back_what_was_written(tmp_path):
