@@ -97,7 +97,7 @@ class RecordReader:
         self._source = source
         self._views = views
         self._unreadable = unreadable
-        self._load_one = tf.function(self._load)
+        self._load_one = tf.function(self._load, autograph=False)
 
     def batches(
         self,

@@ -133,7 +133,7 @@ def extract_share(
 
 @functools.lru_cache(maxsize=2)  # an evaluation on the way traces once, not each time
 def _compiled(embed: Callable[[tf.Tensor], tf.Tensor], geometry: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
-    return tf.function(lambda images: embed(prepare_batch(images, geometry)), reduce_retracing=True)
+    return tf.function(lambda images: embed(prepare_batch(images, geometry)), autograph=False, reduce_retracing=True)
 
 
 def check_finite(features: np.ndarray, collectives: Collectives) -> None:

@@ -51,7 +51,11 @@ class FineTuning:
         optimizer.build(list(self._backbone.values()))
         if jit_compile:
             encoder.prepare_for_xla()
-        self._learn = tf.function(self._forward_backward, jit_compile=True) if jit_compile else self._forward_backward
+        self._learn = (
+            tf.function(self._forward_backward, autograph=False, jit_compile=True)
+            if jit_compile
+            else self._forward_backward
+        )
         self.steps_done = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_done")
         self.stop, self.guard = StopRequest(), Guard(len(self.learnt()))
 

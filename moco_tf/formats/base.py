@@ -131,7 +131,9 @@ class Portable(tf.Module):
             head = network.project(pooled)
             return {"features": pooled, "projection": tf.math.l2_normalize(head, axis=1, epsilon=1e-24)}
 
-        self.embed = tf.function(embed, input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8, "images")])
+        self.embed = tf.function(
+            embed, autograph=False, input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8, "images")]
+        )
 
 
 def portable_table(subject: Loaded) -> str:

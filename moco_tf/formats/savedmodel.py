@@ -130,7 +130,7 @@ class Exported(tf.Module):
 
         self.prepare, self.embed = _of_pixels(prepare), _of_pixels(embed)
         self.features = _traced(network.features, tf.TensorSpec(_SHAPE, tf.float32, "images"))
-        self.embed_files = tf.function(embed_files, input_signature=[_FILES])
+        self.embed_files = tf.function(embed_files, [_FILES], autograph=False)
         if network.head:
             self.project = _of_pixels(project)
             self.head = _traced(network.project, tf.TensorSpec([None, network.backbone.features], name="features"))
@@ -204,7 +204,7 @@ def _copy_in_float32(encoder: Encoder) -> Encoder:
 def _of_pixels(function: Callable[[tf.Tensor], tf.Tensor]) -> tf.types.experimental.PolymorphicFunction:
     """A function of images, traced for uint8, and for floats to refuse them."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def traced(images: tf.Tensor) -> tf.Tensor:
         if images.dtype == tf.uint8:
             return function(images)
@@ -218,7 +218,7 @@ def _of_pixels(function: Callable[[tf.Tensor], tf.Tensor]) -> tf.types.experimen
 
 def _traced(function: Callable[..., tf.Tensor], spec: tf.TensorSpec) -> tf.types.experimental.PolymorphicFunction:
     """A function (x, training=False), traced for both values: what is not traced is not saved."""
-    traced = tf.function(function)
+    traced = tf.function(function, autograph=False)
     for training in (False, True):
         traced.get_concrete_function(spec, training=training)
     return traced

@@ -51,7 +51,7 @@ def _compiled(view: View, jit_compile: str) -> View:
         return view
     if jit_compile == "views" and hasattr(view, "in_pieces"):
         return view.in_pieces()
-    return tf.function(view, jit_compile=True)
+    return tf.function(view, autograph=False, jit_compile=True)
 
 
 class Method(keras.Model):
@@ -145,7 +145,7 @@ class Method(keras.Model):
 
     def piece(self, function: Callable) -> Callable:
         """A part of the step without collectives, compiled when the method compiles."""
-        return tf.function(function, jit_compile=True) if self.compile_pieces else function
+        return tf.function(function, autograph=False, jit_compile=True) if self.compile_pieces else function
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Outputs of the query encoder's head: BxHxWx3 float to BxC float32."""

@@ -83,7 +83,7 @@ class Loop:
             UserError: a step was not finite, or a checkpoint cannot be written.
             HostsUpdatedInterrupt: ranks join or leave an elastic job; it runs again with them.
         """
-        t, train_step = self.training, tf.function(self.learner.train_step)
+        t, train_step = self.training, tf.function(self.learner.train_step, autograph=False)
         for step, batch in self.hang.steps(self.wait.timed(steps(t.batches, self.start.step, t.total))):
             learning_rate = t.set_rates(step)
             if self.received.status:

@@ -145,7 +145,7 @@ class Bench:
         self.run = prepare.pretraining(nothing_saved, cast(Collectives, self.counting), train, mean_and_std)
         self.method = self.run.method
         self.method.synchronise()
-        self.step = tf.function(self.method.train_step)
+        self.step = tf.function(self.method.train_step, autograph=False)
         self.data = random_batches(self.run.train, self.run.size, batch, self.method.num_views)
         self.rates: dict[str, dict[str, Spread]] = {}
         self.collectives: dict[str, dict[str, int]] = {}

@@ -282,7 +282,7 @@ def choose(run: Probing, x: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     classifiers = Classifiers(x.shape[1], run.train.num_classes, [prepare.optimizer(o.optimizer) for _ in rates])
     collectives.broadcast(classifiers.variables())
     learner = LinearProbe(classifiers, tf.identity, collectives, o.run.seed)
-    step_of_all, losses = tf.function(learner.train_step_of_all), np.full(len(rates), np.nan)
+    step_of_all, losses = tf.function(learner.train_step_of_all, autograph=False), np.full(len(rates), np.nan)
     for step, batch in loop.steps(batches, 0, steps(o, batches)):
         every = [schedules.learning_rate(step - 1, batches.steps_per_epoch, rate, o.schedule) for rate in rates]
         learner.set_learning_rates(every)
@@ -346,7 +346,7 @@ def augmented(run: Probing) -> tuple[TrainBatches, Callable[..., tf.Tensor]]:
         BadImages(o.data.max_bad_images, str(run.folder.unreadable)),
     )
     compile_view = device.pieces_to_compile(o.device.jit_compile) != "none"
-    return batches, tf.function(in_step, jit_compile=True) if compile_view else in_step
+    return batches, tf.function(in_step, autograph=False, jit_compile=True) if compile_view else in_step
 
 
 def check_splits(run: Probing) -> None:

@@ -64,7 +64,7 @@ def batch(step, ranks=None):
 
 def run(method, ranks=None, steps=range(STEPS), eager=False):
     """{metric: its values in the steps}."""
-    step = method.train_step if eager else tf.function(method.train_step)
+    step = method.train_step if eager else tf.function(method.train_step, autograph=False)
     trace = [step(tuple(map(tf.constant, batch(number, ranks)))) for number in steps]
     return {f"metric {name}": np.array([float(metrics[name]) for metrics in trace]) for name in trace[0]}
 

@@ -31,7 +31,7 @@ class Compiled:
 
     def __call__(self, function: Callable[..., tf.Tensor], *arguments: object) -> tf.Tensor:
         if function not in self._functions:
-            self._functions[function] = tf.function(function, jit_compile=True)
+            self._functions[function] = tf.function(function, autograph=False, jit_compile=True)
         return self._functions[function](*arguments)
 
 
