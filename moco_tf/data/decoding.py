@@ -44,17 +44,19 @@ def decode_rgb(data: tf.Tensor, white: tf.Tensor = 0) -> tf.Tensor:
         tf.errors.OpError: it is no image, is damaged, has too many pixels, or a value above `white`.
     """
 
-    def python(function: Callable, encoded: tf.Tensor) -> tf.Tensor:
-        return tf.numpy_function(function, [encoded, white], tf.uint8, stateful=False)
+    def deep_png() -> tf.Tensor:  # of which Pillow would give 8 bits
+        return in_python(_to_8_bits, [_decode_png(data, tf.uint16), white], tf.uint8)
 
     image = tf.case(
-        [
-            (is_exact(data), lambda: _decode(data)),
-            (_png_bits(data) > 8, lambda: python(_to_8_bits, _decode_png(data, tf.uint16))),  # Pillow has 8 bits
-        ],
-        default=lambda: python(_read, data),
+        [(is_exact(data), lambda: _decode(data)), (_png_bits(data) > 8, deep_png)],
+        default=lambda: in_python(_read, [data, white], tf.uint8),
     )
     return tf.ensure_shape(image, [None, None, 3])
+
+
+def in_python(function: Callable, arguments: list[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    """Calls Python from the graph of the input pipeline, which is never exported. No other graph may do so."""
+    return tf.numpy_function(function, arguments, dtype, stateful=False)  # noqa: TID251
 
 
 def decode_exact(data: tf.Tensor) -> tf.Tensor:

@@ -26,6 +26,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
+from moco_tf.data.decoding import in_python
 from moco_tf.data.order import EVERYTHING
 from moco_tf.data.records import BadImages, RecordReader, UnreadableImages
 from moco_tf.data.sets import find, tfds
@@ -65,7 +66,7 @@ def _encoded(source: ArraySource, split: str) -> RecordSource:
     images = _as_stored(source)
 
     def read(index: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = tf.numpy_function(lambda i: np.ascontiguousarray(images[i]), [index], tf.uint8, stateful=False)
+        image = in_python(lambda i: np.ascontiguousarray(images[i]), [index], tf.uint8)
         return tf.io.encode_png(tf.ensure_shape(image, images.shape[1:])), label
 
     columns = (np.arange(source.num_examples), source.labels)

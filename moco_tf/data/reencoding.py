@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.decoding import decode_rgb, is_exact, opened
+from moco_tf.data.decoding import decode_rgb, in_python, is_exact, opened
 from moco_tf.data.views.geometry import resize_one
 
 QUALITY = 90  # of JPEGs that are made smaller, where --quality does not say
@@ -36,7 +36,7 @@ def encoder(short_side: int, quality: int | None, white: int = 0) -> Callable[[t
         is_jpeg, is_webp = tf.io.is_jpeg(data), tf.strings.substr(data, 0, 4) == b"RIFF"
         lossy = smaller & (is_jpeg | is_webp)
         if quality:
-            found = tf.numpy_function(jpeg_quality, [data], tf.int64, stateful=False)
+            found = in_python(jpeg_quality, [data], tf.int64)
             lossy |= is_jpeg & (tf.ensure_shape(found, []) > quality)
 
         def again() -> tf.Tensor:

@@ -53,6 +53,10 @@ class ArraySource:
         """The source of these examples alone."""
         return ArraySource(self.name, self.images[indices], self.labels[indices], self.class_names)
 
+    def labelled(self, labels: np.ndarray, class_names: tuple[str, ...]) -> "ArraySource":
+        """The same images with other labels, int32 N."""
+        return ArraySource(self.name, self.images, labels, class_names)
+
     def image(self, index: int) -> np.ndarray:
         """One image, uint8 HxWx3."""
         return np.ascontiguousarray(self.images[index])
@@ -103,6 +107,17 @@ class RecordSource:
             describe=lambda index: describe(int(indices[index])),
             labels=None if self.labels is None else self.labels[indices],
             read_span=span and (lambda part: span(indices[part])),
+        )
+
+    def labelled(self, labels: np.ndarray, class_names: tuple[str, ...]) -> "RecordSource":
+        """The same images with other labels, int32 N."""
+        read = self.read
+        return dataclasses.replace(
+            self,
+            columns=(labels, *self.columns),
+            read=lambda label, *entries: (read(*entries)[0], label),
+            labels=labels,
+            class_names=class_names,
         )
 
     def decode(self, data: tf.Tensor) -> tf.Tensor:

@@ -312,9 +312,10 @@ def test_huge_images_are_refused_by_their_header():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_tfds_set_of_one_size_is_loaded_into_memory(tmp_path, channels):
+def test_tfds_set_of_one_size_is_loaded_into_memory(tmp_path, capsys, channels):
     train, validation = examples(7, (4, 5, channels)), examples(3, (4, 5, channels))
     prepare(tmp_path, "tiny", image_and_label((4, 5, channels)), train=train, validation=validation)
+    capsys.readouterr()
     for split, wanted in [("train", train), ("test", validation)]:
         source = find.load("tiny", split, str(tmp_path))
         assert isinstance(source, sources.ArraySource)
@@ -322,6 +323,8 @@ def test_tfds_set_of_one_size_is_loaded_into_memory(tmp_path, channels):
         assert source.labels.tolist() == [example["label"] for example in wanted]
         for image, example in zip(source.images, wanted, strict=True):
             np.testing.assert_array_equal(image, np.broadcast_to(example["image"][..., :3], (4, 5, 3)))
+    dropped = "tiny: the fourth channel of its images is taken for alpha and dropped\n"
+    assert capsys.readouterr().out == (dropped if channels == 4 else "")
 
 
 def test_tfds_set_of_many_sizes_is_read_by_index(tmp_path):
@@ -378,6 +381,57 @@ def test_tfds_set_without_labels(tmp_path):
     assert "expected test or validation" in error_of("bare", "test", str(tmp_path))
 
 
+def labelled(feature, *labels, sizes=((4, 4, 3),) * 9):
+    """(features, examples) with labels of this kind of feature."""
+    images = [RNG.integers(0, 255, size).astype(np.uint8) for size in sizes[: len(labels)]]
+    given = [{"image": image, "label": label} for image, label in zip(images, labels)]
+    shape = (4, 4, 3) if len(set(sizes)) == 1 else (None, None, 3)
+    return lambda f: {"image": f.Image(shape=shape, encoding_format="png"), "label": feature(f)}, given
+
+
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "test"])
+@pytest.mark.parametrize("sizes", [((4, 4, 3),) * 9, tuple((4 + i, 5, 3) for i in range(9))])
+def test_tfds_labels_that_are_integers_or_text(tmp_path, held_out, sizes):
+    """Of a set in memory and of one read record by record; the classes are those of the training images."""
+    number = lambda f: f.Scalar(dtype=np.int64)  # noqa: E731
+    features, train = labelled(number, *map(np.int64, (70, 5, -1, 12, 5)), sizes=sizes)
+    prepare(
+        tmp_path,
+        "numbers",
+        features,
+        train=train,
+        **{held_out: labelled(number, *map(np.int64, (12, 70)), sizes=sizes)[1]},
+    )
+    features, words = labelled(lambda f: f.Text(), *("wren", "grün", "wren", "emu"), sizes=sizes)
+    prepare(tmp_path, "words", features, train=words, **{held_out: words[1:3]})
+    for name, classes, labels, tested in (
+        ("numbers", ("5", "12", "70"), [2, 0, -1, 1, 0], [1, 2]),
+        ("words", ("emu", "grün", "wren"), [2, 1, 2, 0], [1, 2]),
+    ):
+        for split, wanted in (("train", labels), ("test", tested)):
+            source = find.load(name, split, str(tmp_path))
+            assert source.class_names == classes and source.num_classes == 3
+            assert source.labels.tolist() == wanted and source.labels.dtype == np.int32
+            batch = next(eval_batches(source, 9, prepare_one=lambda image: image[:4, :4]))
+            assert batch[1].tolist() == wanted
+    np.testing.assert_array_equal(find.load("words", "train", str(tmp_path)).image(2), words[2]["image"])
+
+
+def test_tfds_labels_that_are_refused(tmp_path):
+    number = lambda f: f.Scalar(dtype=np.int64)  # noqa: E731
+    features, train = labelled(number, np.int64(1), np.int64(2))
+    prepare(tmp_path, "more", features, train=train, test=labelled(number, np.int64(3))[1])
+    assert "split test has the label 3 (1 such), expected only those of its training images" in error_of(
+        "more", "test", str(tmp_path)
+    )
+    features, several = labelled(lambda f: f.Sequence(f.ClassLabel(names=["a", "b"])), [0, 1], [1])
+    prepare(tmp_path, "several", features, train=several)
+    assert "--dataset=several is multi-label" in error_of("several", "train", str(tmp_path))
+    features, real = labelled(lambda f: f.Scalar(dtype=np.float32), np.float32(0.5))
+    prepare(tmp_path, "real", features, train=real)
+    assert find.load("real", "train", str(tmp_path)).labels.tolist() == [-1]
+
+
 def test_tfds_set_of_something_else(tmp_path):
     prepare(tmp_path, "text", lambda f: {"words": f.Text()}, train=[{"words": "a"}])
     assert "has the features words, expected" in error_of("text", "train", str(tmp_path))
@@ -417,6 +471,13 @@ def test_fashion_mnist_prepared_by_tfds_comes_first(tmp_path, version):
 
 
 # ---- The user's own
+
+
+def test_arrays_that_are_no_images_are_refused():
+    """Floats from 0 to 1 would be black."""
+    for images in (np.zeros([2, 4, 4, 3], np.float32), np.zeros([2, 4, 4, 4], np.uint8), np.zeros([2, 4, 4], np.uint8)):
+        with pytest.raises(UserError, match=r"birds: images of .* came, expected uint8 from 0 to 255 of NxHxWx3"):
+            sources.ArraySource("birds", images)
 
 
 BIRDS = """

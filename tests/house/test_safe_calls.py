@@ -24,6 +24,7 @@ os.system(x)
 os.popen(x)
 tarfile.open(x).extractall()
 tensorflow.py_function(x)
+tensorflow.numpy_function(x)
 keras.config.enable_unsafe_deserialization()
 serve("0.0.0.0")
 import http.server

@@ -5,6 +5,7 @@ imagenet100.txt of HobbitLong/CMC, sorted. They are labelled 0 to 99 in this ord
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -63,14 +64,8 @@ def select(source: RecordSource, labels: np.ndarray, class_names: tuple[str, ...
     table[[source.class_names.index(class_name) for class_name in class_names]] = np.arange(len(class_names))
     new_labels = np.where(labels < 0, -1, table[labels])
     chosen = np.flatnonzero(new_labels >= 0)
-    new_labels = new_labels[chosen]
-
-    def read(label: tf.Tensor, *entries: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return source.read(*entries)[0], label
-
-    columns = (new_labels, *source.entries(chosen))
-    return RecordSource(
-        name, columns, read, lambda i: source.describe(int(chosen[i])), new_labels, class_names, white=source.white
+    return dataclasses.replace(
+        source.subset(chosen).labelled(new_labels[chosen], class_names), name=name, read_span=None
     )
 
 

@@ -18,9 +18,11 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from moco_tf.config import find
+from moco_tf.data.decoding import in_python
 from moco_tf.data.order import span_reader
 from moco_tf.data.sources import ArraySource, RecordSource, Source
 from moco_tf.errors import UserError
+from moco_tf.training.launcher import note
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -69,14 +71,25 @@ def normalisation(name: str) -> Normalisation | None:
 
 
 def load(name: str, split: str, data_dir: str | None = None) -> Source:
-    """A TFDS image classification set; labels are -1 when it has no "label" of classes. Raises UserError."""
+    """A TFDS image classification set; labels are -1 when it has no "label" of classes, integers or text.
+
+    Raises:
+        UserError: there is no such set, it cannot be had, or is of another kind.
+    """
     builder = _builder(name, data_dir)
     image, class_names = _features(name, builder.info.features)
     _prepare(name, builder)
     split_name = _split_name(name, builder, split)
     if None in image.shape or builder.info.splits[split_name].num_examples * np.prod(image.shape) > MAX_ARRAY_BYTES:
-        return _records(name, builder, split_name, class_names)
-    return _array(name, builder, split_name, class_names)
+        source: Source = _records(name, builder, split_name, class_names)
+    else:
+        source = _array(builder, split_name, class_names)
+    if class_names or "label" not in builder.info.features:
+        return source
+    if np.dtype(builder.info.features["label"].np_dtype).kind not in "iuO":
+        note(f"{name}: its labels are neither integers nor text, and are not read")
+        return source
+    return source.labelled(*_classes_of_values(name, builder, split_name))
 
 
 def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
@@ -97,11 +110,11 @@ def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
 
 
 def _features(name: str, features: "tfds.features.FeatureConnector") -> tuple["tfds.features.Image", tuple[str, ...]]:
-    """The image feature and the class names, none of them without labels."""
+    """The image feature and the class names, none of them where labels are no numbers of known classes."""
     import tensorflow_datasets as tfds
 
     parts = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = parts.get("image"), parts.get("label")
+    image, label = parts.get("image"), parts.get("label", parts.get("labels"))
     if not isinstance(image, tfds.features.Image):
         raise UserError(
             f"--dataset={name} has the features {', '.join(parts) or type(features).__name__}, expected an image "
@@ -112,7 +125,14 @@ def _features(name: str, features: "tfds.features.FeatureConnector") -> tuple["t
             f"--dataset={name} has images of {np.dtype(image.np_dtype).name} with {image.shape[2]} channels, expected "
             "uint8 grey or RGB; give another set, or its images as --dataset=folder"
         )
-    return image, tuple(label.names) if label and type(label) is tfds.features.ClassLabel else ()
+    if label is not None and label.shape != ():
+        raise UserError(
+            f"--dataset={name} is multi-label (an image has several in its feature {label!r}), expected one label an "
+            "image; give another set, or its images as --dataset=folder"
+        )
+    if image.shape[2] == 4:
+        note(f"{name}: the fourth channel of its images is taken for alpha and dropped")
+    return image, tuple(getattr(parts.get("label"), "names", None) or ())
 
 
 def _prepare(name: str, builder: "tfds.core.DatasetBuilder") -> None:
@@ -141,7 +161,7 @@ def _offline() -> bool:
 
 
 def _split_name(name: str, builder: "tfds.core.DatasetBuilder", split: str) -> str:
-    wanted = ("train",) if split == "train" else ("test", "validation")
+    wanted = ("train",) if split == "train" else ("test", "validation", "val", "valid")
     there = [key for key in wanted if key in builder.info.splits and builder.info.splits[key].num_examples]
     if not there:
         raise UserError(
@@ -168,7 +188,31 @@ def _dataset(builder: "tfds.core.DatasetBuilder", split: str, keys: list[str]) -
     )
 
 
-def _array(name: str, builder: "tfds.core.DatasetBuilder", split: str, class_names: tuple[str, ...]) -> ArraySource:
+def _classes_of_values(
+    name: str, builder: "tfds.core.DatasetBuilder", split: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels, int32 N, and class names of a set whose labels are integers (negative: none) or text."""
+
+    def values(split: str) -> np.ndarray:
+        note(f"{name}: reading the split {split} once, for its labels")
+        with tf.device("/CPU:0"):
+            batches = _dataset(builder, split, ["label"]).batch(4096).as_numpy_iterator()
+            return np.concatenate([batch["label"] for batch in batches])
+
+    of_train = values("train")
+    found = of_train if split == "train" else values(split)
+    none = found < 0 if found.dtype.kind in "iu" else np.zeros(len(found), bool)
+    classes = np.unique(of_train if of_train.dtype == object else of_train[of_train >= 0])
+    if unknown := set(found[~none].tolist()) - set(classes.tolist()):
+        raise UserError(
+            f"--dataset={name}: split {split} has the label {min(unknown)!r} ({len(unknown)} such), expected only "
+            "those of its training images; give another set"
+        )
+    labels = np.where(none, -1, np.searchsorted(classes, found)).astype(np.int32)
+    return labels, tuple(x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in classes)
+
+
+def _array(builder: "tfds.core.DatasetBuilder", split: str, class_names: tuple[str, ...]) -> ArraySource:
     height, width, channels = builder.info.features["image"].shape
     count = builder.info.splits[split].num_examples
     images = np.empty((count, height, width, min(channels, 3)), np.uint8)
@@ -198,7 +242,7 @@ def _records(name: str, builder: "tfds.core.DatasetBuilder", split: str, class_n
         features["label"] = tf.io.FixedLenFeature([], tf.int64)
 
     def read(file: tf.Tensor, offset: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        record = tf.numpy_function(read_bytes, [file, offset, length], tf.string, stateful=False)
+        record = in_python(read_bytes, [file, offset, length], tf.string)
         example = tf.io.parse_single_example(tf.ensure_shape(record, []), features)
         return example["image"], tf.cast(example.get("label", -1), tf.int32)
 
