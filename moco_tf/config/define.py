@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from absl import flags
 
 from moco_tf.config import find, recipes
-from moco_tf.config.types import Kind, Value, kind_of
+from moco_tf.config.types import Kind, Value, absolute, kind_of
 from moco_tf.errors import UserError
 
 Options = TypeVar("Options")
@@ -22,6 +22,7 @@ _ADVICE = "moco.tensorflow's crops and blur are views of their own now: --views=
 _REPLACED = dict.fromkeys(("exact_blur", "antialias", "uniform_ratio"), _ADVICE) | {
     "shuffle_bn": "give --bn=shuffle, or --bn=split in place of --noshuffle_bn"
 }
+_PLACES = ("--workdir", "--data_dir")  # that a run folder's flags.cfg of an earlier version has relative
 
 
 def parse(program: type[Options], argv: Sequence[str], values: flags.FlagValues | None = None) -> Options:
@@ -145,11 +146,28 @@ def _kinds(program: type) -> dict[str, str]:
 
 def _expanded(values: flags.FlagValues, words: Sequence[str]) -> list[str]:
     """The command line with its flagfiles read, without retired flags that say what holds today."""
+    found: list[str] = []
     try:
-        found = values.read_flags_from_files(list(words), force_gnu=False)
+        for text in words:
+            name, _, file = text.partition("=")
+            own = values.read_flags_from_files([text], force_gnu=False) if name.lstrip("-") == "flagfile" else [text]
+            found += own if own == [text] else _from_where_it_ran(own, pathlib.Path(file))
     except flags.CantOpenFlagFileError as error:
         raise UserError(f"the flagfile cannot be read: {' '.join(str(error).split())}") from None
     return [text for text in found if text not in _RETIRED]
+
+
+def _from_where_it_ran(words: list[str], file: pathlib.Path) -> list[str]:
+    """A flagfile's words; relative paths of a run folder's own flags.cfg start where the run was started."""
+    run = file.expanduser().resolve().parent
+    parts = pathlib.Path(next((word for word in words if word.startswith("--workdir=")), "=").partition("=")[2]).parts
+    if not parts or run.parts[-len(parts) :] != parts:
+        return words
+    base = str(pathlib.Path(*run.parts[: -len(parts)]))
+    pairs = [word.partition("=") for word in words]
+    return [
+        f"{name}={absolute(value, base)}" if name in _PLACES else name + equals + value for name, equals, value in pairs
+    ]
 
 
 def _given(kind: str, words: Sequence[str]) -> str:
@@ -250,7 +268,7 @@ class _Parser(flags.ArgumentParser):
             return argument
         if self._kind.many:
             return self._parse_many(argument)
-        value = self._one.parse(argument)
+        value = self._one.parse(absolute(argument) if self._kind.path else argument)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("expected a finite number")
         return value
@@ -260,6 +278,7 @@ class _Parser(flags.ArgumentParser):
             values = tuple(self._kind.type(word.strip()) for word in text.split(",")) if text else ()
         except ValueError:
             raise ValueError("expected numbers between commas") from None
+        values = tuple(map(absolute, values)) if self._kind.path else values
         least, most = self._kind.bounds.least, self._kind.bounds.most
         if any((least is not None and v < least) or (most is not None and v > most) for v in values):
             raise ValueError(f"expected numbers between commas, each {self._one.syntactic_help}")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from moco_tf.config import find
-from moco_tf.config.types import Count, CountOrZero, Positive, PositiveOrZero, Share, Value
+from moco_tf.config.types import Count, CountOrZero, Path, Positive, PositiveOrZero, Share, Value
 from moco_tf.errors import UserError
 
 
@@ -48,7 +48,7 @@ class SourceOptions:
     dataset: str = option(
         "fashion_mnist", "fashion_mnist, imagenet100, folder, a TensorFlow Datasets name, or your module."
     )
-    data_dir: str | None = elsewhere(None, "TFDS's folder; for `folder` of train/ and val/, or of images.")
+    data_dir: Path | None = elsewhere(None, "TFDS's folder; for `folder` of train/ and val/, or of images.")
     max_bad_images: CountOrZero = may_change(100, "Unreadable images a rank skips before it stops.")
 
 
@@ -65,7 +65,7 @@ class DataOptions(SourceOptions):
 class RunOptions:
     """The run folder and the steps."""
 
-    workdir: str | None = elsewhere(None, "Run folder: metrics, checkpoints, results. A run found there is resumed.")
+    workdir: Path | None = elsewhere(None, "Run folder: metrics, checkpoints, results. A run found there is resumed.")
     seed: int = option(0, "Of initialisation, order of the images, views and shuffles.")
     batch_size: Count = option(256, "Images a step, over all ranks.")
     log_every: Count = may_change(10, "Steps between two lines of metrics.")
@@ -209,7 +209,7 @@ class MonitorOptions:
 class LoadOptions:
     """What holds the encoder."""
 
-    load: str | None = elsewhere(None, "Run folder, checkpoint, or a .pth, .pth.tar, .safetensors or .npz file.")
+    load: Path | None = elsewhere(None, "Run folder, checkpoint, or a .pth, .pth.tar, .safetensors or .npz file.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +243,7 @@ class ProbeOptions:
     finetune: bool = option(False, "Train the backbone too, in training mode.")
     backbone_learning_rate: PositiveOrZero | None = option(None, "In fine-tuning; default: --learning_rate.")
     train_fraction: Share = option(1.0, "Share of the training images of each class to learn from.")
-    train_list: str | None = option(None, "Text file that names the training images to learn from, one a line.")
+    train_list: Path | None = option(None, "Text file that names the training images to learn from, one a line.")
     eval_every: CountOrZero = may_change(1, "Epochs between two tests; 0: only at the end.")
 
     def __post_init__(self) -> None:
@@ -259,7 +259,7 @@ class ExportOptions:
     """What is written for use elsewhere."""
 
     format: str = option("savedmodel", "savedmodel, keras, pth, detectron2, onnx or tflite; or all of them.")
-    output: str | None = elsewhere(None, "The file to write, or the folder (of savedmodel and all).")
+    output: Path | None = elsewhere(None, "The file to write, or the folder (of savedmodel and all).")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,22 +279,22 @@ class BenchOptions:
     fake: bool = option(False, "Random images alone: no data set is needed, and no input measured.")
     compare: Literal["none", "torch"] = option("none", "In turns with an eager PyTorch step of the same network.")
     torch_python: str | None = option(None, "Python that has PyTorch; default: the one that runs this.")
-    json: str | None = option(None, "File to write all figures to.")
+    json: Path | None = option(None, "File to write all figures to.")
 
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
     """Run folders to look at."""
 
-    workdir: tuple[str, ...] | None = option(None, "Run folders, between commas.")
+    workdir: tuple[Path, ...] | None = option(None, "Run folders, between commas.")
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions(TableOptions):
     """What the report shows."""
 
-    output: str | None = option(None, "The page to write; default: report.html in the first run folder.")
-    data_dir: str | None = option(None, "Where the data is now; default: where the run had it.")
+    output: Path | None = option(None, "The page to write; default: report.html in the first run folder.")
+    data_dir: Path | None = option(None, "Where the data is now; default: where the run had it.")
     images: bool = option(True, "Views, neighbours, map, classes, uniformity: all that needs images and encoder.")
     bank_images: Count = option(20000, "Training images of the kNN on the page, at most.")
     test_images: Count = option(5000, "Test images that are classified, at most.")
@@ -305,7 +305,7 @@ class ReportOptions(TableOptions):
 class PackOptions:
     """How images are packed."""
 
-    output: str | None = option(None, "The folder to write the pack into, DIR/NAME, or to verify.")
+    output: Path | None = option(None, "The folder to write the pack into, DIR/NAME, or to verify.")
     short_side: CountOrZero = option(256, "Larger images become smaller, so many pixels; 0: all stay as they are.")
     quality: Count | None = option(None, "Of JPEGs that are encoded; given, those of a higher one are, too; else 90.")
     shard_mb: Positive = option(128.0, "Size of a file in 10^6 bytes, about.")

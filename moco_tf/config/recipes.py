@@ -38,7 +38,7 @@ def names(programs: Sequence[str]) -> list[str]:
 
 
 def with_paths(words: Sequence[str], programs: Sequence[str]) -> list[str]:
-    """A command line whose flagfiles are all given by their paths. Raises UserError, as `find` does."""
+    """A command line whose flagfiles are all --flagfile=PATH, in one word. Raises UserError, as `find` does."""
     found: list[str] = []
     for place, text in enumerate(words):
         if text == "--":
@@ -47,6 +47,6 @@ def with_paths(words: Sequence[str], programs: Sequence[str]) -> list[str]:
         if name in ("--flagfile", "-flagfile") and equals and value:
             text = f"{name}={find(value, programs)}"
         elif found and words[place - 1] in ("--flagfile", "-flagfile"):
-            text = str(find(text, programs))
+            text = f"{found.pop()}={find(text, programs)}"
         found.append(text)
     return found

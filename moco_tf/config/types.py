@@ -1,6 +1,7 @@
 """Types of options: what a flag takes, said in the annotation of a dataclass' field or of a constructor's argument."""
 
 import dataclasses
+import os
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -13,6 +14,12 @@ class Bounds:
     most: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The text is a path: it is kept absolute."""
+
+
+Path = Annotated[str, Place()]
 Count = Annotated[int, Bounds(1)]
 CountOrZero = Annotated[int, Bounds(0)]
 Share = Annotated[float, Bounds(0.0, 1.0)]
@@ -25,12 +32,13 @@ Value = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[s
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """An annotation in parts: the plain type, its bounds, its choices, whether it is a tuple of such."""
+    """An annotation in parts: the plain type, its bounds, its choices, whether it is a tuple of such, or of paths."""
 
     type: type
     bounds: Bounds
     choices: tuple[str, ...] = ()
     many: bool = False
+    path: bool = False
 
 
 def kind_of(annotation: Any) -> Kind:
@@ -39,24 +47,35 @@ def kind_of(annotation: Any) -> Kind:
     Raises:
         TypeError: it is no type that a flag can have.
     """
-    bounds = Bounds()
+    bounds, path = Bounds(), False
     if get_origin(annotation) in (Union, types.UnionType):
         rest = [part for part in get_args(annotation) if part is not type(None)]
         annotation = rest[0] if len(rest) == 1 else annotation
     if get_origin(annotation) is Annotated:
         annotation, *notes = get_args(annotation)
         bounds = next((note for note in notes if isinstance(note, Bounds)), bounds)
+        path = Place() in notes
     if get_origin(annotation) is Literal:
         return Kind(str, bounds, get_args(annotation))
     many = get_origin(annotation) is tuple
     if many:
         inner = kind_of(get_args(annotation)[0])
         if inner.type is not bool and not inner.choices and not inner.many:
-            return Kind(inner.type, bounds if bounds != Bounds() else inner.bounds, (), True)
+            return Kind(inner.type, bounds if bounds != Bounds() else inner.bounds, (), True, inner.path)
     plain = annotation
     if plain not in (bool, int, float, str):
         raise TypeError(f"{annotation} is no type of an option; expected bool, int, float, str, Literal or a tuple")
-    return Kind(plain, bounds, (), many)
+    return Kind(plain, bounds, (), many, path)
+
+
+def absolute(path: str, base: str = "") -> str:
+    """The path as it holds from anywhere, ~ expanded; nothing and an address (gs://...) stay as they are.
+
+    Args:
+        path: as it was given.
+        base: the folder that it starts from; "": the working folder.
+    """
+    return path if not path or "://" in path else os.path.abspath(os.path.join(base, os.path.expanduser(path)))
 
 
 # The names that an annotation may use where it is read without running its module.
@@ -64,6 +83,7 @@ NAMES = {
     "Annotated": Annotated,
     "Bounds": Bounds,
     "Literal": Literal,
+    "Path": Path,
     "Count": Count,
     "CountOrZero": CountOrZero,
     "Share": Share,

@@ -130,6 +130,38 @@ def test_flagfiles(tmp_path):
     assert define.texts_of(tmp_path / "nowhere.cfg") == {}
 
 
+def test_paths_hold_from_anywhere(tmp_path, monkeypatch):
+    """Given relative or with ~ behind the =, in options, keywords and lists; addresses and nothing are left alone."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    o = parse("pretrain", "--data_dir=~/photos", "--workdir=runs/../runs/x")
+    assert (o.data.data_dir, o.run.workdir) == (f"{tmp_path}/home/photos", f"{tmp_path}/runs/x")
+    assert f"--data_dir={tmp_path}/home/photos\n" in define.flagfile(o)
+    assert parse("table", "--workdir=a,~/b").table.workdir == (f"{tmp_path}/a", f"{tmp_path}/home/b")
+    assert parse("pretrain", "--data_dir=gs://bucket/data", "--workdir=").data.data_dir == "gs://bucket/data"
+    assert parse("lincls", "--train_list=list.txt", "--load=moco.pth").encoder.load == f"{tmp_path}/moco.pth"
+    assert parse("export", "--output=encoder/").export.output == f"{tmp_path}/encoder"
+
+
+@pytest.mark.parametrize("words", [["--flagfile=flags.cfg"], ["--flagfile", "flags.cfg"]])
+def test_own_flagfile_of_a_run_with_relative_paths(words, tmp_path, monkeypatch):
+    """Runs of earlier versions kept paths as given: from the run folder they still mean that run and its images."""
+    run = tmp_path / "runs/x"
+    run.mkdir(parents=True)
+    (run / "flags.cfg").write_text("--data_dir=photos\n--workdir=runs/x\n--nonesterov\n")
+    monkeypatch.chdir(run)
+    o = parse("pretrain", *words)
+    assert (o.run.workdir, o.data.data_dir) == (str(run), str(tmp_path / "photos"))
+    assert define.texts_of(run / "flags.cfg") == {
+        "data_dir": f"{tmp_path}/photos",
+        "workdir": str(run),
+        "nesterov": "false",
+    }
+    (tmp_path / "recipe.cfg").write_text("--workdir=runs/x\n")  # no run's own: relative to where we are
+    assert parse("pretrain", f"--flagfile={tmp_path / 'recipe.cfg'}").run.workdir == str(run / "runs/x")
+
+
 def test_what_a_run_that_goes_on_may_change():
     expected = {"sides": "refused", "area": "said", "kind": "refused", "place": "silent", "gloss": "said"}
     found = define.changes(draw())
