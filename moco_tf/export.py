@@ -28,7 +28,7 @@ def main(options: Export) -> None:
     export.check(name, output)  # before an encoder is loaded
     device.configure(0, 1)
     with tf.device("/CPU:0"):
-        subject = export.prepared(load(path), data.image_size, data.normalise)
+        subject = export.prepared(load(path), data.image_size, data.test_resize, data.normalise)
     done = export.export(subject, name, output, data.dataset, data.data_dir)
     print(
         f"done: {output}{f' with {len(done.names)} formats' if name == export.ALL else ''} was loaded back and gives "

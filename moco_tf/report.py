@@ -11,6 +11,7 @@ import pathlib
 
 from moco_tf.config import extras
 from moco_tf.config.options import Report
+from moco_tf.errors import UserError
 from moco_tf.run import program
 
 
@@ -36,6 +37,10 @@ def main(options: Report) -> None:
     sections.add_images(made, records, examination, drawn)
     size = page.write(output, page.render(made))
     print(f"written to {output} ({size / 1e6:.1f} MB)", flush=True)
+    if examination and examination.empty():
+        raise UserError(
+            f"{output} has no pictures: {examination.views}; give --data_dir, where the images are, or --noimages"
+        )
 
 
 if __name__ == "__main__":

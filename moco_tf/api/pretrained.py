@@ -21,7 +21,7 @@ from moco_tf.errors import UserError
 from moco_tf.evaluation import features, subject
 from moco_tf.evaluation.subject import Subject
 from moco_tf.formats import export as exports
-from moco_tf.formats.base import Loaded
+from moco_tf.formats.base import Loaded, used_with
 from moco_tf.formats.load import load as load_encoder
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run import knn_evaluation, probing
@@ -41,6 +41,7 @@ class Pretrained(Loaded):
         step: steps it was trained for; None when unknown.
         image_size: side of its images in pixels; 0 when unknown: the size of the images at hand.
         mean, std: of RGB in [0, 1], what its images are normalised with.
+        test_resize: short side before the centre crop; 0: 256/224 of the size.
     """
 
     _flags: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # what `load` was told
@@ -65,7 +66,7 @@ class Pretrained(Loaded):
         embed = features.embedder(self.encoder, feature, self.mean, self.std)
         parts = [np.zeros((0, self._width(feature)), np.float32)]
         for batch in _batches(images, batch_size):
-            geometry = features.test_geometry(ArraySource("images", batch), self.image_size)
+            geometry = features.test_geometry(ArraySource("images", batch), self.image_size, self.test_resize)
             parts.append(embed(features.prepare_batch(tf.constant(batch), geometry)).numpy())
         return np.concatenate(parts)
 
@@ -113,7 +114,9 @@ class Pretrained(Loaded):
             if launcher.is_first_rank():  # one process does it all
                 exports.check(o.export.format, o.export.output)
                 with tf.device("/CPU:0"):
-                    encoder = exports.prepared(self._copy("float32"), o.data.image_size, o.data.normalise)
+                    encoder = exports.prepared(
+                        self._copy("float32"), o.data.image_size, o.data.test_resize, o.data.normalise
+                    )
                 exports.export(encoder, o.export.format, o.export.output, o.data.dataset, o.data.data_dir)
         return pathlib.Path(output)
 
@@ -125,7 +128,7 @@ class Pretrained(Loaded):
         Raises:
             UserError: the folder holds checkpoints already or cannot be written.
         """
-        about = {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+        about = {name: getattr(self, name) for name in ("image_size", "test_resize", "mean", "std")}
         return write(folder, self.encoder, self.step or 0, about)
 
     def _width(self, feature: str) -> int:
@@ -148,7 +151,7 @@ class Pretrained(Loaded):
         """What is evaluated; None for a baseline, which is made from the options."""
         if o.encoder.baseline != "none":
             return None
-        return subject.of_encoder(loaded, o.encoder.test_resize, o.data, feature)
+        return subject.of_encoder(loaded, o.data, feature)
 
     def _copy(self, dtype: str | None = None) -> Loaded:
         """The same with an encoder of its own, of a Keras dtype policy."""
@@ -181,11 +184,8 @@ def load(
     if image_size < 0:
         raise UserError(f"image_size is {image_size}, expected pixels, or 0 for what the path says")
     device.configure(0, collectives.connect().local_size)
-    loaded = load_encoder(os.fspath(path), device.dtype_policy(precision))
+    loaded = used_with(load_encoder(os.fspath(path), device.dtype_policy(precision)), image_size, normalise=normalise)
     known = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
-    known["image_size"] = image_size or loaded.image_size
-    if normalise != "auto":
-        known["mean"], known["std"] = NORMALISATIONS[normalise]
     given = {"image_size": image_size or None, "normalise": None if normalise == "auto" else normalise}
     return Pretrained(**known, _flags=given)
 

@@ -5,7 +5,7 @@ import math
 import pathlib
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from absl import flags
@@ -298,10 +298,13 @@ def texts_of(flagfile: pathlib.Path) -> dict[str, str]:
     Raises:
         UserError: the file cannot be read.
     """
-    if not flagfile.is_file():
-        return {}
+    return texts(_expanded(flags.FlagValues(), [f"--flagfile={flagfile}"])) if flagfile.is_file() else {}
+
+
+def texts(words: Iterable[str]) -> dict[str, str]:
+    """The same of the words of a command line."""
     found = {}
-    for text in _expanded(flags.FlagValues(), [f"--flagfile={flagfile}"]):
+    for text in words:
         name, equals, value = text.lstrip("-").partition("=")
         negated = not equals and name.startswith("no")  # only booleans come without a value
         found[name[2:] if negated else name] = value if equals else str(not negated).lower()

@@ -56,8 +56,11 @@ class SourceOptions:
 class DataOptions(SourceOptions):
     """Which images, and how large."""
 
-    holdout: CountOrZero = option(0, "Keep so many training images out and test on them, to choose settings.")
+    holdout: CountOrZero | None = option(0, "Keep so many training images out and test on them, to choose settings.")
     image_size: CountOrZero = may_change(0, "Pixels of a view's side; 0: the data set's own size, else 224.")
+    test_resize: CountOrZero | None = may_change(
+        0, "Short side before the centre crop in tests; 0: 256/224 of the size, and images of its size as they are."
+    )
     normalise: str = option("auto", "Mean and deviation to normalise with: a data set's name, none, or auto: its own.")
 
 
@@ -90,7 +93,7 @@ class DeviceOptions:
 class EncoderOptions:
     """The encoder's architecture, and how its training passes save memory."""
 
-    init: str | None = elsewhere(None, "Start from the weights of whatever --load takes; head and queue if they fit.")
+    init: Path | None = elsewhere(None, "Start from the weights of whatever --load takes; head and queue if they fit.")
     arch: str = option("resnet50", "Backbone, a file of moco_tf/networks/backbones or a module of yours (my.convnext).")
     head: Literal["linear", "mlp", "mlp_bn"] = option("mlp", "Linear; Linear-ReLU-Linear; Linear-BN-ReLU-Linear.")
     hidden_dim: CountOrZero = option(0, "Hidden width of an MLP head; 0: the width of the pooled features.")
@@ -219,7 +222,6 @@ class EncoderToEvaluate(LoadOptions):
     baseline: Literal["none", "untrained", "raw_pixels"] = option(
         "none", "Evaluate its architecture untrained, or pixels."
     )
-    test_resize: CountOrZero = option(0, "Short side before the centre crop in tests; 0: 256/224 of the size.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,6 +327,10 @@ def check_each(name: str, numbers: tuple[int, ...] | tuple[float, ...], least: f
         raise UserError(f"--{name}={shown} came, expected numbers from {least:g} on")
 
 
+# What is not given is that of the run that is loaded.
+OF_THE_RUN = DataOptions(dataset="", holdout=None, test_resize=None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
     """Options of moco_tf.pretrain."""
@@ -354,7 +360,7 @@ class Lincls:
     """Options of moco_tf.lincls."""
 
     encoder: EncoderToEvaluate = EncoderToEvaluate()
-    data: DataOptions = DataOptions()
+    data: DataOptions = OF_THE_RUN
     run: RunOptions = RunOptions()
     device: DeviceOptions = DeviceOptions()
     optimizer: OptimizerOptions = OptimizerOptions(learning_rate=30.0, weight_decay=0.0)
@@ -368,7 +374,7 @@ class Knn:
     """Options of moco_tf.knn."""
 
     encoder: EncoderToEvaluate = EncoderToEvaluate()
-    data: DataOptions = DataOptions()
+    data: DataOptions = OF_THE_RUN
     run: RunOptions = RunOptions()
     device: DeviceOptions = DeviceOptions()
     knn: KnnOptions = KnnOptions(feature="backbone")
@@ -381,7 +387,7 @@ class Export:
 
     encoder: LoadOptions = LoadOptions()
     export: ExportOptions = ExportOptions()
-    data: DataOptions = DataOptions(dataset="")  # the set that the encoder was trained on
+    data: DataOptions = OF_THE_RUN
 
 
 @dataclasses.dataclass(frozen=True)

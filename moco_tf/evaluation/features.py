@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from moco_tf.data.order import Share
 from moco_tf.data.pipeline import eval_batches
-from moco_tf.data.records import BadImages
+from moco_tf.data.records import NO_BAD_IMAGES, BadImages
 from moco_tf.data.sources import Source
 from moco_tf.data.views.geometry import resize_center_crop, resize_center_crop_one
 from moco_tf.errors import RankError, UserError
@@ -24,7 +24,12 @@ def test_geometry(source: Source, image_size: int, test_resize: int = 0) -> tupl
     size = image_size or (min(source.image_shape) if source.image_shape else 224)
     if test_resize:
         return test_resize, size
-    return (size, size) if source.image_shape == (size, size) else (round(size * 256 / 224), size)
+    return (size, size) if source.image_shape == (size, size) else (short_side(size), size)
+
+
+def short_side(size: int) -> int:
+    """What the short side of a test image is resized to before a centre of this size is cut out: 256/224 of it."""
+    return round(size * 256 / 224)
 
 
 def prepare_batch(images: tf.Tensor, geometry: tuple[int, int]) -> tf.Tensor:
@@ -65,17 +70,16 @@ def extract(
     geometry: tuple[int, int],
     rank_batch: int,
     collectives: Collectives,
-    max_bad_images: int = 0,
-    bad_images_file: str | None = None,
+    bad_images: BadImages = NO_BAD_IMAGES,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (N x D float32) and labels (N int32) of all readable images, in the source's order, on every rank.
 
     Takes 4 N D bytes of each rank; of several ranks, three times as much while the shares are put in order.
 
     Args:
-        embed, source, geometry, rank_batch, collectives, max_bad_images, bad_images_file: of `extract_share`.
+        embed, source, geometry, rank_batch, collectives, bad_images: of `extract_share`.
     """
-    share = extract_share(embed, source, geometry, rank_batch, collectives, max_bad_images, bad_images_file)
+    share = extract_share(embed, source, geometry, rank_batch, collectives, bad_images)
     if collectives.size == 1:
         return share[:2]
     features, labels, indices = (collectives.allgather(tf.constant(column)).numpy() for column in share)
@@ -89,8 +93,7 @@ def extract_share(
     geometry: tuple[int, int],
     rank_batch: int,
     collectives: Collectives,
-    max_bad_images: int = 0,
-    bad_images_file: str | None = None,
+    bad_images: BadImages = NO_BAD_IMAGES,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features (n x D float32), labels (n int32) and indices (n int64, ascending) of this rank's readable images.
 
@@ -100,7 +103,7 @@ def extract_share(
         geometry: of `test_geometry`.
         rank_batch: images of a batch of one rank.
         collectives: which rank this is; nothing crosses ranks.
-        max_bad_images, bad_images_file: of `eval_batches`.
+        bad_images: of `eval_batches`.
 
     Raises:
         UserError: too few images, or too few that can be read.
@@ -114,7 +117,6 @@ def extract_share(
     compute = _compiled(embed, in_batch)
     count, filled = len(range(rank, source.num_examples, ranks)), 0
     columns: tuple[np.ndarray, ...] = ()
-    bad_images = BadImages(max_bad_images, bad_images_file)
     for images, labels, indices in eval_batches(source, rank_batch, Share(rank, ranks), prepare_one, bad_images):
         batch = compute(tf.constant(images)).numpy(), labels, indices
         # One array, filled in place: a list of parts that is joined in the end takes the memory twice.

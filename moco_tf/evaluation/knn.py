@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.records import NO_BAD_IMAGES, BadImages
 from moco_tf.data.sources import Source
 from moco_tf.evaluation import features, neighbours
 from moco_tf.training.collectives import Collectives
@@ -37,10 +38,10 @@ def measure(
     weighting: str,
     rank_batch: int,
     collectives: Collectives,
-    max_bad_images: int = 0,
+    bad_images: BadImages = NO_BAD_IMAGES,
     require_finite: bool = True,
-) -> tuple[list[Outcome], np.ndarray]:
-    """Every k with every temperature, and the labels of the queries, Q int32; the same on every rank.
+) -> tuple[list[Outcome], np.ndarray, int]:
+    """Every k with every temperature, the labels of the queries, Q int32, and the images of the bank; on every rank.
 
     The neighbours are searched once, for the largest k, each rank in its share of the bank.
 
@@ -53,7 +54,7 @@ def measure(
         weighting: "weighted" or "majority".
         rank_batch: images of a batch of one rank.
         collectives: what crosses ranks.
-        max_bad_images: unreadable images that a rank leaves out before it stops.
+        bad_images: how unreadable images are treated.
         require_finite: refuse features that are not finite; otherwise they make accuracies meaningless.
 
     Raises:
@@ -61,7 +62,7 @@ def measure(
     """
 
     normalised = _normalised(embed)
-    run = rank_batch, collectives, max_bad_images
+    run = rank_batch, collectives, bad_images
     rows, labels, indices = features.extract_share(normalised, bank, geometries[0], *run)
     wanted, truth = features.extract(normalised, queries, geometries[1], *run)
     for found in (rows, wanted) if require_finite else ():
@@ -72,7 +73,7 @@ def measure(
     near = neighbours.nearest_labels(rows, labels, wanted, max(ks), rows=indices, collectives=collectives)
     temperatures = temperatures if weighting == "weighted" else temperatures[:1]
     settings = [(k, temperature) for k in ks for temperature in temperatures]
-    return [_outcome(near, truth, queries.num_classes, *setting, weighting) for setting in settings], truth
+    return [_outcome(near, truth, queries.num_classes, *setting, weighting) for setting in settings], truth, total
 
 
 @functools.lru_cache(maxsize=2)  # the same function for the same encoder: it is traced once

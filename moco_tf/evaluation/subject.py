@@ -1,10 +1,12 @@
 """What is evaluated: an encoder from any source, the same untrained, or raw pixels."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from moco_tf.config.options import DataOptions, EncoderToEvaluate
@@ -12,13 +14,14 @@ from moco_tf.data.normalisation import normalisation
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
-from moco_tf.formats.base import Loaded
+from moco_tf.formats.base import Loaded, used_with
 from moco_tf.formats.load import SOURCES
 from moco_tf.formats.load import load as load_encoder
 from moco_tf.networks.cost import cost
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint, device
+from moco_tf.training.files import digest
 
 _FILES = (".tar", ".pth", ".pt", ".safetensors", ".npz")  # of other programs, as --load takes them
 
@@ -34,6 +37,9 @@ class Subject:
         image_size: side of its images; 0: the data set's own.
         test_resize: short side before the centre crop; 0: in proportion.
         mean, std: of RGB in [0, 1].
+        path: the checkpoint or file that the encoder is from, or its architecture; "": none.
+        step: steps that the encoder was trained for; None if unknown.
+        own: the encoder's own of the options image_size, test_resize and normalise.
     """
 
     name: str
@@ -43,6 +49,19 @@ class Subject:
     test_resize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    path: str = ""
+    step: int | None = None
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def fingerprint(self) -> dict[str, bytes]:
+        """Every variable of the encoder, bit for bit."""
+        variables = self.encoder.named_variables() if self.encoder else {}
+        return {name: np.asarray(v.value).tobytes() for name, v in variables.items()}
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """A short name of the encoder's variables, as they are now."""
+        return digest(self.fingerprint().values())[:16]
 
     def geometry(self, images: Source) -> tuple[int, int]:
         """Resize and centre crop of test images; raw pixels of images of one size stay as they are stored."""
@@ -71,32 +90,33 @@ def load(encoder: EncoderToEvaluate, data: DataOptions, precision: str, feature:
     Raises:
         UserError: --load is missing or holds no encoder.
     """
-    if encoder.baseline == "raw_pixels":
+    pixels, untrained = (encoder.baseline == name for name in ("raw_pixels", "untrained"))
+    if pixels and not encoder.load:
         mean, std = normalisation(data.normalise, data.dataset)
-        return Subject("raw pixels", features.raw_pixels, None, data.image_size, encoder.test_resize, mean, std)
+        return Subject("raw pixels", features.raw_pixels, None, data.image_size, data.test_resize or 0, mean, std)
     if not encoder.load:
         raise UserError(f"--load is missing; give {SOURCES}")
-    untrained = encoder.baseline == "untrained"
-    loaded = load_encoder(encoder.load, device.dtype_policy(precision), untrained)
-    if untrained:
-        loaded = dataclasses.replace(loaded, path=f"untrained {loaded.encoder.config['arch']}")
-    return of_encoder(loaded, encoder.test_resize, data, feature)
+    found = of_encoder(load_encoder(encoder.load, device.dtype_policy(precision), untrained), data, feature)
+    if pixels:
+        return dataclasses.replace(found, name="raw pixels", embed=features.raw_pixels, encoder=None, step=None)
+    if untrained and found.encoder:
+        return dataclasses.replace(found, name=f"untrained {found.encoder.config['arch']}", step=None)
+    return found
 
 
-def of_encoder(loaded: Loaded, test_resize: int, data: DataOptions, feature: str = "backbone") -> Subject:
+def of_encoder(loaded: Loaded, data: DataOptions, feature: str = "backbone") -> Subject:
     """An encoder in memory; its path is the subject's name.
 
     Args:
         loaded: the encoder.
-        test_resize: short side before the centre crop; 0: in proportion.
-        data: of image size and normalisation, where they are not the encoder's own.
+        data: of image size, test geometry and normalisation, where they are not the encoder's own.
         feature: "head" or "backbone".
     """
-    own = (loaded.mean, loaded.std)
-    mean, std = own if data.normalise == "auto" else normalisation(data.normalise, data.dataset)
-    embed = features.embedder(loaded.encoder, feature, mean, std)
-    size = data.image_size or loaded.image_size
-    return Subject(loaded.path, embed, loaded.encoder, size, test_resize, mean, std)
+    used = used_with(loaded, data.image_size, data.test_resize, data.normalise)
+    embed = features.embedder(used.encoder, feature, used.mean, used.std)
+    own = {"image_size": loaded.image_size, "test_resize": loaded.test_resize, "normalise": "auto"}
+    sizes = used.image_size, used.test_resize
+    return Subject(used.path, embed, used.encoder, *sizes, used.mean, used.std, used.path, used.step, own)
 
 
 def checkpoints(folder: str | None) -> list[str]:

@@ -5,12 +5,13 @@ Legend: B images of a batch, S side of the network's images, D pooled features, 
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from moco_tf.config import extras
-from moco_tf.data.normalisation import NORMALISATIONS
+from moco_tf.data.normalisation import NORMALISATIONS, normalisation
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.formats.architecture import BLOCKS
@@ -38,6 +39,7 @@ class Loaded:
         image_size: side of its images in pixels; 0 if unknown.
         mean, std: what its images in [0, 1] were normalised with, three numbers each.
         notes: lines about what was chosen in the file, and what left out.
+        test_resize: short side before the centre crop in tests; 0: 256/224 of the size.
     """
 
     encoder: Encoder
@@ -48,6 +50,34 @@ class Loaded:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    test_resize: int = 0
+
+    @property
+    def resize(self) -> int:
+        """The short side that images of other sizes are brought to before the centre is cut out."""
+        return self.test_resize or features.short_side(self.image_size)
+
+
+Known = TypeVar("Known", bound=Loaded)
+
+
+def used_with(loaded: Known, image_size: int = 0, test_resize: int | None = None, normalise: str = "auto") -> Known:
+    """An encoder with the size and normalisation of images to use it with.
+
+    Args:
+        loaded: the encoder.
+        image_size: side of its images in pixels; 0: its own.
+        test_resize: short side before the centre crop; None: its own, if its images have its own size.
+        normalise: name of a normalisation; "auto": its own.
+
+    Raises:
+        UserError: there is no such normalisation.
+    """
+    size = image_size or loaded.image_size
+    if test_resize is None:
+        test_resize = loaded.test_resize if size == loaded.image_size else 0
+    mean, std = normalisation(normalise, "") if normalise != "auto" else (loaded.mean, loaded.std)
+    return dataclasses.replace(loaded, image_size=size, test_resize=test_resize, mean=mean, std=std)
 
 
 class UnfitEncoder(UserError):
@@ -104,8 +134,8 @@ def normalisation_name(subject: Loaded) -> str | None:
 
 def sizes(subject: Loaded) -> dict[str, int]:
     """Numbers that the texts about use need."""
-    size, encoder = subject.image_size, subject.encoder
-    numbers = {"size": size, "resize": round(size * 256 / 224)}
+    encoder = subject.encoder
+    numbers = {"size": subject.image_size, "resize": subject.resize}
     return numbers | {"D": encoder.backbone.features, "C": encoder.config["feature_dim"]}
 
 

@@ -49,7 +49,7 @@ def text(subject: Loaded, name: str, use: str) -> str:
     rows |= _training(subject) | _architecture(subject.encoder)
     rows["input"] = (
         f"RGB, {size} x {size}; larger and smaller images are resized until the short side is "
-        f"{round(size * 256 / 224)} (antialiased), then the centre is cut out"
+        f"{subject.resize} (antialiased), then the centre is cut out"
     )
     rows["normalisation"] = f"of RGB in [0, 1]: mean {_numbers(subject.mean)}, deviation {_numbers(subject.std)}"
     rows["written by"] = (

@@ -44,6 +44,7 @@ def contents(path: str) -> dict[str, Any]:
         "step": loaded.step,
         "epoch": _epoch(run, about["step"]) if ours else state.epoch,
         "image_size": loaded.image_size if ours else None,
+        "test_resize": loaded.test_resize if ours else None,
         "normalisation": {"mean": loaded.mean, "std": loaded.std} if ours else None,
         **{name: about.get(name) for name in ("method", "dataset", "batch_size", "ranks")},
         "flags": (run.flag_lines() or None) if ours else None,

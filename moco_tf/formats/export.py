@@ -14,9 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf import formats
-from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
-from moco_tf.formats import card, comparison, savedmodel
+from moco_tf.formats import base, card, comparison, savedmodel
 from moco_tf.formats.base import Loaded, UnfitEncoder
 
 ALL = "all"  # the format that stands for all of them
@@ -69,15 +68,14 @@ def export(
     return Exported(target, list(differences), len(images), compared_on, max(differences.values()), about)
 
 
-def prepared(loaded: Loaded, image_size: int = 0, normalise: str = "auto") -> Loaded:
+def prepared(loaded: Loaded, image_size: int = 0, test_resize: int | None = None, normalise: str = "auto") -> Loaded:
     """An encoder with the image size and normalisation that it will be used with.
 
     Other programs' files do not say them; if the arguments do not either, they are assumed, and `source` says so.
 
     Args:
         loaded: the encoder.
-        image_size: side of its images in pixels; 0: what is known.
-        normalise: name of a normalisation; "auto": what is known.
+        image_size, test_resize, normalise: see `base.used_with`.
     """
     if not loaded.image_size:
         told = {"image size": image_size, "normalisation": normalise != "auto"}
@@ -85,8 +83,7 @@ def prepared(loaded: Loaded, image_size: int = 0, normalise: str = "auto") -> Lo
         if assumed:
             loaded = dataclasses.replace(loaded, source=f"{loaded.source}, which does not say {assumed}: assumed")
             print(f"{loaded.path} is a {loaded.source}; --image_size and --normalise set others", flush=True)
-    mean, std = (loaded.mean, loaded.std) if normalise == "auto" else NORMALISATIONS[normalise]
-    return dataclasses.replace(loaded, image_size=image_size or loaded.image_size or 224, mean=mean, std=std)
+    return base.used_with(loaded, image_size or loaded.image_size or 224, test_resize, normalise)
 
 
 def check(name: str, output: str | None) -> pathlib.Path:
@@ -205,7 +202,7 @@ def _write(name: str, subject: Loaded, path: pathlib.Path) -> pathlib.Path:
 
 def _compare(name: str, subject: Loaded, path: pathlib.Path, images: list[np.ndarray]) -> float:
     kind = formats.find(name)
-    given = images if kind.ANY_SIZE else [comparison.at_network_size(image, subject.image_size) for image in images]
+    given = images if kind.ANY_SIZE else [comparison.at_network_size(image, subject) for image in images]
     return comparison.compare(kind.outputs(path, subject, given), comparison.reference(subject, given))
 
 

@@ -137,7 +137,7 @@ def build(place: pathlib.Path, state: Foreign, dtype: str = "float32", untrained
             "undamaged one"
         ) from None
     mean, std = tuple(about["mean"]), tuple(about["std"])
-    return Loaded(encoder, str(place), state.source, about["step"], about["image_size"], mean, std)
+    return Loaded(encoder, str(place), state.source, about["step"], about["image_size"], mean, std, (), about.get("test_resize") or 0)
 
 
 def _build(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], dtype: str, untrained: bool) -> Encoder:
@@ -184,9 +184,10 @@ def _check(about: Mapping[str, Any]) -> None:
     mean, std, size, splits = (about[name] for name in ("mean", "std", "image_size", "encoder"))
     if type(splits["bn_splits"]) is not int or splits["bn_splits"] < 1:  # only a training pass would meet it
         raise ValueError(f"bn_splits {splits['bn_splits']!r} cannot be used")
-    sound = len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0
-    if not sound or type(size) is not int or not 0 <= size <= MAX_IMAGE_SIZE:
+    sound, sizes = len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0, [size]
+    sizes.append(about.get("test_resize") or 0)
+    if not sound or any(type(side) is not int or not 0 <= side <= MAX_IMAGE_SIZE for side in sizes):
         raise UserError(
-            f"mean {mean}, std {std} and image_size {size} came, expected three numbers each, std above 0, and a "
-            f"side of at most {MAX_IMAGE_SIZE} pixels; give an undamaged file"
+            f"mean {mean}, std {std}, image_size and test_resize {sizes} came, expected three numbers each, std above "
+            f"0, and at most {MAX_IMAGE_SIZE} pixels; give an undamaged file"
         )

@@ -17,6 +17,7 @@ import tensorflow as tf
 from moco_tf.data.decoding import decode_exact
 from moco_tf.data.views.geometry import center_crop_matrix
 from moco_tf.errors import UserError
+from moco_tf.evaluation import features
 from moco_tf.formats import base
 from moco_tf.formats.base import Loaded
 from moco_tf.networks.encoder import Encoder
@@ -55,7 +56,7 @@ def check() -> None:
 
 def write(subject: Loaded, path: pathlib.Path) -> None:
     """Writes the folder."""
-    save(subject.encoder, path, subject.image_size, subject.mean, subject.std)
+    save(subject.encoder, path, subject.image_size, subject.mean, subject.std, subject.test_resize)
 
 
 def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -95,11 +96,18 @@ class Exported(tf.Module):
     variables: Sequence[tf.Variable] = ()
     trainable_variables: Sequence[tf.Variable] = ()
 
-    def __init__(self, encoder: Encoder, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        image_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        test_resize: int = 0,
+    ) -> None:
         super().__init__(name="encoder")
         network = _copy_in_float32(encoder)  # tracked are its variables, not the Keras objects around them
         self._define_variables(network)
-        self._define_functions(network, image_size, tf.constant(mean), tf.constant(std))
+        self._define_functions(network, (image_size, test_resize), tf.constant(mean), tf.constant(std))
 
     def _define_variables(self, network: Encoder) -> None:
         self.named_variables = {name: v.value for name, v in network.named_variables().items()}
@@ -108,9 +116,11 @@ class Exported(tf.Module):
         self.trainable_variables = [v for name, v in learnt.items() if not name.startswith("fc.")]
         self.head_variables = [v for name, v in learnt.items() if name.startswith("fc.")]
 
-    def _define_functions(self, network: Encoder, size: int, mean: tf.Tensor, std: tf.Tensor) -> None:
+    def _define_functions(self, network: Encoder, sizes: tuple[int, int], mean: tf.Tensor, std: tf.Tensor) -> None:
+        size, _ = sizes
+
         def prepare(images: tf.Tensor) -> tf.Tensor:
-            return (resize_as_in_tests(images, size) - mean) / std
+            return (resize_as_in_tests(images, *sizes) - mean) / std
 
         def inferred(prepared: tf.Tensor) -> tf.Tensor:
             count = tf.shape(prepared)[0]  # TensorFlow's fused convolutions take no empty batch
@@ -147,7 +157,12 @@ class Exported(tf.Module):
 
 
 def save(
-    encoder: Encoder, folder: str | pathlib.Path, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    encoder: Encoder,
+    folder: str | pathlib.Path,
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    test_resize: int = 0,
 ) -> None:
     """Writes an encoder as a SavedModel: `Exported`, with the signatures serving_default, embed and project.
 
@@ -159,6 +174,7 @@ def save(
         folder: is created; must not hold anything.
         image_size: S, the side that images are cropped to.
         mean, std: what images in [0, 1] are normalised with, three numbers each.
+        test_resize: of `resize_as_in_tests`.
 
     Raises:
         UserError: the folder holds something, or cannot be written; nothing is left then.
@@ -168,7 +184,7 @@ def save(
         raise UserError(f"{folder} exists and is not empty; expected a new folder; give another or move it away")
     try:
         folder.mkdir(parents=True, exist_ok=True)  # where this fails tracing would be in vain
-        exported = Exported(encoder, image_size, mean, std)
+        exported = Exported(encoder, image_size, mean, std, test_resize)
         tf.saved_model.save(exported, str(folder), signatures=exported.signatures())
     except (OSError, tf.errors.OpError) as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -176,21 +192,22 @@ def save(
         raise UserError(f"{folder} cannot be written ({reason}); give another folder or mend the disk") from None
 
 
-def resize_as_in_tests(images: tf.Tensor, size: int) -> tf.Tensor:
+def resize_as_in_tests(images: tf.Tensor, size: int, test_resize: int = 0) -> tf.Tensor:
     """uint8 BxHxWx3, H and W known only when it runs -> BxSxSx3 float32 in [0, 1], as `evaluation.features` does.
 
     Images of S x S stay as they are; of others the short side becomes 256/224 S, antialiased, then the centre is cut
-    out. Where the evaluation reads image files it also rounds the resized image to whole grey levels; this does not.
+    out. With test_resize the short side of all becomes that. Where the evaluation reads image files it also rounds the
+    resized image to whole grey levels; this does not.
     """
     height, width = tf.shape(images)[1], tf.shape(images)[2]
     pixels = tf.cast(images, tf.float32) / 255.0
 
     def resized() -> tf.Tensor:
-        short, resize = tf.minimum(height, width), round(size * 256 / 224)
+        short, resize = tf.minimum(height, width), test_resize or features.short_side(size)
         rows, columns = (center_crop_matrix(side, resize * side // short, size)[0] for side in (height, width))
         return tf.einsum("bhsc,th->btsc", tf.einsum("bhwc,sw->bhsc", pixels, columns), rows)
 
-    as_it_is = tf.logical_and(tf.equal(height, size), tf.equal(width, size))
+    as_it_is = tf.logical_and(tf.equal(height, size), tf.equal(width, size)) & (test_resize in (0, size))
     return tf.ensure_shape(tf.cond(as_it_is, lambda: pixels, resized), [None, size, size, 3])
 
 

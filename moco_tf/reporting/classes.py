@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from moco_tf.config import define
 from moco_tf.evaluation import scores
+from moco_tf.reporting.accuracies import Outcome, outcomes
 from moco_tf.reporting.examined import Examined
 from moco_tf.reporting.results import RunRecord
 
@@ -34,20 +34,26 @@ class Counted:
 
 
 def of_knn(run: RunRecord, checkpoint: str) -> Counted | None:
-    """What moco_tf.knn counted, if it evaluated this checkpoint: it takes all images."""
-    folder = run.folder.results("knn")
-    result = folder.read_result()
+    """What moco_tf.knn counted, if it evaluated this checkpoint on the run's own images: it takes all of them."""
+    for one in outcomes(run.name, run.folder):
+        same = os.path.basename(one.subject) == os.path.basename(checkpoint)  # folders may have moved since
+        own = {name: run.flags.get(name) for name in ("dataset", "data_dir") if name in run.flags}
+        if same and one.column[0] == "kNN" and own.items() <= one.result.items() and (found := _read(one)):
+            return found
+    return None
+
+
+def _read(one: Outcome) -> Counted | None:
+    """The counts of a result; None where they are broken."""
     try:
-        with open(folder.confusion, newline="", encoding="utf-8") as file:
+        with open(one.folder.confusion, newline="", encoding="utf-8") as file:
             (_, *names), *rows = csv.reader(file)
         counts = np.array([[int(cell) for cell in cells] for _, *cells in rows])
         if counts.shape != (len(names), len(names)) or counts.min() < 0 or not counts.sum():
             return None
-        if os.path.basename(result["subject"]) != os.path.basename(checkpoint):
-            return None  # folders may have moved since
-        feature = _FEATURES[define.texts_of(folder.flags).get("feature", "backbone")]
-        says = f"kNN (k = {int(result['k'])}) on {feature}: {_percent(counts)} of {counts.sum():,} test images of "
-        return Counted(counts, tuple(names), f"{says}{result['dataset']}, as moco_tf.knn evaluated them.")
+        feature = _FEATURES[one.result.get("feature", "backbone")]
+        says = f"kNN (k = {int(one.result['k'])}) on {feature}: {_percent(counts)} of {counts.sum():,} test images of "
+        return Counted(counts, tuple(names), f"{says}{one.result['dataset']}, as moco_tf.knn evaluated them.")
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

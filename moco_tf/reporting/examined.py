@@ -105,6 +105,16 @@ class Examination:
     first: Examined | str
     spread: dict[str, Spread | str]
 
+    def missing(self) -> dict[str, str]:
+        """What is not there, and why."""
+        parts: dict[str, object] = {"views": self.views, "features": self.first}
+        parts |= {f"alignment and uniformity of {name}": found for name, found in self.spread.items()}
+        return {name: part for name, part in parts.items() if isinstance(part, str)}
+
+    def empty(self) -> bool:
+        """Whether nothing at all is there."""
+        return len(self.missing()) == 2 + len(self.spread)
+
 
 def attempt(make: Callable[..., Made], *arguments: Any) -> Made | str:
     """What make returns, or the text of its UserError."""

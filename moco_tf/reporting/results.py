@@ -1,16 +1,14 @@
-"""What run folders hold, for report and table: metrics, flags, accuracies. Nothing here trusts what it reads."""
+"""What run folders hold, for report and table: metrics and flags. Nothing here trusts what it reads."""
 
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from moco_tf.config import define
 from moco_tf.errors import UserError
 from moco_tf.run.folder import Metrics, RunFolder
 
-BASELINES = {"untrained": "untrained encoder", "raw_pixels": "raw pixels"}
-COLUMNS = {"knn": "kNN top-1", "lincls": "linear top-1"}
 _SHOWN = 3  # broken lines that are named one by one
 
 
@@ -43,8 +41,8 @@ def read_all(names: Iterable[str]) -> list[RunRecord]:
 
 
 def _read(folder: RunFolder, name: str) -> RunRecord:
-    parts = [folder.metrics, folder.flags, folder.checkpoints, *(folder.results(column).path for column in COLUMNS)]
-    if not any(part.exists() for part in parts):
+    parts = [folder.metrics, folder.flags, folder.checkpoints]
+    if not (any(part.exists() for part in parts) or folder.all_results()):
         raise UserError(
             f"--workdir={folder.path} holds no run, expected one or more of {', '.join(part.name for part in parts)}; "
             "give the folder that moco_tf.pretrain wrote to"
@@ -80,27 +78,3 @@ def folders(names: Iterable[str]) -> dict[str, RunFolder]:
             raise UserError(f"--workdir={path} is no folder; give a run folder, or several: a,b,c")
     short = [path.resolve().name for path in paths]
     return dict(zip(short if len(set(short)) == len(short) else map(str, paths), map(RunFolder, paths)))
-
-
-def table(runs: dict[str, RunFolder]) -> str:
-    """The runs' accuracies beside their baselines', as Markdown; a dash where nothing was evaluated."""
-    lines = ["| features | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---|" * len(COLUMNS)]
-    lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows(runs)]
-    return "\n".join(lines)
-
-
-def rows(runs: dict[str, RunFolder]) -> Iterator[tuple[str, list[str]]]:
-    """(name, a cell for each of COLUMNS) of every run, folders by name, and of the baselines."""
-    for name, run in runs.items():
-        yield "pre-trained" if len(runs) == 1 else name, [_top1([run.results(column)]) for column in COLUMNS]
-    for baseline, name in BASELINES.items():
-        yield name, [_top1(run.results(column, baseline) for run in runs.values()) for column in COLUMNS]
-
-
-def _top1(places: Iterable[RunFolder]) -> str:
-    """The accuracy in the first folder that has one."""
-    for folder in places:
-        top1 = folder.read_result().get("top1")
-        if isinstance(top1, int | float):
-            return f"{100 * top1:.2f}"
-    return "-"

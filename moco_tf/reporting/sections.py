@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from moco_tf import __version__
-from moco_tf.reporting import charts, classes, embedding_map, pictures, results, svg
+from moco_tf.reporting import accuracies, charts, classes, embedding_map, pictures, svg
 from moco_tf.reporting.examined import Examination, Examined, SampledViews, Spread, attempt
 from moco_tf.reporting.results import RunRecord
 
@@ -52,7 +52,7 @@ def of_files(records: list[RunRecord]) -> dict[str, Any]:
         "footer": f"Written by python -m moco_tf.report, moco_tf {__version__}.",
         "complaints": [complaint for run in records for complaint in run.complaints],
         "tiles": tiles(records),
-        "results": accuracies(records),
+        "results": evaluated(records),
         "charts": drawn or "metrics.jsonl holds no curves.",
         "no_knn": no_knn(records),
         "speed": throughput,
@@ -107,12 +107,10 @@ def tiles(runs: list[RunRecord]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if value]
 
 
-def accuracies(runs: list[RunRecord]) -> Section:
-    """The table of moco_tf.table."""
-    rows = list(results.rows({run.name: run.folder for run in runs}))
-    if all(cell == "-" for _, cells in rows for cell in cells):
-        return "Nothing was evaluated yet: moco_tf.knn and moco_tf.lincls with --load of the run folder do that."
-    return {"columns": list(results.COLUMNS.values()), "rows": rows}
+def evaluated(runs: list[RunRecord]) -> Section:
+    """The tables of moco_tf.table."""
+    tables = accuracies.tables({run.name: run.folder for run in runs})
+    return {"tables": tables} if tables else accuracies.NOTHING
 
 
 def drawable(specs: tuple[charts.Chart, ...], runs: list[RunRecord]) -> list[dict[str, Any]]:
@@ -258,7 +256,7 @@ def class_table(run: RunRecord, examined: Examined) -> Section:
     if found is None:
         return "The images have no labels, so there are no classes to tell apart."
     matrix = f"With more than {classes.MANY} classes the matrix is too large for a page; "
-    matrix += "the run folder has it: knn/confusion.csv." if evaluated else "moco_tf.knn writes it to confusion.csv."
+    matrix += "the run folder has it in confusion.csv." if evaluated else "moco_tf.knn writes it to confusion.csv."
     return {"says": found.says, "no_matrix": matrix, **classes.summary(found)}
 
 

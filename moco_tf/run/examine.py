@@ -5,14 +5,13 @@ N images, D width of the pooled features, C of the head's output, S side of a vi
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
 from moco_tf.config import define, find
-from moco_tf.config.options import DataOptions, Knn, Pretrain, ReportOptions
+from moco_tf.config.options import OF_THE_RUN, DataOptions, Pretrain, ReportOptions
 from moco_tf.data.normalisation import Normalisation
 from moco_tf.data.pipeline import TrainBatches
 from moco_tf.data.records import BadImages
@@ -24,7 +23,7 @@ from moco_tf.formats.load import load
 from moco_tf.methods import base
 from moco_tf.reporting.examined import Embedded, Examination, Examined, SampledViews, Spread, attempt
 from moco_tf.reporting.results import RunRecord
-from moco_tf.run import prepare
+from moco_tf.run import prepare, results
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import device
 from moco_tf.training.collectives import SingleProcess
@@ -33,18 +32,6 @@ _BATCH = 128
 _NEIGHBOURS = 8  # that the page shows
 _PAIRS = 12  # of views that the page shows
 _VIEWED = 1000  # test images whose views give alignment and uniformity
-# How the encoder is evaluated where moco_tf.knn did it; the rest is as it was trained.
-_PROTOCOL = ("dataset", "data_dir", "holdout", "k", "knn_temperature", "weighting", "test_resize", "image_size")
-
-Program = TypeVar("Program", Pretrain, Knn)
-
-
-@dataclasses.dataclass(frozen=True)
-class Recorded:
-    """The options that a run folder records: how the run was trained, and how its encoder is evaluated."""
-
-    trained: Pretrain
-    evaluated: Knn
 
 
 def examine(records: list[RunRecord], o: ReportOptions) -> Examination:
@@ -55,17 +42,27 @@ def examine(records: list[RunRecord], o: ReportOptions) -> Examination:
         o: how many images, and where they are now.
     """
     first = records[0]
+    for run in records:
+        print(f"{run.name}: {attempt(_said, run.folder, o.data_dir)}", flush=True)
     views = attempt(sample_views, first.folder, o.data_dir)
     print(f"{first.name}: computing features", flush=True)
     seen = attempt(embed, first.folder, o)
-    if isinstance(seen, str):
-        print(f"{first.name}: no features: {seen}", flush=True)
     print("computing alignment and uniformity", flush=True)
-    return Examination(views, seen, {run.name: attempt(spread, run.folder, o.data_dir) for run in records})
+    found = Examination(views, seen, {run.name: attempt(spread, run.folder, o.data_dir) for run in records})
+    for what, reason in found.missing().items():
+        print(f"no {what}: {reason}", flush=True)
+    return found
 
 
-def recorded(folder: RunFolder, data_dir: str | None) -> Recorded:
-    """The options of a run, from its flags.cfg and that of its kNN evaluation.
+def _said(folder: RunFolder, data_dir: str | None) -> str:
+    """Which images are looked at, in words."""
+    return results.said(
+        dataclasses.replace(OF_THE_RUN, data_dir=data_dir), recorded(folder, data_dir).data, str(folder.path)
+    )
+
+
+def recorded(folder: RunFolder, data_dir: str | None) -> Pretrain:
+    """The options of a run, from its flags.cfg.
 
     They are parsed and checked as the programs do it: the files may have been edited, or come from elsewhere. Flags
     that they lack have the programs' defaults.
@@ -79,22 +76,11 @@ def recorded(folder: RunFolder, data_dir: str | None) -> Recorded:
     """
     if "dataset" not in define.texts_of(folder.flags):
         raise UserError(f"{folder.flags} names no --dataset: the run's images are not known")
-    trained = _parsed(Pretrain, folder)
-    own = {name: value for name, value in define.values_of(trained).items() if name in _PROTOCOL}
-    evaluated = define.replaced(Knn(), **(own | {"image_size": 0, "test_resize": 0}))
-    if given := define.texts_of(folder.results("knn").flags):
-        found = define.values_of(_parsed(Knn, folder.results("knn")))
-        evaluated = define.replaced(evaluated, **{name: found[name] for name in _PROTOCOL if name in given})
-    if not data_dir:
-        return Recorded(trained, evaluated)
-    return Recorded(define.replaced(trained, data_dir=data_dir), define.replaced(evaluated, data_dir=data_dir))
-
-
-def _parsed(program: type[Program], folder: RunFolder) -> Program:
     try:
-        return define.parse(program, ["", f"--flagfile={folder.flags}"])
+        trained = define.parse(Pretrain, ["", f"--flagfile={folder.flags}"])
     except flags.Error as error:
         raise UserError(f"{folder.flags} has {str(error).removeprefix('flag ')}; mend it") from None
+    return define.replaced(trained, data_dir=data_dir) if data_dir else trained
 
 
 def embed(folder: RunFolder, options: ReportOptions) -> Examined:
@@ -107,14 +93,13 @@ def embed(folder: RunFolder, options: ReportOptions) -> Examined:
     Raises:
         UserError: no encoder, no images, or features that are not finite.
     """
-    found = recorded(folder, options.data_dir)
-    trained, o = found.trained, found.evaluated
-    loaded = load(str(folder.path), device.dtype_policy(trained.device.precision))
-    images = _splits(o.data, trained.run.seed, options.bank_images, options.test_images)
+    o = recorded(folder, options.data_dir)
+    loaded = load(str(folder.path), device.dtype_policy(o.device.precision))
+    images = _splits(o.data, o.run.seed, options.bank_images, options.test_images)
     compute = features.embedder(loaded.encoder, "backbone", loaded.mean, loaded.std)
-    geometry = features.test_geometry(images.bank, o.data.image_size or loaded.image_size, o.encoder.test_resize)
-    bank = _embedded(compute, images.bank, geometry, trained.data.max_bad_images)
-    test = _embedded(compute, images.test, geometry, trained.data.max_bad_images)
+    geometry = features.test_geometry(images.bank, loaded.image_size, loaded.test_resize)
+    bad_images = BadImages(o.data.max_bad_images, str(folder.unreadable))
+    bank, test = (_embedded(compute, some, geometry, bad_images) for some in (images.bank, images.test))
     labelled = images.bank.num_classes >= 2 and (test.labels >= 0).any() and (bank.labels >= 0).all()
     k = min(o.knn.k[0], len(bank.features))  # of several values the first counts
     shown = min(_NEIGHBOURS, len(bank.features))
@@ -172,7 +157,7 @@ def _some(source: Source, count: int, seed: int) -> Source:
 
 
 def _embedded(
-    embed: Callable[[tf.Tensor], tf.Tensor], source: Source, geometry: tuple[int, int], max_bad_images: int
+    embed: Callable[[tf.Tensor], tf.Tensor], source: Source, geometry: tuple[int, int], bad_images: BadImages
 ) -> Embedded:
     """The features of all readable images.
 
@@ -180,9 +165,9 @@ def _embedded(
         embed: float32 images in [0, 1], BxSxSx3, to features.
         source: the images.
         geometry: of `features.test_geometry`.
-        max_bad_images: unreadable images that are left out before it stops.
+        bad_images: how unreadable images are treated.
     """
-    found, labels, indices = features.extract_share(embed, source, geometry, _BATCH, SingleProcess(), max_bad_images)
+    found, labels, indices = features.extract_share(embed, source, geometry, _BATCH, SingleProcess(), bad_images)
     features.check_finite(found, SingleProcess())
     return Embedded(source, indices, labels, features.normalised(found))
 
@@ -198,10 +183,9 @@ def spread(folder: RunFolder, data_dir: str | None, images: int = _VIEWED) -> Sp
     Raises:
         UserError: no encoder, no images, or views that cannot be made.
     """
-    found = recorded(folder, data_dir)
-    o = found.trained
+    o = recorded(folder, data_dir)
     loaded = load(str(folder.path), device.dtype_policy(o.device.precision))
-    source = _splits(found.evaluated.data, o.run.seed, 1, images).test
+    source = _splits(o.data, o.run.seed, 1, images).test
     views = prepare.random_views(o.views, loaded.image_size, (loaded.mean, loaded.std))
     prepare.check_crop(o.views.views, views, source)
     both = tf.function(
@@ -255,7 +239,7 @@ def sample_views(folder: RunFolder, data_dir: str | None, count: int = _PAIRS) -
     Raises:
         UserError: no images, or views that cannot be made.
     """
-    o = recorded(folder, data_dir).trained
+    o = recorded(folder, data_dir)
     train = prepare.source(o.data, "train", SingleProcess())
     mean, std = _normalisation(o, folder, train)
     views = prepare.random_views(o.views, prepare.image_size(o.data.image_size, train), (mean, std))

@@ -1,10 +1,12 @@
 """What a run folder holds: the only place that spells its names."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from moco_tf.errors import UserError
@@ -41,13 +43,14 @@ class RunFolder:
     @classmethod
     def around(cls, checkpoint: pathlib.Path) -> "RunFolder":
         """The run folder that a checkpoint, or its folder of checkpoints, stands in; else the folder itself."""
-        folders = (checkpoint, *checkpoint.parents)
+        folders = (checkpoint, checkpoint.parent)  # further up it is a name of the user's
         return cls(next((folder.parent for folder in folders if folder.name == CHECKPOINTS), checkpoint))
 
-    def results(self, evaluation: str, baseline: str = "none") -> "RunFolder":
-        """The folder of the results of an evaluation of this run."""
+    def results(self, evaluation: str, baseline: str = "none") -> Iterator["RunFolder"]:
+        """The folders for results of an evaluation of this run, without an end: knn, knn-2, knn-3 ..."""
         name = evaluation.lower() if baseline == "none" else f"{evaluation.lower()}_{baseline}"
-        return RunFolder(self.path / name)
+        yield RunFolder(self.path / name)
+        yield from (RunFolder(self.path / f"{name}-{number}") for number in itertools.count(2))
 
     def all_results(self) -> list["RunFolder"]:
         """Every folder of results in this run folder."""

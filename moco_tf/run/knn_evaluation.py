@@ -5,25 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from moco_tf.config import define
 from moco_tf.config.options import Knn
 from moco_tf.data.sources import Source
 from moco_tf.errors import RankError, UserError
 from moco_tf.evaluation import knn, subject
-from moco_tf.evaluation.scores import check_labels
 from moco_tf.evaluation.subject import Subject
 from moco_tf.run import prepare, results
-from moco_tf.run.results import Result
-from moco_tf.training.collectives import Collectives
+from moco_tf.run.results import Evaluation
 from moco_tf.training.files import make_folder
 
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """Outcomes of every setting for one subject, and the labels of the test images, Q int32."""
-
-    subject: Subject
-    outcomes: list[knn.Outcome]
-    labels: np.ndarray
+Measured = tuple[list[knn.Outcome], np.ndarray, int]  # of `knn.measure`
 
 
 def evaluate(o: Knn, one: Subject | None = None) -> dict[str, Any]:
@@ -42,81 +34,89 @@ def evaluate(o: Knn, one: Subject | None = None) -> dict[str, Any]:
             f"--all_checkpoints came with --baseline={o.encoder.baseline}, expected none; leave one of them out"
         )
     paths = subject.checkpoints(o.encoder.load) if o.sweep.all_checkpoints else []
-    if not (one or paths):
-        one = subject.load(o.encoder, o.data, o.device.precision, o.knn.feature)
-    train, test = (prepare.source(o.data, split, collectives) for split in ("train", "test"))
-    check_labels(train, test)
-    check_neighbours(max(o.knn.k), train)
-    folder = results.folder_of(o.run, o.encoder, "knn")
-    results.check_folder(folder)
-    make_folder(folder.path)  # now, not after the work
+    given, o = o.data, results.completed(o)
+    one = one or (last_of(o, paths) if paths else subject_of(o))
+    run = results.begin("kNN", o, given, one, collectives)
+    check_neighbours(max(o.knn.k), run.train)
+    results.check_folder(run.folder)
+    make_folder(run.folder.path)  # now, not after the work
     swept: dict[str, Any] = {}
     if paths:
-        measured, swept["checkpoints"] = sweep(o, paths, train, test, collectives)
+        run, (outcomes, labels, bank), swept["checkpoints"] = sweep(run, paths)
     else:
-        assert one is not None
-        measured = measure(o, one, train, test, collectives)
-    first, several = measured.outcomes[0], len(measured.outcomes) > 1
-    if collectives.rank == 0 and several:
-        print("\n".join(f"k {x.k}, temperature {x.temperature:g}: {words(x)}" for x in measured.outcomes), flush=True)
-    feature = o.knn.feature if measured.subject.encoder else "pixels"
-    numbers: dict[str, Any] = {**first.summary(), "weighting": o.knn.weighting, "feature": feature}
-    numbers |= {"all": [x.summary() for x in measured.outcomes], **swept}
-    numbers |= measured.subject.cost(test)
-    name, predictions = measured.subject.name, first.predictions
-    found = Result("kNN", name, o.data.dataset, test, predictions, measured.labels, numbers)
-    if collectives.rank == 0:
-        found.write(folder, o)
-    return found.contents()
+        outcomes, labels, bank = measure(run)
+    first = outcomes[0]
+    if collectives.rank == 0 and bank < max(o.knn.k):
+        print(f"warning: of --k={define.shown(o.knn.k)} no more than {bank} vote: so many can be read", flush=True)
+    if collectives.rank == 0 and len(outcomes) > 1:
+        print("\n".join(f"k {x.k}, temperature {x.temperature:g}: {words(x)}" for x in outcomes), flush=True)
+    numbers: dict[str, Any] = {**first.summary(), "weighting": o.knn.weighting}
+    numbers |= {"feature": o.knn.feature if run.subject.encoder else "pixels", "train_images": bank}
+    numbers |= {"all": [x.summary() for x in outcomes], **swept, **run.subject.cost(run.test)}
+    return run.finish(first.predictions, labels, numbers)
 
 
-def measure(o: Knn, one: Subject, train: Source, test: Source, collectives: Collectives) -> Measured:
-    """Outcomes of all settings.
+def subject_of(o: Knn, path: str | None = None) -> Subject:
+    """What the options name, or the encoder in another place."""
+    encoder = dataclasses.replace(o.encoder, load=path or o.encoder.load)
+    return subject.load(encoder, o.data, o.device.precision, o.knn.feature)
 
-    Args:
-        o: the options.
-        one: what to evaluate.
-        train, test: images that vote, and images to classify.
-        collectives: what crosses ranks; each has its share of the global batch.
-    """
-    geometries = one.geometry(train), one.geometry(test)
-    settings = o.knn.k, o.knn.knn_temperature, o.knn.weighting, max(1, o.run.batch_size // collectives.size)
-    return Measured(
-        one, *knn.measure(one.embed, train, test, geometries, *settings, collectives, o.data.max_bad_images)
+
+def measure(run: Evaluation[Knn]) -> Measured:
+    """Outcomes of all settings."""
+    o, one = run.options, run.subject
+    geometries, settings = (one.geometry(run.train), one.geometry(run.test)), (o.knn.k, o.knn.knn_temperature)
+    return knn.measure(
+        one.embed,
+        run.train,
+        run.test,
+        geometries,
+        *settings,
+        o.knn.weighting,
+        run.rank_batch,
+        run.collectives,
+        run.bad_images,
     )
 
 
-def sweep(
-    o: Knn, paths: list[str], train: Source, test: Source, collectives: Collectives
-) -> tuple[Measured, list[dict[str, Any]]]:
-    """The last checkpoint that can be read, and the numbers of all that can.
+def last_of(o: Knn, paths: list[str]) -> Subject:
+    """The last of several encoders that can be read. Raises UserError when none can be."""
+    reason = ""
+    for path in reversed(paths):
+        try:
+            return subject_of(o, path)
+        except UserError as error:
+            reason = reason or f"skipped: {error}"
+    raise UserError(f"none of the {len(paths)} checkpoints in --load={o.encoder.load} can be evaluated; {reason}")
+
+
+def sweep(run: Evaluation[Knn], paths: list[str]) -> tuple[Evaluation[Knn], Measured, list[dict[str, Any]]]:
+    """The last checkpoint that can be evaluated, what it gives, and the numbers of all that can.
 
     Args:
-        o: the options.
+        run: what the evaluation works on.
         paths: of the checkpoints.
-        train, test: images that vote, and images to classify.
-        collectives: what crosses ranks.
 
     Raises:
-        UserError: none can be read.
+        UserError: none can be evaluated.
     """
     found, last, line = [], None, ""
     for path in paths:
         try:
-            encoder = dataclasses.replace(o.encoder, load=path)
-            one = subject.load(encoder, o.data, o.device.precision, o.knn.feature)
-            last = measure(o, one, train, test, collectives)
-            line = f"{path}: {words(last.outcomes[0])}"
-            found.append({"checkpoint": path, **last.outcomes[0].summary()})
+            one = dataclasses.replace(run, subject=subject_of(run.options, path))
+            last = one, measure(one)
+            first = last[1][0][0]
+            line = f"{path}: {words(first)}"
+            found.append({"checkpoint": path, "step": one.subject.step, **first.summary()})
         except RankError:  # the other ranks are waiting
             raise
         except UserError as error:
             line = f"skipped: {error}"
-        if collectives.rank == 0:
+        if run.collectives.rank == 0:
             print(line, flush=True)
     if last is None:
-        raise UserError(f"none of the {len(paths)} checkpoints in --load={o.encoder.load} can be evaluated; {line}")
-    return last, found
+        raise UserError(f"none of the {len(paths)} checkpoints can be evaluated; {line}")
+    return *last, found
 
 
 def check_neighbours(k: int, train: Source) -> None:

@@ -122,13 +122,14 @@ def source(options: DataOptions, split: str, collectives: Collectives) -> Source
 def _held_out(options: DataOptions, split: str) -> Source:
     """The training images without --holdout of them, or these: the same ones every time."""
     images = load(options.dataset, "train", options.data_dir)
-    if options.holdout >= images.num_examples:
+    holdout = options.holdout or 0
+    if holdout >= images.num_examples:
         raise UserError(
-            f"--holdout={options.holdout} came, expected less than {images.num_examples}, the number of training "
+            f"--holdout={holdout} came, expected less than {images.num_examples}, the number of training "
             f"images in {images.name}; give a smaller one"
         )
     order = np.random.default_rng(0).permutation(images.num_examples)
-    return images.subset(np.sort(order[: options.holdout] if split == "test" else order[options.holdout :]))
+    return images.subset(np.sort(order[:holdout] if split == "test" else order[holdout:]))
 
 
 def image_size(given: int, images: Source) -> int:

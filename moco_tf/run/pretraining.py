@@ -8,6 +8,7 @@ import numpy as np
 
 from moco_tf.config.options import Pretrain
 from moco_tf.contrast.collapse import has_collapsed
+from moco_tf.data.records import BadImages
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features, knn
@@ -95,6 +96,7 @@ def about(run: Pretraining) -> dict[str, Any]:
     return {
         "encoder": dict(run.method.query_encoder.config),
         "image_size": run.size,
+        "test_resize": o.data.test_resize,
         "mean": mean,
         "std": std,
         "method": o.method.method,
@@ -125,11 +127,11 @@ def monitor(run: Pretraining) -> Evaluation:
     o, collectives = run.options, run.collectives
     test = prepare.source(o.data, "test", collectives)
     check_labels(run.train, test)
-    bank, geometry = _bank(run), features.test_geometry(run.train, run.size)
+    bank, geometry = _bank(run), features.test_geometry(run.train, run.size, o.data.test_resize or 0)
     embed = features.embedder(run.method.query_encoder, o.knn.feature, *run.mean_and_std)
 
     def measure(step: int, epoch: float) -> dict[str, float]:
-        (first, *more), _ = knn.measure(
+        (first, *more), *_ = knn.measure(
             embed,
             bank,
             test,
@@ -139,7 +141,7 @@ def monitor(run: Pretraining) -> Evaluation:
             o.knn.weighting,
             _MONITOR_BATCH,
             collectives,
-            o.data.max_bad_images,
+            BadImages(o.data.max_bad_images, str(RunFolder.of(o.run.workdir or "").unreadable)),
             require_finite=False,
         )
         others = {f"knn_top1_k{other.k}_t{other.temperature:g}": other.top1 for other in more}

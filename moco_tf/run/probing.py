@@ -12,45 +12,23 @@ import tensorflow as tf
 from moco_tf.config.options import Lincls
 from moco_tf.data.order import Share
 from moco_tf.data.pipeline import TrainBatches
-from moco_tf.data.records import BadImages
 from moco_tf.data.sources import Source
 from moco_tf.data.views import recipes
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features, logistic, probe, subject, subsets
 from moco_tf.evaluation.finetune import FineTuning
 from moco_tf.evaluation.probe import CachedBatches, Classifiers, LinearProbe
-from moco_tf.evaluation.scores import check_labels
 from moco_tf.evaluation.subject import Subject
 from moco_tf.run import loop, prepare, results, statistics
-from moco_tf.run.folder import RunFolder
-from moco_tf.run.learner import Batches, Evaluation, TrainingTask
-from moco_tf.run.results import Result
-from moco_tf.training import device, files, schedules
-from moco_tf.training.collectives import Collectives
+from moco_tf.run.learner import Batches, TrainingTask
+from moco_tf.run.learner import Evaluation as Test
+from moco_tf.run.results import Evaluation
+from moco_tf.training import device, schedules
 from moco_tf.training.files import make_folder
 from moco_tf.training.stop import Signals, signals
 
-
-@dataclasses.dataclass(frozen=True)
-class Probing:
-    """What a probe works on.
-
-    Args:
-        options: as given.
-        subject: what is evaluated.
-        train, test: the images.
-        collectives: what crosses ranks.
-        folder: of the results.
-        received: the signals that this process gets.
-    """
-
-    options: Lincls
-    subject: Subject
-    train: Source
-    test: Source
-    collectives: Collectives
-    folder: RunFolder
-    received: Signals
+Probing = Evaluation[Lincls]
+Probed = tuple["Tested", dict[str, Any], Callable[[tf.Tensor], tf.Tensor]]  # last test, numbers, logits of features
 
 
 @dataclasses.dataclass
@@ -79,26 +57,23 @@ def evaluate(o: Lincls, one: Subject | None = None) -> dict[str, Any]:
     check(o)
     with signals() as received:
         collectives = prepare.connect(o.device, o.run.seed)
+        given, o = o.data, results.completed(o)
         one = one or subject.load(o.encoder, o.data, o.device.precision)
-        train, test = (prepare.source(o.data, split, collectives) for split in ("train", "test"))
-        check_labels(train, test)
-        train = part(o, train)
-        folder = results.folder_of(o.run, o.encoder, name_of(o))
-        run = Probing(o, one, train, test, collectives, folder, received)
-        before = fingerprint(one)
-        tested, numbers, logits = (on_cached_features if o.probe.cache_features else on_images)(run)
-    if not o.probe.finetune and fingerprint(one) != before:
+        run = results.begin(name_of(o), o, given, one, collectives)
+        run = dataclasses.replace(run, train=part(o, run.train))
+        before, _ = one.fingerprint(), one.weights  # fine-tuning changes them
+        tested, numbers, logits = (on_cached_features if o.probe.cache_features else on_images)(run, received)
+    if not o.probe.finetune and one.fingerprint() != before:
         raise AssertionError("the probe changed a backbone variable; its accuracy would mean nothing")
     numbers |= {"finetuned": o.probe.finetune, "cached_features": o.probe.cache_features}
-    numbers |= {"train_images": train.num_examples, **one.cost(test, logits)}
+    numbers |= one.cost(run.test, logits)
     assert tested.predictions is not None
-    found = Result(name_of(o), one.name, o.data.dataset, test, tested.predictions, tested.labels, numbers)
     if collectives.rank == 0:
         best = f"{numbers['best_top1']:.2%} after epoch {numbers['best_epoch']:.4g}"
         print(f"the best test was {best}, chosen on the test images; what follows is the last one's", flush=True)
-        found.write(folder, o)
+    found = run.finish(tested.predictions, tested.labels, numbers)
     collectives.barrier()  # rank 0 may have been busy alone
-    return found.contents()
+    return found
 
 
 def check(o: Lincls) -> None:
@@ -145,8 +120,8 @@ def name_of(o: Lincls) -> str:
     return ("finetune" if o.probe.finetune else "lincls") + share
 
 
-def on_cached_features(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[tf.Tensor], tf.Tensor]]:
-    """(last test, numbers, logits of features) of un-augmented features, computed once."""
+def on_cached_features(run: Probing, received: Signals) -> Probed:
+    """Training on un-augmented features, computed once."""
     o, collectives = run.options, run.collectives
     left_out = probe.held_out(run.train.num_examples, o.run.seed) if o.probe.learning_rates else np.zeros(0, int)
     probe.check_batch(o.run.batch_size, run.train.num_examples - len(left_out), collectives)
@@ -156,14 +131,15 @@ def on_cached_features(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[
     queries, query_labels = extract(run, run.test)
     if o.probe.standardise:
         probe.standardise(x, queries)
-    numbers: dict[str, Any] = {"learning_rate": o.optimizer.learning_rate}
+    numbers: dict[str, Any] = {"learning_rate": o.optimizer.learning_rate, "train_images": len(x)}
     if o.probe.learning_rates:
-        numbers = choose(run, x, labels)
+        numbers |= choose(run, x, labels)
     batches = CachedBatches(x, labels, o.run.batch_size, o.run.seed, collectives)
     classifiers = Classifiers(x.shape[1], run.train.num_classes, [prepare.optimizer(o.optimizer)])
     learner = LinearProbe(classifiers, tf.identity, collectives, o.run.seed)
     tested = Tested(query_labels)
-    numbers |= train(run, learner, batches, numbers["learning_rate"], tested, lambda: queries, resumes=False)
+    rate = numbers["learning_rate"]
+    numbers |= train(run, received, learner, batches, rate, tested, lambda: queries, resumes=False)
     if o.probe.logistic_regression and collectives.rank == 0:
         left_out = probe.held_out(len(x), o.run.seed)
         numbers["logistic_regression"] = logistic.fit_and_test(x, labels, left_out, queries, query_labels)
@@ -171,8 +147,8 @@ def on_cached_features(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[
     return tested, numbers, classifiers.logits
 
 
-def on_images(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[tf.Tensor], tf.Tensor]]:
-    """(last test, numbers, logits of features) of training on augmented images."""
+def on_images(run: Probing, received: Signals) -> Probed:
+    """Training on augmented images."""
     o, one, collectives = run.options, run.subject, run.collectives
     batches, random_view = augmented(run)
     check_splits(run)
@@ -182,15 +158,19 @@ def on_images(run: Probing) -> tuple[Tested, dict[str, Any], Callable[[tf.Tensor
     tested, rate = Tested(labels), o.optimizer.learning_rate
     if o.probe.finetune:
         tuning = fine_tuning(run, classifiers, random_view)
-        numbers = train(run, tuning, batches, rate, tested, lambda: extract(run, run.test)[0])
+        numbers = train(run, received, tuning, batches, rate, tested, lambda: extract(run, run.test)[0])
     else:
         learner = LinearProbe(classifiers, lambda *batch: one.embed(random_view(*batch)), collectives, o.run.seed)
-        numbers = train(run, learner, batches, rate, tested, lambda: queries)
-    return tested, {"learning_rate": rate, **numbers}, classifiers.logits
+        numbers = train(run, received, learner, batches, rate, tested, lambda: queries)
+    unreadable = collectives.allgather(tf.constant([len(batches.unreadable)])) if not run.train.fixed_size else 0
+    left = run.train.num_examples - int(np.sum(unreadable))
+    numbers |= {"learning_rate": rate, "train_images": left}
+    return tested, numbers, classifiers.logits
 
 
 def train(
     run: Probing,
+    received: Signals,
     learner: LinearProbe | FineTuning,
     batches: Batches,
     learning_rate: float,
@@ -202,6 +182,7 @@ def train(
 
     Args:
         run: what the probe works on.
+        received: the signals that this process gets.
         learner: what is trained.
         batches: of the training images.
         learning_rate: of the classifier, before its schedule.
@@ -233,12 +214,12 @@ def train(
         log_every=o.run.log_every,
         set_rates=set_rates,
         about=lambda: about(run),
-        facts={"encoder": digest(run.subject), "training images": run.train.num_examples},
-        evaluation=Evaluation(o.probe.eval_every, measure, lambda values: ""),
+        facts={"encoder": run.subject.weights, "training images": run.train.num_examples},
+        evaluation=Test(o.probe.eval_every, measure, lambda values: ""),
         resumes=resumes,
     )
     learner.guard.every_gradient = o.checkpoints.nan_policy == "skip"
-    loop.train(training, "moco_tf.lincls", run.received, lambda start: None)
+    loop.train(training, "moco_tf.lincls", received, lambda start: None)
     if tested.predictions is None:  # there was nothing left to do
         with statistics.averaged(learner, collectives):
             measure(training.total, training.total / training.per_epoch)
@@ -315,18 +296,20 @@ def about(run: Probing) -> dict[str, Any]:
     described |= {"ranks": run.collectives.size}
     if o.probe.finetune and one.encoder:
         size = one.geometry(run.train)[1]
-        described |= {"encoder": dict(one.encoder.config), "image_size": size, "method": "finetune"}
+        described |= {
+            "encoder": dict(one.encoder.config),
+            "image_size": size,
+            "test_resize": one.test_resize,
+            "method": "finetune",
+        }
         described |= {"mean": list(one.mean), "std": list(one.std)}
     return described
 
 
 def extract(run: Probing, images: Source) -> tuple[np.ndarray, np.ndarray]:
     """Features and labels of all images, un-augmented."""
-    o, collectives = run.options, run.collectives
-    rank_batch = max(1, o.run.batch_size // collectives.size)
-    found = features.extract(
-        run.subject.embed, images, run.subject.geometry(images), rank_batch, collectives, o.data.max_bad_images
-    )
+    one, collectives = run.subject, run.collectives
+    found = features.extract(one.embed, images, one.geometry(images), run.rank_batch, collectives, run.bad_images)
     features.check_finite(found[0], collectives)
     return found
 
@@ -343,7 +326,7 @@ def augmented(run: Probing) -> tuple[TrainBatches, Callable[..., tf.Tensor]]:
         o.run.seed,
         Share(collectives.rank, collectives.size),
         prepare.crops([view]),
-        BadImages(o.data.max_bad_images, str(run.folder.unreadable)),
+        run.bad_images,
     )
     compile_view = device.pieces_to_compile(o.device.jit_compile) != "none"
     return batches, tf.function(in_step, autograph=False, jit_compile=True) if compile_view else in_step
@@ -377,15 +360,3 @@ def fine_tuning(run: Probing, classifiers: Classifiers, random_view: Callable[..
         device.pieces_to_compile(o.device.jit_compile) == "all",
         o.run.seed,
     )
-
-
-def fingerprint(one: Subject) -> dict[str, bytes]:
-    """Every variable of the encoder, bit for bit."""
-    if one.encoder is None:
-        return {}
-    return {name: np.asarray(v.value).tobytes() for name, v in one.encoder.named_variables().items()}
-
-
-def digest(one: Subject) -> str:
-    """A short name of the encoder's variables."""
-    return files.digest(fingerprint(one).values())[:16]

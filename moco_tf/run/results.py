@@ -1,80 +1,219 @@
-"""What an evaluation leaves: result.json, confusion.csv and flags.cfg in a folder of its own."""
+"""What an evaluation works on, and what it leaves: result.json, confusion.csv and flags.cfg in a folder of its own."""
 
 import dataclasses
 import json
+import os
 import pathlib
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from moco_tf.config import define
-from moco_tf.config.options import EncoderToEvaluate, RunOptions
+from moco_tf.config.options import OF_THE_RUN, DataOptions, Knn, Lincls
+from moco_tf.data.records import BadImages
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.evaluation import scores
+from moco_tf.evaluation.subject import Subject
+from moco_tf.formats import origin
+from moco_tf.formats.load import SOURCES
+from moco_tf.run import prepare
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint
+from moco_tf.training.collectives import Collectives, broadcast_result
 from moco_tf.training.files import make_folder, write_whole
+
+_IMAGES = ("dataset", "data_dir", "holdout", "image_size", "test_resize", "normalise")
+# What a result depends on, besides the images and what is evaluated.
+_GROUPS = ("data", "knn", "sweep", "optimizer", "schedule", "probe")
+_OF_A_TRAINING = ("batch_size", "seed")
+_NO_SETTINGS = ("max_bad_images", "eval_every")
+
+Program = TypeVar("Program", Knn, Lincls)
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """What an evaluation found.
+class Evaluation(Generic[Program]):
+    """What an evaluation works on.
 
     Args:
-        evaluation: its name: kNN, lincls ...
-        subject: the name of what was evaluated.
-        dataset: the data set's name.
-        test: the images tested.
-        predictions, labels: of these images, Q each.
-        numbers: top1, top5 and what else is kept.
+        name: kNN, lincls ...
+        options: complete: what the run says of its images is in them.
+        subject: what is evaluated.
+        train, test: the images.
+        collectives: what crosses ranks.
+        folder: of the result.
+        settings: what the result depends on besides, as text by flag; without what is the run's own.
     """
 
-    evaluation: str
-    subject: str
-    dataset: str
+    name: str
+    options: Program
+    subject: Subject
+    train: Source
     test: Source
-    predictions: np.ndarray
-    labels: np.ndarray
-    numbers: dict[str, Any]
+    collectives: Collectives
+    folder: RunFolder
+    settings: dict[str, str]
 
-    def contents(self) -> dict[str, Any]:
-        """What result.json says."""
-        counts = scores.confusion(self.predictions, self.labels, self.test.num_classes)
-        numbers = {**self.numbers, "evaluation": self.evaluation, "subject": self.subject, "dataset": self.dataset}
-        per_class = scores.per_class(counts, self.test.class_names)
-        return numbers | {"test_images": len(self.labels), "per_class": per_class}
+    @property
+    def rank_batch(self) -> int:
+        """Images of a batch of one rank where nothing is trained."""
+        return max(1, self.options.run.batch_size // self.collectives.size)
 
-    def write(self, folder: RunFolder, options: Any) -> None:
-        """Prints the accuracy and writes the files; rank 0 calls it."""
-        make_folder(folder.path)
-        counts = scores.confusion(self.predictions, self.labels, self.test.num_classes)
-        numbers = self.contents()
-        scores.write_confusion(folder.confusion, counts, self.test.class_names)
-        write_whole(folder.flags, define.flagfile(options))
-        write_whole(folder.result, json.dumps(numbers, indent=1) + "\n")
-        missing = self.test.num_examples - len(self.labels)
-        if missing:
-            print(f"{missing} of {self.test.num_examples} test images could not be read and do not count")
-        accuracy = f"top-1 {numbers['top1']:.2%}, top-5 {numbers['top5']:.2%}"
-        print(f"{self.evaluation} of {self.subject} on {self.dataset}: {accuracy}")
-        print(f"written to {folder.result}", flush=True)
+    @property
+    def bad_images(self) -> BadImages:
+        """How unreadable images are treated."""
+        return BadImages(self.options.data.max_bad_images, str(self.folder.unreadable))
+
+    def contents(self, predictions: np.ndarray, labels: np.ndarray, numbers: dict[str, Any]) -> dict[str, Any]:
+        """What result.json says.
+
+        Args:
+            predictions, labels: of the test images that can be read, Q each.
+            numbers: top1, top5 and what else is kept.
+        """
+        o, one = self.options, self.subject
+        counts = scores.confusion(predictions, labels, self.test.num_classes)
+        resize, size = one.geometry(self.test)
+        return numbers | {
+            "evaluation": self.name,
+            "subject": one.name,
+            "baseline": o.encoder.baseline,
+            "checkpoint": one.path,
+            "step": one.step,
+            "weights": one.weights,
+            "dataset": o.data.dataset,
+            "data_dir": o.data.data_dir,
+            "split": f"{o.data.holdout} held-out training images" if o.data.holdout else "test",
+            "test_images": len(labels),
+            "unreadable_test_images": self.test.num_examples - len(labels),
+            "image_size": size,
+            "test_resize": resize,
+            "mean": one.mean,
+            "std": one.std,
+            "settings": self.settings,
+            "per_class": scores.per_class(counts, self.test.class_names),
+        }
+
+    def finish(self, predictions: np.ndarray, labels: np.ndarray, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Writes the files and prints the accuracy, on rank 0; returns what result.json says. Args: of `contents`."""
+        found = self.contents(predictions, labels, numbers)
+        if self.collectives.rank == 0:
+            make_folder(self.folder.path)
+            counts = scores.confusion(predictions, labels, self.test.num_classes)
+            scores.write_confusion(self.folder.confusion, counts, self.test.class_names)
+            write_whole(self.folder.flags, define.flagfile(self.options))
+            write_whole(self.folder.result, json.dumps(found, indent=1) + "\n")
+            accuracy = f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}"
+            print(f"{self.name} of {self.subject.name} on {self.options.data.dataset}: {accuracy}")
+            print(f"written to {self.folder.result}", flush=True)
+        return found
 
 
-def folder_of(run: RunOptions, encoder: EncoderToEvaluate, evaluation: str) -> RunFolder:
-    """--workdir, or a folder named after the evaluation inside the run folder, or beside the file that was loaded."""
-    if run.workdir:
-        return RunFolder.of(run.workdir)
-    runs = RunFolder.of("runs")
-    if not encoder.load:
-        return runs.results(evaluation, encoder.baseline)
-    place = pathlib.Path(encoder.load)
+def completed(o: Program) -> Program:
+    """The options with the run's own data set, place and held-out images where they name none. Raises UserError."""
+    if not o.encoder.load and o.encoder.baseline != "raw_pixels":
+        raise UserError(f"--load is missing; give {SOURCES}")
+    given = origin.completed(o.data, o.encoder.load)
+    return define.replaced(o, dataset=given.dataset, data_dir=given.data_dir, holdout=given.holdout)
+
+
+def begin(name: str, o: Program, given: DataOptions, one: Subject, collectives: Collectives) -> Evaluation[Program]:
+    """Loads the images, says which they are, and finds the folder of the result.
+
+    Args:
+        name: of the evaluation.
+        o: the options, `completed`.
+        given: the options of the images as they were given.
+        one: what is evaluated.
+        collectives: what crosses ranks.
+
+    Raises:
+        UserError: there are no images or no labels, or --workdir holds something else.
+    """
+    full = define.replaced(o, image_size=one.image_size, test_resize=one.test_resize, load=one.path or o.encoder.load)
+    if collectives.rank == 0:
+        print(said(given, full.data, o.encoder.load), flush=True)
+    train, test = (prepare.source(o.data, split, collectives) for split in ("train", "test"))
+    scores.check_labels(train, test)
+    names = settings(full)
+    folder = RunFolder(broadcast_result(collectives, lambda: str(folder_of(name, full, one.weights, names).path)))
+    own = [flag for flag, value in one.own.items() if getattr(full.data, flag) == value]
+    kept = {flag: text for flag, text in names.items() if flag not in own}
+    return Evaluation(name, full, one, train, test, collectives, folder, kept)
+
+
+def said(given: DataOptions, found: DataOptions, load: str | None) -> str:
+    """Which images, and who says so: the run, or the command line."""
+    parts: dict[bool, list[str]] = {False: [], True: []}
+    for name in _IMAGES:
+        value, told = getattr(found, name), getattr(given, name) != getattr(OF_THE_RUN, name)
+        if value or told:
+            parts[told].append(define.word(name, value))
+    own = [f"{' '.join(parts[False])} from {load}"] if parts[False] else []
+    return "images: " + "; ".join([*own, *([f"{' '.join(parts[True])} as given"] if parts[True] else [])])
+
+
+def settings(o: Knn | Lincls) -> dict[str, str]:
+    """What a result depends on besides what is evaluated, as text by flag."""
+    groups = [getattr(o, group) for group in _GROUPS if hasattr(o, group)]
+    names = {"precision"} | {field.name for group in groups for field in dataclasses.fields(group)}
+    names |= set(_OF_A_TRAINING) if isinstance(o, Lincls) else set()
+    texts = define.texts(define.flagfile(o).splitlines())
+    return {name: text for name, text in texts.items() if name in names and name not in _NO_SETTINGS}
+
+
+def folder_of(name: str, o: Knn | Lincls, weights: str, own: dict[str, str]) -> RunFolder:
+    """--workdir, or the folder of these settings in the run folder, or beside the file that was loaded.
+
+    There the first result stands in knn, one of other settings or another checkpoint in knn-2, and so on.
+
+    Args:
+        name: of the evaluation.
+        o: the options, complete.
+        weights: digest of what is evaluated.
+        own: the settings.
+
+    Raises:
+        UserError: --workdir holds the result of other settings.
+    """
+    if not o.run.workdir:
+        places = place_of(o.encoder.load).results(name, o.encoder.baseline)
+        return next(folder for folder in places if not different(folder, o, weights, own))
+    folder = RunFolder.of(o.run.workdir)
+    others = different(folder, o, weights, own)
+    if others and folder.result.exists() and not checkpoint.existing(folder.checkpoints):
+        raise UserError(f"--workdir={folder.path} holds a result with {', '.join(others)}; give another folder")
+    return folder
+
+
+def place_of(load: str | None) -> RunFolder:
+    """Where the folders of results are: in the run folder, or in runs/ under the name of the file that was loaded."""
+    if not load:
+        return RunFolder.of("runs")
+    place = RunFolder.around(pathlib.Path(load)).path
     if (place / checkpoint.DESCRIPTION).is_file():  # results do not go where pruning would remove them
         place = place.parent
-    if checkpoint.existing(place):  # nor beside the checkpoints
-        place = place.parent
-    folder = RunFolder(place if place.is_dir() else runs.path / place.name.split(".")[0])
-    return folder.results(evaluation, encoder.baseline)
+    return RunFolder(place if place.is_dir() else pathlib.Path("runs", place.name.split(".")[0]))
+
+
+def different(folder: RunFolder, o: Knn | Lincls, weights: str, own: dict[str, str]) -> list[str]:
+    """What of a folder's result, or unfinished training, is not as it is here, in words; nothing of an empty folder.
+
+    Args:
+        folder: of results.
+        o: the options, complete.
+        weights: digest of what is evaluated.
+        own: the settings.
+    """
+    found, result = define.texts_of(folder.flags), folder.read_result()
+    if not found:
+        return ["no flags.cfg"] if folder.result.exists() or folder.metrics.exists() else []
+    own = own | {"load": os.path.basename(o.encoder.load or ""), "weights": weights}
+    there = found | {"load": os.path.basename(found.get("load", "")), "weights": result.get("weights", weights)}
+    return [
+        f"--{name}={there.get(name, '')} (here {text})" for name, text in own.items() if there.get(name, "") != text
+    ]
 
 
 def check_folder(folder: RunFolder) -> None:

@@ -31,8 +31,8 @@ def test_classes_by_moco_tf_knn(step, feature, tmp_path):
     folder.mkdir()
     counts = np.array([[3, 1], [0, 6]])
     scores.write_confusion(folder / "confusion.csv", counts, ("a,b", "c"))
-    (folder / "flags.cfg").write_text(f"--feature={feature}\n")
-    result = {"k": 4, "subject": f"/elsewhere/checkpoints/{step}", "dataset": "d"}
+    result = {"k": 4, "subject": f"/elsewhere/checkpoints/{step}", "dataset": "d", "feature": feature}
+    result |= {"top1": 0.9, "evaluation": "kNN"}
     (folder / "result.json").write_text(json.dumps(result))
     run = RunRecord("r", RunFolder(tmp_path), Metrics([], []), {}, [])
     found = classes.of_knn(run, "here/checkpoints/step-2")
@@ -46,6 +46,8 @@ def test_classes_by_moco_tf_knn(step, feature, tmp_path):
         f"kNN (k = 4) on {what}: 90.00\N{NO-BREAK SPACE}% of 10 test images of d, as moco_tf.knn evaluated them.",
     )
     assert classes.summary(found)["rows"] == [("a,b", 4, 0.75), ("c", 6, 1.0)]
+    other = RunRecord("r", run.folder, run.metrics, {"dataset": "other"}, [])
+    assert classes.of_knn(other, "step-2") is None  # counted on other images than the run's
     for broken in (",a\n", ",a\na,x\n", ",a,b\na,1,2\n", "", ",a\na,0\n"):
         (folder / "confusion.csv").write_text(broken)
         assert classes.of_knn(run, "step-2") is None

@@ -15,7 +15,6 @@ from support.evaluation_runs import PROBE, SMALL
 from support.programs import call, losses, metrics, parse
 
 from moco_tf.config import define
-from moco_tf.config.options import EncoderToEvaluate, RunOptions
 from moco_tf.errors import UserError
 from moco_tf.evaluation import subject
 from moco_tf.formats.load import load
@@ -97,10 +96,11 @@ def test_cached_features_choose_on_held_out_training_images(evaluated, run, phot
     assert "learning rate 3e+38: diverged of 9" in out and "logistic regression: top-1" in out
     assert result["logistic_regression"]["converged"]
     with pytest.raises(UserError, match="every one of --learning_rates diverged"):
-        call("lincls", load=run, data_dir=photos, workdir=tmp_path, **{**grid, "learning_rates": "3e38,2e38"}, **PROBE)
+        values = {**grid, "learning_rates": "3e38,2e38", **PROBE}
+        call("lincls", load=run, data_dir=photos, workdir=tmp_path / "none", **values)
     with pytest.raises(UserError, match="the loss or a gradient of step [23] is not finite; .* lower --learning_rate"):
         values = {**PROBE, "learning_rate": 3e38, "cache_features": True}
-        call("lincls", load=run, data_dir=photos, workdir=tmp_path, **values)
+        call("lincls", load=run, data_dir=photos, workdir=tmp_path / "diverges", **values)
 
 
 def variables(folder):
@@ -255,7 +255,7 @@ def test_where_results_go(run, tmp_path):
     """Into the run folder, whatever of it is loaded; beside the working folder's runs for a file."""
 
     def place(load):
-        return results.folder_of(RunOptions(), EncoderToEvaluate(load=str(load)), "kNN").path
+        return next(results.place_of(str(load)).results("kNN")).path
 
     assert {place(run / part) for part in ("", "checkpoints", "checkpoints/step-00000001")} == {run / "knn"}
     (tmp_path / "moco.pth.tar").touch()

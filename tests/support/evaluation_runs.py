@@ -10,12 +10,13 @@ SMALL = {"dataset": "folder", "batch_size": 16, "jit_compile": "false", "precisi
 PROBE = {**SMALL, "learning_rate": 0.5, "epochs": 3, "schedule": "cosine", "schedule_per": "step"}
 
 
-def make_run(folder, seeds=(0,)):
-    """Checkpoints of as many freshly initialised encoders; returns the folder."""
+def make_run(folder, seeds=(0,), **more):
+    """Checkpoints of as many freshly initialised encoders, which say more of themselves; returns the folder."""
     for step, seed in enumerate(seeds, 1):
         keras.utils.set_random_seed(seed)
         encoder = Encoder("resnet10", stem="cifar", width=4, feature_dim=8)
         about = {"encoder": encoder.config, "image_size": 16, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+        about |= more
         state = {"query_encoder": {name: v.value for name, v in encoder.named_variables().items()}}
         checkpoint.save(folder / "checkpoints", step, state, about, keep=9)
     return folder

@@ -1,0 +1,137 @@
+"""What results are of: the run's own images unless flags say otherwise, and none is written over by another."""
+
+import json
+import shutil
+
+import pytest
+from support import evaluation_runs
+from support.evaluation_runs import SMALL
+from support.programs import call
+
+from moco_tf.config.options import DataOptions
+from moco_tf.errors import UserError
+from moco_tf.formats import origin
+from moco_tf.reporting import accuracies
+from moco_tf.run.folder import RunFolder
+
+OWN = {name: value for name, value in SMALL.items() if name != "dataset"}
+
+
+@pytest.fixture
+def run(photos, tmp_path):
+    """A run folder with two checkpoints and the flags of a training on photos, where nothing is resized."""
+    folder = evaluation_runs.make_run(tmp_path / "run", seeds=(0, 1), test_resize=16)
+    (folder / "flags.cfg").write_text(f"--dataset=folder\n--data_dir={photos}\n--image_size=16\n--queue_size=64\n")
+    return folder
+
+
+def results_of(run):
+    """{folder: result.json} of a run."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(run.glob("*/result.json"))}
+
+
+def test_evaluations_are_of_the_runs_own_images(run, photos, capsys):
+    """Without flags, with the same ones given, and of a checkpoint it is one result; others get their own folders."""
+    call("knn", load=run, k=3, **OWN)
+    flags = f"--dataset=folder --data_dir={photos} --image_size=16 --test_resize=16 --normalise=auto"
+    assert capsys.readouterr().out.splitlines()[0] == f"images: {flags} from {run}"
+    first = results_of(run)["knn"]
+    named = {"dataset": "folder", "data_dir": str(photos), "split": "test", "test_images": 24, "train_images": 90}
+    named |= {"step": 2, "checkpoint": str(run / "checkpoints/step-00000002"), "image_size": 16, "test_resize": 16}
+    assert {name: first[name] for name in named} == named
+    assert first["settings"]["k"] == "3" and not {"image_size", "test_resize", "normalise"} & first["settings"].keys()
+    call("knn", load=run, k=3, data_dir=photos, image_size=16, test_resize=16, **SMALL)
+    call("knn", load=run / "checkpoints/step-00000002", k=3, **OWN)
+    assert results_of(run) == {"knn": first}
+    assert f"--dataset=folder --data_dir={photos} --image_size=16 --test_resize=16 as given" in capsys.readouterr().out
+    call("knn", load=run, k=5, **OWN)
+    call("knn", load=run / "checkpoints/step-00000001", k=3, **OWN)
+    call("knn", load=run, k=3, image_size=20, holdout=30, **OWN)
+    found = results_of(run)
+    assert found.pop("knn") == first and list(found) == ["knn-2", "knn-3", "knn-4"]
+    assert [found[name]["k"] for name in found] == [5, 3, 3] and [found[name]["step"] for name in found] == [2, 1, 2]
+    last = found["knn-4"]
+    assert last["split"] == "30 held-out training images" and (last["test_images"], last["train_images"]) == (30, 60)
+    assert (last["image_size"], last["test_resize"], last["settings"]["image_size"]) == (20, 23, "20")  # 20 * 256 / 224
+    with pytest.raises(UserError, match=r"knn holds a result with --k=3 \(here 7\); give another folder"):
+        call("knn", load=run, k=7, workdir=run / "knn", **OWN)
+    probe = {"cache_features": True, "epochs": 1, "learning_rate": 0.5}
+    call("lincls", load=run, **probe, **OWN)
+    call("lincls", load=run, baseline="raw_pixels", **probe, **OWN)
+    pixels = results_of(run)["lincls_raw_pixels"]
+    assert pixels["dataset"] == "folder" and (pixels["image_size"], pixels["train_images"]) == (16, 90)
+    assert accuracies.markdown({"r": RunFolder(run)}).count("| raw pixels | - | - | ") == 1
+
+
+def test_data_set_that_nothing_names(run):
+    (run / "flags.cfg").unlink()
+    with pytest.raises(UserError, match=r"--dataset is missing, and --load=\S*run does not say"):
+        call("knn", load=run, k=3, **OWN)
+    with pytest.raises(UserError, match="--load=.*/nowhere does not exist"):
+        call("knn", load=run.parent / "nowhere", k=3, **OWN)
+    with pytest.raises(UserError, match="--dataset is missing"):
+        call("lincls", baseline="raw_pixels")
+
+
+def test_what_a_run_was_trained_on(run, photos, tmp_path):
+    """Its flags.cfg says it, from anywhere; a checkpoint alone has the flags, too."""
+    expected = DataOptions(dataset="folder", data_dir=str(photos))
+    assert origin.trained_on(str(run)) == origin.trained_on(str(run / "checkpoints/step-00000001")) == expected
+    alone = evaluation_runs.make_run(tmp_path / "other", flags={"dataset": "mnist", "data_dir": None, "holdout": 9})
+    moved = shutil.copytree(alone / "checkpoints/step-00000001", tmp_path / "checkpoints" / "of" / "mine")
+    for place in (alone, moved):
+        assert origin.trained_on(str(place)) == DataOptions(dataset="mnist", holdout=9)
+    given = DataOptions(dataset="", holdout=None)
+    assert origin.completed(given, str(moved)) == DataOptions(dataset="mnist", holdout=9)
+    other = DataOptions(dataset="cifar10", holdout=None)  # the place and the held-out images are another set's
+    assert origin.completed(other, str(run)) == DataOptions(dataset="cifar10")
+    assert origin.completed(DataOptions(dataset="folder", data_dir="/new", holdout=None), str(run)).data_dir == "/new"
+    (run / "flags.cfg").write_text("--dataset=folder\n--holdout=-3\n")
+    with pytest.raises(UserError, match=r"flags.cfg has --holdout=-3: .* mend it"):
+        origin.trained_on(str(run))
+
+
+def write(folder, **values):
+    folder.mkdir(parents=True)
+    base = {"evaluation": "kNN", "dataset": "mnist", "test_images": 10_000, "settings": {"k": "200"}, "subject": "x"}
+    (folder / "result.json").write_text(json.dumps({**base, **values}))
+
+
+def test_tables_show_what_belongs_together(tmp_path):
+    """By hand: three results on MNIST with two settings and steps, one on CIFAR-10; baselines of both."""
+    for step in (100, 200):
+        (tmp_path / f"a/checkpoints/step-{step:08d}").mkdir(parents=True)
+        (tmp_path / f"a/checkpoints/step-{step:08d}/checkpoint.json").touch()
+    write(tmp_path / "a/knn", top1=0.5, step=200)
+    write(tmp_path / "a/knn-2", top1=0.4, step=100)
+    write(tmp_path / "a/knn-3", top1=0.6, step=200, settings={"k": "20"})
+    write(
+        tmp_path / "a/knn-4",
+        top1=0.7,
+        step=200,
+        dataset="cifar10",
+        split="500 held-out training images",
+        test_images=500,
+    )
+    write(tmp_path / "a/knn_raw_pixels", top1=0.3, subject="raw pixels")
+    write(tmp_path / "a/finetune_0.1", top1=0.8, step=200, evaluation="finetune_0.1", settings={})
+    write(
+        tmp_path / "b/lincls_untrained", top1=0.1, evaluation="lincls", dataset="cifar10", subject="untrained resnet10"
+    )
+    runs = {"a": RunFolder(tmp_path / "a")}
+    mnist = """on mnist, 10,000 test images:
+
+| features | kNN top-1, k 200 | kNN top-1, k 20 | linear top-1 | finetune_0.1 top-1 |
+|---|---|---|---|---|
+| pre-trained | 50.00 | 60.00 | - | 80.00 |
+| pre-trained, step 100 | 40.00 | - | - | - |
+| raw pixels | 30.00 | - | - | - |"""
+    cifar10 = """on cifar10, 500 held-out training images:
+
+| features | kNN top-1 | linear top-1 |
+|---|---|---|
+| pre-trained | 70.00 | - |"""
+    assert accuracies.markdown(runs) == f"{mnist}\n\n{cifar10}"
+    both = {table.images: table.rows for table in accuracies.tables(runs | {"b": RunFolder(tmp_path / "b")})}
+    assert both["cifar10, 10,000 test images"] == [("b", ["-", "-"]), ("untrained encoder", ["-", "10.00"])]
+    assert accuracies.markdown({"none": RunFolder(tmp_path)}).startswith("Nothing was evaluated yet")
