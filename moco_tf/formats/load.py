@@ -137,7 +137,17 @@ def build(place: pathlib.Path, state: Foreign, dtype: str = "float32", untrained
             "undamaged one"
         ) from None
     mean, std = tuple(about["mean"]), tuple(about["std"])
-    return Loaded(encoder, str(place), state.source, about["step"], about["image_size"], mean, std, (), about.get("test_resize") or 0)
+    return Loaded(
+        encoder,
+        str(place),
+        state.source,
+        about["step"],
+        about["image_size"],
+        mean,
+        std,
+        (),
+        about.get("test_resize") or 0,
+    )
 
 
 def _build(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], dtype: str, untrained: bool) -> Encoder:

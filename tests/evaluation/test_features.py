@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from moco_tf.data.records import BadImages
 from moco_tf.data.sets.find import load
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import RankError, UserError
@@ -38,7 +39,7 @@ def test_a_rank_whose_images_cannot_be_read(tmp_path):
             assert list(features.extract_share(*given)[2]) == [0, 2]
             continue
         with pytest.raises(RankError, match="folder: none of a rank's 2 images can be read"):
-            features.extract_share(*given, max_bad_images=9)
+            features.extract_share(*given, bad_images=BadImages(9))
 
 
 def test_images_without_a_label_are_refused():

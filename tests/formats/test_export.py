@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from support import evaluation_runs
 from support.programs import call, start, write_photos
 
 from moco_tf import formats
@@ -17,8 +18,9 @@ from moco_tf.data.sets import find
 from moco_tf.data.sources import ArraySource, decode_rgb
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
-from moco_tf.formats import card, export, savedmodel
+from moco_tf.formats import card, comparison, export, savedmodel
 from moco_tf.formats import pth as torch_file
+from moco_tf.formats.base import Loaded, used_with
 from moco_tf.formats.load import load
 from moco_tf.formats.torchvision import get_weights, set_weights
 from moco_tf.networks.encoder import Encoder
@@ -354,6 +356,36 @@ def test_what_a_file_does_not_say_is_called_assumed(made, capsys):
             assert ("assumed" in text) == bool(assumed) and (f"not say {assumed}: assumed" in text) == bool(assumed)
 
 
+def test_images_to_compare_on_are_the_runs_own(photos, tmp_path, capsys):
+    """Where they are not found it is said, and no other set stands in for them; a place that is asked for must be."""
+    gone = tmp_path / "gone"
+    for place, said in ((photos, f"4 of --dataset=folder --data_dir={photos}, 2 of noise"), (gone, "all of noise")):
+        flags = {"dataset": "folder", "data_dir": str(place), "image_size": 16}
+        subject = load(str(evaluation_runs.make_run(tmp_path / f"run of {place.name}", flags=flags)))
+        images, where = comparison.images(None, None, subject)
+        assert (len(images), where) == (6 if place == photos else 2, said)
+    said = f"comparing on random images alone: --dataset=folder --data_dir={gone}, which it was trained on, is not here"
+    assert said in capsys.readouterr().out
+    assert comparison.images(None, str(photos), subject)[1] == f"4 of --dataset=folder --data_dir={photos}, 2 of noise"
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        comparison.images(None, str(tmp_path / "nowhere"), subject)
+
+
+@pytest.mark.parametrize("test_resize", [24, 30])
+@pytest.mark.parametrize("shape", [(2, 24, 24), (2, 50, 31), (1, 20, 40)])
+def test_resizes_as_the_run_does(test_resize, shape):
+    """Against Pillow: the short side becomes test_resize, also of images of the network's size; then the centre."""
+    images = random_images(*shape)
+    found = savedmodel.resize_as_in_tests(tf.constant(images), SIZE, test_resize).numpy()
+    for image, one in zip(images, found):
+        height, width = (test_resize * side // min(image.shape[:2]) for side in image.shape[:2])
+        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR), np.float32)
+        top, left = round((height - SIZE) / 2), round((width - SIZE) / 2)
+        np.testing.assert_allclose(one * 255, resized[top : top + SIZE, left : left + SIZE], atol=1.01)
+    subject = Loaded(None, "", "", 1, SIZE, MEAN, STD, test_resize=test_resize)
+    assert subject.resize == test_resize and used_with(subject, 48).resize == 55  # 48 * 256 / 224
+
+
 def test_without_the_data_set_noise_is_compared(values, tmp_path, monkeypatch, capsys):
     def missing(*_):
         raise UserError("not here")
@@ -361,7 +393,8 @@ def test_without_the_data_set_noise_is_compared(values, tmp_path, monkeypatch, c
     monkeypatch.setattr(find, "load", missing)
     call("export", load=values["load"], format="pth", output=tmp_path / "encoder.pth")
     out = capsys.readouterr().out
-    assert "comparing on random images only" in out and "on 2 images" in out
+    assert "comparing on random images alone: " in out and "does not say which images it was trained on" in out
+    assert "on 2 images" in out
     with pytest.raises(UserError, match="not here"):  # one that was asked for is not replaced
         call("export", **values)
 

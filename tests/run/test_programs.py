@@ -93,7 +93,9 @@ def test_baselines_and_table(run, photos, tmp_path, capsys):
     capsys.readouterr()
     call("table", workdir=copy)
     table = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    title, _, *lines = table.splitlines()
+    assert title == f"on folder ({photos}), 24 test images:"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert rows[0] == ["features", "kNN top-1", "linear top-1"]
     filled = {row[0]: [cell != "-" for cell in row[1:]] for row in rows[2:]}
     assert filled == {"pre-trained": [True, False], "untrained encoder": [True, False], "raw pixels": [False, True]}

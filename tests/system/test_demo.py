@@ -131,12 +131,13 @@ def test_demo_prints_its_table(demo, outcome):
 
 
 def test_knn_settings_and_checkpoints(demo, outcome):
-    """One neighbour search serves all settings; the newest checkpoint is what --load of the run gives."""
+    """README's commands give the demo's own number, without its flags; the newest checkpoint is the run's."""
     one, many, checkpoints = (
         written(outcome(only("moco_tf.knn", part))) for part in ("imagenet2012", "--k=200,20", "--all_checkpoints")
     )
     assert [(x["k"], x["temperature"]) for x in many["all"]] == [(200, 0.1), (200, 0.07), (20, 0.1), (20, 0.07)]
     assert one["top1"] == many["top1"] == checkpoints["top1"] == checkpoints["checkpoints"][-1]["top1"]
+    assert one["top1"] == top1(demo[0] / "knn")
     assert len(checkpoints["checkpoints"]) == len(list((demo[0] / "checkpoints").glob("step-*")))
 
 
