@@ -56,6 +56,8 @@ def test_end_to_end(name, tmp_path, update):
     end_to_end.run(name, run)
     check_run(run, name)
     check_golden(run, name, 1, update)
+    if name not in end_to_end.PROBED:
+        return
     call("export", load=run, output=tmp_path / "encoder", dataset="fashion_mnist")
     call("show", load=run)
     encoder = load(str(run)).encoder
@@ -69,7 +71,7 @@ def test_end_to_end(name, tmp_path, update):
 @needs_fashion_mnist
 def test_symmetric(tmp_path, update):
     """What of --symmetric is not plain moco's: the losses and the state."""
-    end_to_end.run("moco_symmetric", tmp_path / "run", calls=(10,))
+    end_to_end.run("moco_symmetric", tmp_path / "run")
     check_run(tmp_path / "run", "moco_symmetric")
     check_golden(tmp_path / "run", "moco_symmetric", 1, update)
 
@@ -90,6 +92,8 @@ def test_end_to_end_on_two_ranks(case, runs_of_two_ranks, tmp_path, update):
     run = runs_of_two_ranks / case
     check_run(run, case)
     check_golden(run, case, 2, update)
+    if case not in end_to_end.PROBED:
+        return
     call("export", load=run, output=tmp_path / "encoder.pth", format="pth", dataset="fashion_mnist")
     written, encoder = torch_file.read(str(tmp_path / "encoder.pth")), load(str(run)).encoder
     weights = get_weights(encoder)

@@ -60,7 +60,7 @@ def kill_somewhere(run, processes, rng, in_checkpoint):
 
 @pytest.mark.horovod
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.system)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.system)])
 def test_two_ranks_killed_again_and_again_end_as_if_left_alone(kills, recipe, tmp_path):
     """SIGKILL at random moments of training and of writing checkpoints; the same command each time."""
     killed, straight, rng, log = tmp_path / "killed", tmp_path / "straight", random.Random(0), tmp_path / "log"
@@ -72,7 +72,7 @@ def test_two_ranks_killed_again_and_again_end_as_if_left_alone(kills, recipe, tm
         with pretraining(2, log, workdir=run, **recipe) as processes:
             assert wait(processes) == [0, 0], log.read_text()[-3000:]
     print(f"killed after steps {moments}")
-    assert log.read_text().count("resuming from") > kills // 2
+    assert log.read_text().count("resuming from") >= kills * 3 // 4  # the first kill may come before a checkpoint
     # A checkpoint may begin or end between the look and the kill: of few kills those in training may all be such.
     assert {where for _, where in moments} >= ({"writing", "training"} if kills > 4 else {"writing"})
     check_equal(killed, straight, STEPS)

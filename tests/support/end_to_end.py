@@ -12,7 +12,7 @@ SHORT = {"batch_size": 32, "queue_size": 128, "log_every": 1, "knn_every": 0, "j
 SHORT |= {"learning_rate": 3e-4, "weight_decay": 0.01, "checkpoint_steps": 5}
 CASES = {name: {"method": name} for name in method_cases.METHODS}
 CASES |= {"moco_symmetric": {"method": "moco", "symmetric": "true"}}
-STATEFUL = ("moco", "npid")  # what is resumed on several ranks: a queue, and a bank that ranks share out
+STATEFUL = ("moco", "npid")  # what is resumed: a queue, and a bank that ranks share out
 PROBED = ("moco", "supervised")  # with a head to be left off, and with a classifier; the others' encoders are moco's
 
 
@@ -20,9 +20,9 @@ def flags(case, steps=10):
     return {**CASES[case], "steps": steps, **SHORT}
 
 
-def run(case, workdir, calls=(5, 10)):
-    """Pre-trains so many steps in each call, with checkpoints at 5 and 10; PROBED: and four steps of a linear probe."""
-    for steps in calls:
+def run(case, workdir):
+    """Pre-trains ten steps, with checkpoints at 5 and 10, STATEFUL in two calls; PROBED: and four steps of a probe."""
+    for steps in (5, 10) if case in STATEFUL else (10,):
         call("pretrain", "debug/pretrain.cfg", workdir=workdir, **flags(case, steps))
     if case in PROBED:
         collectives.connect().barrier()  # rank 0 may still be writing the checkpoint

@@ -6,5 +6,5 @@ from support import end_to_end
 
 out, *cases = sys.argv[1:]
 for case in cases:
-    end_to_end.run(case, f"{out}/{case}", (5, 10) if case in end_to_end.STATEFUL else (10,))
+    end_to_end.run(case, f"{out}/{case}")
     print("finished", case, flush=True)
