@@ -69,8 +69,8 @@ _NO_MAGIC = (
     "a pickle without PyTorch's magic number: damaged, or neither PyTorch's nor meant for --load (a Detectron2 .pkl is "
     "written here, but not read); give the run folder or the .pth of the same encoder"
 )
-_DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError)
-_DAMAGED += (ValueError, LookupError, RuntimeError, OverflowError, MemoryError)  # zipfile raises them on nonsense
+DAMAGED: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError)
+DAMAGED += (ValueError, LookupError, RuntimeError, OverflowError, MemoryError)  # zipfile raises them on nonsense
 
 
 def check() -> None:
@@ -176,7 +176,7 @@ def _read_zip(path: pathlib.Path, file_size: int) -> Any:
                 raw = _zip_entry(archive, entries, f"{root}data/{key}", file_size)
                 storages.fill(key, raw, ">" if order == b"big" else "<")
             return value
-    except _DAMAGED as e:
+    except DAMAGED as e:
         raise UserError(f"damaged or cut short ({printable(str(e))}); download or copy the file again") from e
 
 

@@ -11,23 +11,26 @@ Source: github.com/ppwwyyxx/moco.tensorflow and tensorpack's ResNet example.
 
 import os
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from moco_tf.errors import UserError
+from moco_tf.formats.pth import DAMAGED
+from moco_tf.formats.torchvision import to_torch_layout
 
 MAX_BYTES = 4 * 2**30  # of all arrays; a MoCo of ResNet-50 with its optimizer takes 0.4e9
-
-_BATCH_NORM = {"gamma": "weight", "beta": "bias", "mean/EMA": "running_mean", "variance/EMA": "running_var"}
 MAX_RATIO = 20  # of arrays to the file: weights hardly compress, zeros of an optimizer do
+
+_PARTS = {"W": "weight", "gamma": "weight", "beta": "bias", "mean/EMA": "running_mean", "variance/EMA": "running_var"}
 _SLOTS = re.compile(r"/(Momentum|Adam(_\d)?|RMSProp(_\d)?|ExponentialMovingAverage|biased|local_step)$")
 _IN_ENCODER = re.compile(r"(conv\d|bn|group\d|linear|fc)[^/]*/")
-_LAYER = re.compile(r"(?P<block>group(?P<group>\d)/block(?P<index>\d+)/)?(?P<conv>conv(?P<n>\d)|convshortcut)")
+_LAYER = re.compile(
+    r"(?P<block>group(?P<group>\d)/block(?P<index>\d+)/)?conv(?P<number>\d|shortcut)"
+    r"(/(?P<kernel>W)|(_bn|/bn)/(?P<part>gamma|beta|mean/EMA|variance/EMA))"
+)
 _DENSE = re.compile(r"(?:linear|fc)(\d*)(?:_\w+)?")
 
 
@@ -40,15 +43,11 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
             raise UserError(f"{path}: {size} bytes claim to hold {claimed} of arrays; give an undamaged file")
         with np.load(path, allow_pickle=False) as file:
             return {name.removesuffix(":0"): file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, LookupError, RuntimeError, OverflowError, MemoryError) as e:
-        raise _unreadable(path, e) from e
-    except (zipfile.BadZipFile, zlib.error, struct.error, AttributeError) as e:  # AttributeError: a lone .npy
-        raise _unreadable(path, e) from e
-
-
-def _unreadable(path: str | os.PathLike, error: Exception) -> UserError:
-    reason = ascii(str(error))[1:-1][:80]
-    return UserError(f"{path}: not a readable .npz file ({reason}); expected arrays saved by np.savez; copy it again")
+    except (*DAMAGED, AttributeError) as e:  # AttributeError: a lone .npy
+        reason = ascii(str(e))[1:-1][:80]
+        raise UserError(
+            f"{path}: not a readable .npz file ({reason}); expected arrays saved by np.savez; copy it again"
+        ) from e
 
 
 def is_slot(name: str) -> bool:
@@ -72,8 +71,8 @@ def encoder_prefixes(arrays: Mapping[str, Any]) -> tuple[str, str | None]:
 def to_torchvision(arrays: Mapping[str, np.ndarray], prefix: str | None = None) -> dict[str, np.ndarray]:
     """One encoder as {torchvision name: float32 array in PyTorch's layout}, for RGB images.
 
-    Kernels HWIO become OIHW, matrices (in, out) become (out, in). The first convolution's input channels are reversed,
-    because images there are BGR. Optimizer slots and variables outside of the encoder are ignored.
+    The first convolution's input channels are reversed, because images there are BGR. Optimizer slots and variables
+    outside of the encoder are ignored.
 
     Args:
         arrays: {tensorpack name: array}.
@@ -84,29 +83,18 @@ def to_torchvision(arrays: Mapping[str, np.ndarray], prefix: str | None = None) 
     """
     prefix = encoder_prefixes(arrays)[0] if prefix is None else prefix
     inner = {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
-    inner = {name: value for name, value in inner.items() if _IN_ENCODER.match(name) and not _SLOTS.search(name)}
+    inner = {name: value for name, value in inner.items() if _IN_ENCODER.match(name) and not is_slot(name)}
     dense = sorted({name.split("/")[0] for name in inner if _DENSE.match(name)}, key=_dense_index)
-    out, unknown = {}, []
-    for name, value in inner.items():
-        new_name, rank = _rename(name, dense)
-        if new_name is None or value.ndim != rank:
-            unknown.append(f"{name} {value.shape}")
-        else:
-            out[new_name] = _to_torch(value, reverse_input=new_name == "conv1.weight")
+    names = {name: _renamed(name, dense) for name in inner}
+    unknown = sorted(f"{name} {value.shape}" for name, value in inner.items() if value.ndim != names[name][1])
     if unknown:
         raise UserError(
-            f"{len(unknown)} unknown encoder variables: {', '.join(sorted(unknown)[:8])}; "
+            f"{len(unknown)} unknown encoder variables: {', '.join(unknown[:8])}; "
             "expected the names of moco.tensorflow's ResNet (conv0, group0/block0/conv1, linear0_128 ...)"
         )
-    return out
-
-
-def _to_torch(value: np.ndarray, reverse_input: bool) -> np.ndarray:
-    if value.ndim == 4:
-        value = value.transpose(3, 2, 0, 1)  # HWIO to OIHW
-    elif value.ndim == 2:
-        value = value.T
-    return np.ascontiguousarray(value[:, ::-1] if reverse_input else value, dtype=np.float32)
+    out = {names[name][0]: to_torch_layout(value) for name, value in inner.items()}
+    out["conv1.weight"] = out["conv1.weight"][:, ::-1]
+    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in out.items()}
 
 
 def _dense_index(name: str) -> int:
@@ -114,29 +102,17 @@ def _dense_index(name: str) -> int:
     return int(match[1]) if match and match[1] else 0
 
 
-def _rename(name: str, dense: list[str]) -> tuple[str | None, int]:
-    """The torchvision name (None: unknown) of one variable and the number of its dimensions."""
+def _renamed(name: str, dense: list[str]) -> tuple[str, int]:
+    """The torchvision name of one variable and the number of its dimensions, -1 if it is unknown."""
     layer, _, part = name.partition("/")
     if layer in dense:
         fc = "fc" if len(dense) == 1 else f"fc.{2 * dense.index(layer)}"  # Linear-ReLU-Linear
-        return {"W": (f"{fc}.weight", 2), "b": (f"{fc}.bias", 1)}.get(part, (None, 0))
-    match = _LAYER.match(name)
-    if match is None or bool(match["block"]) == (match["n"] == "0"):  # conv0 is the only layer outside of the groups
-        return None, 0
-    conv, norm = _torch_layer(match)
-    part = name[match.end() :]
-    if part == "/W":
-        return f"{conv}.weight", 4
-    if part[:4] in ("_bn/", "/bn/") and part[4:] in _BATCH_NORM:
-        return f"{norm}.{_BATCH_NORM[part[4:]]}", 1
-    return None, 0
-
-
-def _torch_layer(match: re.Match) -> tuple[str, str]:
-    """torchvision's names of a convolution and of its batch norm."""
-    if not match["block"]:
-        return "conv1", "bn1"
-    block = f"layer{int(match['group']) + 1}.{match['index']}"
-    if match["conv"] == "convshortcut":
-        return f"{block}.downsample.0", f"{block}.downsample.1"
-    return f"{block}.conv{match['n']}", f"{block}.bn{match['n']}"
+        return {"W": (f"{fc}.weight", 2), "b": (f"{fc}.bias", 1)}.get(part, ("", -1))
+    match = _LAYER.fullmatch(name)
+    if match is None or bool(match["block"]) == (match["number"] == "0"):  # conv0 alone is outside of the groups
+        return "", -1
+    kernel, block = match["kernel"], f"layer{int(match['group']) + 1}.{match['index']}." if match["block"] else ""
+    torch_layer = f"{'conv' if kernel else 'bn'}{match['number'] if block else 1}"
+    if match["number"] == "shortcut":
+        torch_layer = f"downsample.{0 if kernel else 1}"
+    return f"{block}{torch_layer}.{_PARTS[kernel or match['part']]}", 4 if kernel else 1
