@@ -17,8 +17,12 @@ _STEMS = {3: "cifar", 7: "imagenet"}
 _NAME = re.compile(
     r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01])|fc(\.\d)?)\.(weight|bias|running_(mean|var))"
 )
-_NORMALISED_HEAD = {"fc.0.weight", "fc.3.weight", "fc.3.bias"}
-_NORMALISED_HEAD |= {f"fc.1.{part}" for part in ("weight", "bias", "running_mean", "running_var")}
+_NORM = {f"fc.1.{part}" for part in ("weight", "bias", "running_mean", "running_var")}
+_HEADS = {  # the last layer, and all names
+    "linear": ("fc.weight", {"fc.weight", "fc.bias"}),
+    "mlp": ("fc.2.weight", {"fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"}),
+    "mlp_bn": ("fc.3.weight", {"fc.0.weight", "fc.3.weight", "fc.3.bias", *_NORM}),
+}
 
 
 @dataclass(frozen=True)
@@ -77,21 +81,16 @@ def _other(state: Mapping[str, np.ndarray], conv1: tuple[int, ...], arch: str | 
 def _head(state: Mapping[str, np.ndarray], pooled: int) -> tuple[str, int, int]:
     """(head, feature_dim, hidden_dim) from the fc layers' names; without a head feature_dim is the pooled width."""
     found = {name for name in state if name.startswith("fc.")}
-    matrices = [name for name in found if name.endswith(".weight") and name != "fc.1.weight"]
-    if any(np.ndim(state[name]) != 2 for name in matrices):
-        raise UserError(f"the head ({listed(found)}) has weights that are no matrices; expected Linear layers")
     if not found:
         return "none", pooled, 0
-    if found == {"fc.weight", "fc.bias"}:
-        return "linear", len(state["fc.weight"]), 0
-    if found == {"fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"}:
-        return "mlp", len(state["fc.2.weight"]), len(state["fc.0.weight"])
-    if found == _NORMALISED_HEAD:
-        return "mlp_bn", len(state["fc.3.weight"]), len(state["fc.0.weight"])
-    raise UserError(
-        f"the head ({listed(found)}) is unknown; expected Linear (fc), Linear-ReLU-Linear (fc.0, fc.2), "
-        "Linear-BN-ReLU-Linear (fc.0 without bias, fc.1, fc.3) or none"
-    )
+    kind = next((kind for kind, (_, names) in _HEADS.items() if found == names), None)
+    matrices = [name for name in found - _NORM if name.endswith(".weight")]
+    if kind is None or any(np.ndim(state[name]) != 2 for name in matrices):
+        raise UserError(
+            f"the head ({listed(found)}) is unknown; expected Linear (fc), Linear-ReLU-Linear (fc.0, fc.2), "
+            "Linear-BN-ReLU-Linear (fc.0 without bias, fc.1, fc.3) or none"
+        )
+    return kind, len(state[_HEADS[kind][0]]), 0 if kind == "linear" else len(state["fc.0.weight"])
 
 
 def without_unknown_head(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

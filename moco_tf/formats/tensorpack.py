@@ -31,6 +31,7 @@ _LAYER = re.compile(
     r"(?P<block>group(?P<group>\d)/block(?P<index>\d+)/)?conv(?P<number>\d|shortcut)"
     r"(/(?P<kernel>W)|(_bn|/bn)/(?P<part>gamma|beta|mean/EMA|variance/EMA))"
 )
+_UNREADABLE: tuple[type[Exception], ...] = (*DAMAGED, AttributeError)  # the latter of a lone .npy
 _DENSE = re.compile(r"(?:linear|fc)(\d*)(?:_\w+)?")
 
 
@@ -43,7 +44,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
             raise UserError(f"{path}: {size} bytes claim to hold {claimed} of arrays; give an undamaged file")
         with np.load(path, allow_pickle=False) as file:
             return {name.removesuffix(":0"): file[name] for name in file.files}
-    except (*DAMAGED, AttributeError) as e:  # AttributeError: a lone .npy
+    except _UNREADABLE as e:
         reason = ascii(str(e))[1:-1][:80]
         raise UserError(
             f"{path}: not a readable .npz file ({reason}); expected arrays saved by np.savez; copy it again"

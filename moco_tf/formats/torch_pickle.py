@@ -4,6 +4,7 @@
 run here; the others are refused, by name. A name is only looked up, as a whole, in the tables below.
 """
 
+import copy
 import math
 import mmap
 import pickletools
@@ -161,8 +162,8 @@ class _Machine:
         """The value of a pickle."""
         for opcode, arg, _ in pickletools.genops(stream):  # type: ignore[arg-type]  # a mmap will do
             self.spend(1)
-            if opcode.name in _VALUES:
-                self.push(arg)
+            if opcode.name in _VALUES or opcode.name in _EMPTY:
+                self.push(copy.copy(_EMPTY.get(opcode.name, arg)))
             elif opcode.name not in ("PROTO", "FRAME", "STOP"):
                 expect(opcode.name in _ACTIONS, f"the opcode {opcode.name}")
                 _ACTIONS[opcode.name](self, arg)
@@ -225,18 +226,12 @@ def _named(*parts: Any) -> Any:
     return known
 
 
-_VALUES = {f"{prefix}{kind}" for kind in ("BYTES", "STRING", "UNICODE") for prefix in ("BIN", "SHORT_BIN")}
-_VALUES |= {"BINUNICODE8", "BINBYTES8", "STRING", "UNICODE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"}
-_VALUES |= {"LONG4", "FLOAT", "BINFLOAT"}
+_PLAIN = {"int", "int_or_bool", "float", "bytes", "bytes_or_str", "str"}
+_VALUES = {op.name for op in pickletools.opcodes if op.arg and {kind.name for kind in op.stack_after} & _PLAIN}
+_EMPTY: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_EMPTY |= {"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_SET": set()}
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    "NONE": lambda m, _: m.push(None),
-    "NEWTRUE": lambda m, _: m.push(True),
-    "NEWFALSE": lambda m, _: m.push(False),
     "MARK": lambda m, _: m.mark(),
-    "EMPTY_DICT": lambda m, _: m.push({}),
-    "EMPTY_LIST": lambda m, _: m.push([]),
-    "EMPTY_SET": lambda m, _: m.push(set()),
-    "EMPTY_TUPLE": lambda m, _: m.push(()),
     "TUPLE1": lambda m, _: m.push(tuple(m.take(1))),
     "TUPLE2": lambda m, _: m.push(tuple(m.take(2))),
     "TUPLE3": lambda m, _: m.push(tuple(m.take(3))),
