@@ -29,13 +29,7 @@ def main(options: Export) -> None:
     device.configure(0, 1)
     with tf.device("/CPU:0"):
         subject = export.prepared(load(path), data.image_size, data.test_resize, data.normalise)
-    done = export.export(subject, name, output, data.dataset, data.data_dir)
-    print(
-        f"done: {output}{f' with {len(done.names)} formats' if name == export.ALL else ''} was loaded back and gives "
-        f"what {subject.path} gives on {done.images} images ({done.compared_on}; largest difference "
-        f"{done.difference:.1g} of the largest value); {done.card} says how to use it",
-        flush=True,
-    )
+    print(f"done: {export.export(subject, name, output, data.dataset, data.data_dir)}", flush=True)
 
 
 if __name__ == "__main__":

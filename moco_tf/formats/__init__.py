@@ -2,8 +2,8 @@
 
 SUFFIX: what its file's name ends in; "" for a folder.
 ANY_SIZE: whether it resizes images of any size itself, or takes them at the network's size.
-check(): raises UserError if a package that it needs is not installed.
-write(subject, path): writes the encoder of a `base.Loaded` in float32. Raises base.UnfitEncoder if it cannot hold it.
+write(subject, path): writes the encoder of a `base.Loaded` in float32. Raises base.UnfitEncoder if it cannot hold it,
+    or if a package that it needs is not installed.
 outputs(path, subject, images): loads what was written and returns what it gives: {where from: {"features": BxD, and
     "head" or "projection": BxC}}; images are a list of HxWx3 uint8, all SxS for a format that does not resize.
 use(subject, name): Markdown that says how to use it.

@@ -81,12 +81,15 @@ def used_with(loaded: Known, image_size: int = 0, test_resize: int | None = None
 
 
 class UnfitEncoder(UserError):
-    """A format cannot hold this encoder."""
+    """A format cannot hold this encoder, or cannot be written on this machine."""
 
 
 def need(name: str, packages: tuple[str, ...], extra: str) -> None:
-    """Raises UserError if packages of an extra cannot be imported."""
-    extras.need(f"--format={name}", packages, extra, "; or give --format=savedmodel")
+    """Raises UnfitEncoder if packages of an extra cannot be imported."""
+    try:
+        extras.need(f"--format={name}", packages, extra, "; or give --format=savedmodel")
+    except UserError as error:
+        raise UnfitEncoder(str(error)) from None
 
 
 def unconvertible(name: str, converter: str, error: Exception) -> UserError:

@@ -54,10 +54,6 @@ def to_detectron2(name: str) -> str:
     return re.sub(r"\bdownsample\.[01]", lambda match: _DOWNSAMPLE[match[0]], name)
 
 
-def check() -> None:
-    """Detectron2 is not needed."""
-
-
 def write(subject: Loaded, path: pathlib.Path) -> None:
     """Writes the file. Raises UnfitEncoder unless the encoder is a ResNet."""
     base.check_resnet("detectron2", subject.encoder)

@@ -21,30 +21,9 @@ from moco_tf.formats.base import Loaded, UnfitEncoder
 ALL = "all"  # the format that stands for all of them
 
 
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """What an export came to.
-
-    Attributes:
-        path: the file or folder.
-        names: the formats that were written.
-        images: number of images that the encoder was compared on.
-        compared_on: in words, where these images are from.
-        difference: the largest one found, as a share of the largest value.
-        card: the card's path, or where cards are.
-    """
-
-    path: pathlib.Path
-    names: list[str]
-    images: int
-    compared_on: str
-    difference: float
-    card: str
-
-
 def export(
     subject: Loaded, name: str, output: str | None, dataset: str | None = None, data_dir: str | None = None
-) -> Exported:
+) -> str:
     """Writes an encoder in a format, or in all, on the CPU (TensorFloat-32 of a GPU would blur the comparison).
 
     Args:
@@ -54,18 +33,25 @@ def export(
         dataset: whose images to compare on; None: what the encoder was trained on, if it is on this machine.
         data_dir: where the data set is.
 
+    Returns:
+        What was written and how it compares, in words.
+
     Raises:
         UserError: output cannot be written or holds something else, a package is missing, a converter fails, or what
             was written does not give what the encoder gives. Nothing is left then, and an earlier export stands.
     """
-    target, names = check(name, output), _available(name)
+    target = check(name, output)
     with tf.device("/CPU:0"):
         images, compared_on = comparison.images(dataset, data_dir, subject)
         with _draft_of(target, output) as made:
-            differences = _write_all(subject, name, names, made, images)
+            differences = _write_all(subject, name, made, images)
             _publish(made, target)
     about = "a card beside each" if name == ALL else str(card.place(target, formats.find(name).SUFFIX))
-    return Exported(target, list(differences), len(images), compared_on, max(differences.values()), about)
+    return (
+        f"{output}{f' with {len(differences)} formats' if name == ALL else ''} was loaded back and gives what "
+        f"{subject.path} gives on {len(images)} images ({compared_on}; largest difference "
+        f"{max(differences.values()):.1g} of the largest value); {about} says how to use it"
+    )
 
 
 def prepared(loaded: Loaded, image_size: int = 0, test_resize: int | None = None, normalise: str = "auto") -> Loaded:
@@ -132,21 +118,6 @@ def _in_the_way(name: str, target: pathlib.Path, suffix: str) -> pathlib.Path | 
     return target if names and not (names <= known and any(map(card.is_card, cards))) else None
 
 
-def _available(name: str) -> list[str]:
-    """The formats to write. Raises UserError if a package is missing; of all formats such a one is left out."""
-    if name != ALL:
-        formats.find(name).check()
-        return [name]
-    names = []
-    for each in formats.NAMES:
-        try:
-            formats.find(each).check()
-            names.append(each)
-        except UserError as error:
-            print(f"left out: {error}", flush=True)
-    return names
-
-
 @contextlib.contextmanager
 def _draft_of(target: pathlib.Path, output: str | None) -> Iterator[pathlib.Path]:
     """A path to write to first, in a folder that is removed, as are new folders above it if the export fails."""
@@ -165,20 +136,17 @@ def _draft_of(target: pathlib.Path, output: str | None) -> Iterator[pathlib.Path
                 folder.rmdir()
 
 
-def _write_all(
-    subject: Loaded, name: str, names: list[str], made: pathlib.Path, images: list[np.ndarray]
-) -> dict[str, float]:
+def _write_all(subject: Loaded, name: str, made: pathlib.Path, images: list[np.ndarray]) -> dict[str, float]:
     """Writes and compares each format: {name: largest difference}. Of all formats those that do not fit are left out.
 
     Args:
         subject: the encoder.
         name: what was asked for.
-        names: the formats to write.
         made: the file or folder to write.
         images: what to compare on, uint8 HxWx3 each.
     """
     differences: dict[str, float] = {}
-    for each in names:
+    for each in formats.NAMES if name == ALL else [name]:
         try:
             path = _write(each, subject, made / part(each) if name == ALL else made)
         except UnfitEncoder as error:

@@ -33,10 +33,6 @@ In training its batch norms take the whole batch; the encoder's took {bn_splits}
 """
 
 
-def check() -> None:
-    """Keras is always there."""
-
-
 def write(subject: Loaded, path: pathlib.Path) -> None:
     """Writes the file. Raises UnfitEncoder unless the encoder is a ResNet."""
     base.check_resnet("keras", subject.encoder)

@@ -18,7 +18,7 @@ _USE = """\
 
 
 def check() -> None:
-    """Raises UserError without the packages of the extra."""
+    """Raises UnfitEncoder without the packages of the extra."""
     base.need("onnx", ("tf2onnx", "onnx", "onnxruntime"), "onnx")
 
 

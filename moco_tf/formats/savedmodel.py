@@ -50,10 +50,6 @@ uint8 of NumPy's arrays, of floats from 0 to 1 only zeros and ones.
 """
 
 
-def check() -> None:
-    """TensorFlow is always there."""
-
-
 def write(subject: Loaded, path: pathlib.Path) -> None:
     """Writes the folder."""
     save(subject.encoder, path, subject.image_size, subject.mean, subject.std, subject.test_resize)

@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.errors import UserError
 from moco_tf.formats import base
 from moco_tf.formats.base import Loaded
 
@@ -20,9 +19,9 @@ _USE = """\
 
 
 def check() -> None:
-    """Raises UserError where TensorFlow is without its converter."""
+    """Raises UnfitEncoder where TensorFlow is without its converter."""
     if not hasattr(getattr(tf, "lite", None), "TFLiteConverter"):
-        raise UserError(
+        raise base.UnfitEncoder(
             f"--format=tflite: TensorFlow {tf.__version__} has no tf.lite.TFLiteConverter; give --format=savedmodel, "
             "and convert that with another TensorFlow"
         )
