@@ -1,4 +1,4 @@
-"""Formats of an export, found by name: each file here is one, except the shared ones. A format has
+"""Formats of an export, found by name. A format is a file here with
 
 SUFFIX: what its file's name ends in; "" for a folder.
 ANY_SIZE: whether it resizes images of any size itself, or takes them at the network's size.
@@ -10,16 +10,12 @@ use(subject, name): Markdown that says how to use it.
 """
 
 import importlib
-import pkgutil
 from types import ModuleType
 
 from moco_tf.config.find import listed
 from moco_tf.errors import UserError
 
-# What the formats share, and tensorpack, which is only read.
-_SHARED = {"architecture", "base", "card", "comparison", "contents", "export", "foreign", "load", "tensorpack"}
-_SHARED |= {"torch_pickle", "torchvision"}
-NAMES = sorted({module.name for module in pkgutil.iter_modules(__path__)} - _SHARED)
+NAMES = ["detectron2", "keras", "onnx", "pth", "savedmodel", "tflite"]
 
 
 def find(name: str) -> ModuleType:
