@@ -13,6 +13,7 @@ from absl import flags as absl_flags
 
 from moco_tf.config import define, options
 from moco_tf.config.recipes import find
+from moco_tf.data import records
 from moco_tf.errors import UserError
 from moco_tf.run.folder import RunFolder
 from moco_tf.run.pretraining import pretrain
@@ -70,6 +71,8 @@ def whole() -> Iterator[None]:
     """Ends a program's work: what rank 0 writes last is there for all ranks, and no log stays open."""
     try:
         yield
+        for line in records.left_out():
+            print(line, flush=True)
         collectives.connect().barrier()
     finally:
         runlog.close_all()  # of work that failed or was interrupted

@@ -84,7 +84,9 @@ def measure(source: Source, count: int = 2000, seed: int = 0) -> Normalisation:
         if source.fixed_size:
             parts = [_moments(images).numpy() for images, *_ in eval_batches(source, 64)]
         else:
-            batches = eval_batches(source, 64, prepare_one=_moments, bad_images=BadImages(source.num_examples))
+            batches = eval_batches(
+                source, 64, prepare_one=_moments, bad_images=BadImages(source.num_examples, reported=False)
+            )
             parts = [np.asarray(moments) for moments, *_ in batches]
     mean, mean_square = np.concatenate(parts).mean(axis=0)  # 3 each
     std = np.sqrt(np.maximum(mean_square - mean**2, MIN_STD**2))

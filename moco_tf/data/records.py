@@ -24,13 +24,26 @@ class BadImages:
         limit: so many a rank replaces or leaves out; at one more it stops.
         file: where it lists them, a line of path, tab, reason each; of several ranks, unreadable.txt becomes
             unreadable.rank0.txt and so on.
+        reported: whether `left_out` tells of them; not where others meet the same ones.
     """
 
     limit: int = 0
     file: str | None = None
+    reported: bool = True
 
 
 NO_BAD_IMAGES = BadImages()
+_met: dict[tuple[str, int, str], set[str]] = {}  # names of unreadable images by source, its images, the list's path
+
+
+def left_out() -> list[str]:
+    """A line for each set of images of which some could not be read since the last call: how many, and their list."""
+    lines = [
+        f"{len(names)} of {count:,} images of {source} could not be read and are left out{path and f'; see {path}'}"
+        for (source, count, path), names in _met.items()
+    ]
+    _met.clear()
+    return lines
 
 
 class UnreadableImages:
@@ -42,7 +55,7 @@ class UnreadableImages:
             root, extension = os.path.splitext(self.path)
             self.path = f"{root}.rank{share.rank}{extension}"
         self._source = source
-        self._limit = allowed.limit
+        self._limit, self._reported = allowed.limit, allowed.reported
         self._indices: set[int] = set()
 
     def __len__(self) -> int:
@@ -58,6 +71,8 @@ class UnreadableImages:
         self._indices.add(index)
         name = self._source.describe(index)
         self._list(name, reason)
+        if self._reported:
+            _met.setdefault((self._source.name, self._source.num_examples, self.path or ""), set()).add(name)
         listed = f", listed in {self.path}" if self.path else ""
         if len(self) > self._limit:
             raise RankError(

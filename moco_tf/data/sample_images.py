@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.sets import find, tfds
-from moco_tf.data.sources import Source
+from moco_tf.data.sources import RecordSource, Source
 from moco_tf.errors import UserError
 
 
@@ -25,7 +25,8 @@ def _readable(source: Source) -> Iterator[np.ndarray]:
         try:
             yield source.image(index)
         except (tf.errors.OpError, UnicodeDecodeError):  # the latter when a message quotes the image's bytes
-            continue
+            name = source.describe(index) if isinstance(source, RecordSource) else index
+            print(f"passed over, for it cannot be read: {name}", flush=True)
 
 
 def is_here(dataset: str, data_dir: str | None) -> bool:

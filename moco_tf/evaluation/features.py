@@ -139,13 +139,20 @@ def _compiled(embed: Callable[[tf.Tensor], tf.Tensor], geometry: tuple[int, int]
 
 
 def check_finite(features: np.ndarray, collectives: Collectives) -> None:
-    """Refuses features with an infinity or NaN on any rank: NxD. Raises UserError on all ranks."""
+    """Refuses features with an infinity or NaN on any rank: NxD; says on each how many are all zero, if any.
+
+    Raises:
+        UserError: on all ranks.
+    """
     bad = sum(not np.isfinite(features[i : i + 4096]).all() for i in range(0, len(features), 4096))
     if collectives.mean([tf.constant([float(bad > 0)])])[0][0] > 0:
         raise UserError(
             "the encoder's features are not all finite, expected numbers; it has diverged, or overflows in this "
             "--precision: give an earlier checkpoint, or --precision=float32"
         )
+    zero = sum(int((~features[i : i + 4096].any(axis=1)).sum()) for i in range(0, len(features), 4096))
+    if zero:
+        print(f"warning: {zero} of {len(features)} features are all zero: they are alike to any other", flush=True)
 
 
 def normalised(features: np.ndarray) -> np.ndarray:

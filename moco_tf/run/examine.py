@@ -215,7 +215,7 @@ def view_pairs(
         min(_BATCH, source.num_examples),
         o.run.seed,
         crops=prepare.crops(views),
-        bad_images=BadImages(o.data.max_bad_images),
+        bad_images=BadImages(o.data.max_bad_images, reported=False),
         drop_remainder=False,
     )
     rest = [prepare.in_step(view, source) for view in views]

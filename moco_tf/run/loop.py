@@ -25,7 +25,7 @@ from moco_tf.training.stop import INTERRUPTED, Signals, Stopped
 from moco_tf.training.update import check_state, explanation
 
 
-def train(training: TrainingTask, name: str, received: Signals, introduce: Callable[[int], None]) -> None:
+def train(training: TrainingTask, name: str, received: Signals, introduce: Callable[[int], None]) -> int:
     """Goes on from the folder's newest whole checkpoint, to the end or until the training is asked to stop.
 
     Args:
@@ -33,6 +33,9 @@ def train(training: TrainingTask, name: str, received: Signals, introduce: Calla
         name: of the program, for messages.
         received: the signals that this process gets.
         introduce: prints what will run, from a step on; rank 0 calls it.
+
+    Returns:
+        The steps that are done: more than `training.total` where the run was further already; then nothing is written.
 
     Raises:
         UserError: another job works in the folder, its checkpoint does not fit, or the loss is not finite.
@@ -43,6 +46,14 @@ def train(training: TrainingTask, name: str, received: Signals, introduce: Calla
     with RunLock(folder.path) as lock:
         broadcast_result(collectives, lock.acquire)
         start = resume(training)
+        if start.step > training.total:
+            if collectives.rank == 0:
+                print(
+                    f"the run in {folder.path} has {start.step} steps already, more than the {training.total} asked "
+                    "for: there is nothing to do, and its flags.cfg stays as it is",
+                    flush=True,
+                )
+            return start.step
         if collectives.rank == 0:
             write_whole(folder.flags, define.flagfile(training.options))
             introduce(start.step)
@@ -52,6 +63,7 @@ def train(training: TrainingTask, name: str, received: Signals, introduce: Calla
             Loop(training, start, log, writer, received, hang).run()
         log.close()
         collectives.barrier()  # what these processes do next finds the last checkpoint, which rank 0 has written
+    return training.total
 
 
 class Loop:

@@ -14,7 +14,7 @@ from moco_tf.errors import UserError
 from moco_tf.evaluation import features, knn
 from moco_tf.evaluation.scores import check_labels
 from moco_tf.networks.cost import cost
-from moco_tf.run import initial, loop, prepare
+from moco_tf.run import advice, initial, loop, prepare
 from moco_tf.run.folder import RunFolder
 from moco_tf.run.learner import Evaluation, TrainingTask
 from moco_tf.run.prepare import Pretraining
@@ -43,22 +43,21 @@ def pretrain(o: Pretrain) -> None:
             prepare.keep_normalisation(o.data, run.train, training.folder, run.mean_and_std)
             print("\n".join(introduction(run, start, training.total)), flush=True)
 
-        loop.train(training, "moco_tf.pretrain", received, introduce)
+        done = loop.train(training, "moco_tf.pretrain", received, introduce)
     if collectives.rank == 0:
-        print(f"done: {training.total} steps; the run folder is {training.folder.path}", flush=True)
+        print(f"done: {done} steps; the run folder is {training.folder.path}", flush=True)
 
 
 def training_of(run: Pretraining) -> TrainingTask:
     """What the loop is told."""
     o, folder = run.options, RunFolder.of(run.options.run.workdir or "")
-    every = o.schedule.epochs * run.batches.steps_per_epoch
     return TrainingTask(
         options=o,
         folder=folder,
         learner=run.method,
         batches=run.batches,
         batch_size=o.run.batch_size,
-        total=min(o.schedule.steps or every, every),
+        total=advice.total_steps(o.schedule, run.batches.steps_per_epoch),
         collectives=run.collectives,
         checkpoints=o.checkpoints,
         log_every=o.run.log_every,
@@ -119,6 +118,9 @@ def introduction(run: Pretraining, start: int, total: int) -> list[str]:
         f"batch {o.run.batch_size} = {ranks} ranks x {o.run.batch_size // ranks}; "
         f"steps {start} to {total} ({o.schedule.epochs} epochs of {train.num_examples // o.run.batch_size} steps)",
         *run.method.notes(o.run.batch_size),
+        *advice.of_queue(o.method.own, o.run.batch_size, train.num_examples),
+        *advice.of_normalisation(run.mean_and_std),
+        *advice.of_steps(o.schedule, run.batches.steps_per_epoch),
     ]
 
 
@@ -164,15 +166,22 @@ def _bank(run: Pretraining) -> Source:
 
 @dataclasses.dataclass
 class CollapseWatch:
-    """Warns when the features become the same for all images, once until they recover."""
+    """Warns when features become the same for all images, once until they recover, and of a loss scale at its least."""
 
     dim: int
     warned: bool = False
+    scale: float = 2.0
 
     def __call__(self, step: int, values: dict[str, float]) -> str:
         """The warning for the metrics of a step; empty for none."""
         std = values.get("feature_std", 1.0)
         collapsed = has_collapsed(std, self.dim)
+        before, self.scale = self.scale, values.get("loss_scale", 2.0)
+        if self.scale <= 1 < before:
+            return (
+                f"warning: the loss scale is at its least, 1, at step {step}: gradients overflow in float16, and such "
+                "steps are left out; give --precision=bfloat16 or float32"
+            )
         says, self.warned = collapsed and not self.warned, collapsed
         if not says:
             return ""

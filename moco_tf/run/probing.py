@@ -19,7 +19,7 @@ from moco_tf.evaluation import features, logistic, probe, subject, subsets
 from moco_tf.evaluation.finetune import FineTuning
 from moco_tf.evaluation.probe import CachedBatches, Classifiers, LinearProbe
 from moco_tf.evaluation.subject import Subject
-from moco_tf.run import loop, prepare, results, statistics
+from moco_tf.run import advice, loop, prepare, results, statistics
 from moco_tf.run.learner import Batches, TrainingTask
 from moco_tf.run.learner import Evaluation as Test
 from moco_tf.run.results import Evaluation
@@ -60,7 +60,9 @@ def evaluate(o: Lincls, one: Subject | None = None) -> dict[str, Any]:
         given, o = o.data, results.completed(o)
         one = one or subject.load(o.encoder, o.data, o.device.precision)
         run = results.begin(name_of(o), o, given, one, collectives)
-        run = dataclasses.replace(run, train=part(o, run.train))
+        run, whole = dataclasses.replace(run, train=part(o, run.train)), run.train.num_examples
+        if collectives.rank == 0 and run.train.num_examples < whole:
+            print(f"learning from {run.train.num_examples:,} of {whole:,} training images", flush=True)
         before, _ = one.fingerprint(), one.weights  # fine-tuning changes them
         tested, numbers, logits = (on_cached_features if o.probe.cache_features else on_images)(run, received)
     if not o.probe.finetune and one.fingerprint() != before:
@@ -208,7 +210,7 @@ def train(
         learner=learner,
         batches=batches,
         batch_size=o.run.batch_size,
-        total=steps(o, batches),
+        total=advice.total_steps(o.schedule, batches.steps_per_epoch),
         collectives=collectives,
         checkpoints=o.checkpoints,
         log_every=o.run.log_every,
@@ -219,7 +221,12 @@ def train(
         resumes=resumes,
     )
     learner.guard.every_gradient = o.checkpoints.nan_policy == "skip"
-    loop.train(training, "moco_tf.lincls", received, lambda start: None)
+    said = advice.of_steps(o.schedule, batches.steps_per_epoch)
+    done = loop.train(training, "moco_tf.lincls", received, lambda start: print("\n".join(said), end="\n" * len(said)))
+    if done > training.total:
+        raise UserError(
+            f"{done} steps are no result of {training.total}; give --epochs as before, or another --workdir"
+        )
     if tested.predictions is None:  # there was nothing left to do
         with statistics.averaged(learner, collectives):
             measure(training.total, training.total / training.per_epoch)
@@ -264,7 +271,7 @@ def choose(run: Probing, x: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     collectives.broadcast(classifiers.variables())
     learner = LinearProbe(classifiers, tf.identity, collectives, o.run.seed)
     step_of_all, losses = tf.function(learner.train_step_of_all, autograph=False), np.full(len(rates), np.nan)
-    for step, batch in loop.steps(batches, 0, steps(o, batches)):
+    for step, batch in loop.steps(batches, 0, advice.total_steps(o.schedule, batches.steps_per_epoch)):
         every = [schedules.learning_rate(step - 1, batches.steps_per_epoch, rate, o.schedule) for rate in rates]
         learner.set_learning_rates(every)
         losses = step_of_all(batch)
@@ -281,12 +288,6 @@ def choose(run: Probing, x: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     if best["loss"] is None:
         raise UserError("every one of --learning_rates diverged, expected one that does not; lower them")
     return {"learning_rate": best["learning_rate"], "learning_rates": found, "held_out_images": len(left_out)}
-
-
-def steps(o: Lincls, batches: Batches) -> int:
-    """Steps of the whole training."""
-    every = o.schedule.epochs * batches.steps_per_epoch
-    return min(o.schedule.steps or every, every)
 
 
 def about(run: Probing) -> dict[str, Any]:

@@ -32,6 +32,13 @@ _LOADING = r"^WARNING: All log messages before absl::InitializeLog|^[IW][0-9]{4}
 _NO_GPU = "|failed call to cuInit"
 _DRIVER = pathlib.Path("/proc/driver/nvidia")
 
+# What libjpeg writes of damaged files while it reads them, besides its error; unreadable.txt names those.
+_OF_JPEG = (
+    "^(Corrupt JPEG data|Premature end of JPEG|Input file read error|Improper call to JPEG|Inconsistent progression|"
+    "Invalid (JPEG|SOS|component|progressive|scan|crop)|Unsupported (JPEG|marker)|Not a JPEG|Bogus |Empty (input|JPEG)|"
+    "JPEG datastream|Unknown (Adobe|APP)|Warning: unknown JFIF)|jpeg_mem\\.cc"
+)
+
 Options = TypeVar("Options")
 
 
@@ -70,18 +77,22 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
 
 def _call(name: str, main: Callable[[Options], None], options: Options) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; a user's own setting stands
-    with _without_loading_lines():
+    with _without(_LOADING + ("" if _DRIVER.exists() else _NO_GPU)):
         import tensorflow as tf
 
         tf.config.list_physical_devices()
     from absl import logging
 
+    from moco_tf.data import records
     from moco_tf.training import elastic, stop
 
     logging.set_verbosity(logging.WARNING)
     stop.Signals.in_program = True
     try:
-        elastic.run(lambda: main(options), int(str(define.values_of(options).get("threads", 0))))
+        with _without(_OF_JPEG):
+            elastic.run(lambda: main(options), int(str(define.values_of(options).get("threads", 0))))
+        for line in records.left_out():
+            print(line, flush=True)
     except UserError as error:
         _stop(name, error, 1)
     except stop.Stopped as stopped:
@@ -97,19 +108,30 @@ def _call(name: str, main: Callable[[Options], None], options: Options) -> None:
 
 
 @contextlib.contextmanager
-def _without_loading_lines() -> Iterator[None]:
-    """Takes what TensorFlow always says out of stderr; its errors pass, also those that end the process."""
-    lines = _LOADING + ("" if _DRIVER.exists() else _NO_GPU)
+def _without(lines: str) -> Iterator[None]:
+    """Takes lines out of what C libraries write to stderr; errors pass, also those that end the process.
+
+    What Python writes there goes past it: it must not be late, or lost when the process ends.
+
+    Args:
+        lines: an extended regular expression.
+    """
     if not (grep := shutil.which("grep")):
         yield
         return
-    passing = subprocess.Popen([grep, "--line-buffered", "-vE", lines], stdin=subprocess.PIPE, stdout=2)
+    command = [grep, "--line-buffered", "-avE", lines]
+    # In a session of its own: Ctrl-C would end it before the program that it serves.
+    passing = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, start_new_session=True)
     assert passing.stdin is not None
-    before = os.dup(2)
+    before, python = os.dup(2), sys.stderr
+    with contextlib.suppress(OSError, AttributeError):  # not where stderr is no file
+        if python.fileno() == 2:
+            sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     os.dup2(passing.stdin.fileno(), 2)
     try:
         yield
     finally:
+        sys.stderr = python
         os.dup2(before, 2)
         os.close(before)
         passing.stdin.close()

@@ -12,13 +12,14 @@ from PIL import Image
 from support.programs import TINY, arguments, call, parse
 from support.refusals import pretrain as refused
 
+from moco_tf.config.options import ScheduleOptions
 from moco_tf.data import pipeline
 from moco_tf.data.sources import ArraySource
 from moco_tf.data.views import geometry as augment_geometry
 from moco_tf.errors import UserError
 from moco_tf.evaluation import subject
 from moco_tf.methods import base
-from moco_tf.run import loop, prepare, pretraining, resume
+from moco_tf.run import advice, loop, prepare, pretraining, resume
 from moco_tf.run.folder import RunFolder
 from moco_tf.run.learner import TrainingTask
 from moco_tf.training import stop, update
@@ -102,6 +103,29 @@ def test_collapse_is_said_once_until_the_features_recover():
     assert [line.split(":")[1] for line in said] == [f" the features are collapsing at step {step}" for step in (3, 7)]
     words = "warning: ", "is 0.0062", "1/sqrt(64) = 0.12", "--learning_rate", "--warmup_epochs", "--temperature"
     assert all(word in said[0] for word in words) and "\n" not in said[0]
+
+
+def test_least_loss_scale_is_said_once():
+    watch = pretraining.CollapseWatch(64)
+    said = [bool(watch(step, {"loss_scale": scale})) for step, scale in enumerate([4.0, 2.0, 1.0, 1.0, 2.0, 1.0])]
+    assert said == [False, False, True, False, False, True]
+
+
+def test_numbers_that_are_cut_or_do_not_go_together():
+    """By hand: 65,536 / 3,000 = 21.8; 1,024 is the largest power of two up to 1,500; 20 steps of 2 x 5."""
+    (line,) = advice.of_queue({"queue_size": 65536}, 256, 3000)
+    assert "65,536 keys holds each of 3,000 images 21.8 times" in line and line.endswith("give --queue_size=1024")
+    (line,) = advice.of_queue({"queue_size": 90}, 64, 90)
+    assert "1 times" in line and line.endswith("give --queue_size=64, and smaller batches")
+    assert advice.of_queue({"queue_size": 89}, 64, 90) == advice.of_queue({"temperature": 0.1}, 64, 9) == []
+    (line,) = advice.of_normalisation(((0.5,) * 3, (0.01, 0.2, 0.01)))
+    assert line.startswith("warning: red, blue hardly vary") and "0.01" in line
+    assert advice.of_normalisation(((0.5,) * 3, (0.02,) * 3)) == []
+    cut, enough = (ScheduleOptions(epochs=2, steps=steps) for steps in (20, 10))
+    (line,) = advice.of_steps(cut, 5)
+    assert line == "warning: --steps=20 is cut to 10, the steps of --epochs=2; raise --epochs for more"
+    assert advice.of_steps(enough, 5) == advice.of_steps(ScheduleOptions(epochs=2), 5) == []
+    assert [advice.total_steps(one, 5) for one in (cut, enough)] == [10, 10]
 
 
 def test_no_word_of_a_collapse_without_feature_std():

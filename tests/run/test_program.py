@@ -19,10 +19,9 @@ E0000 00:00:1795714974.822443   13357 other.cc:52] an error
 
 
 @pytest.mark.parametrize("driver", [False, True])
-def test_lines_of_the_import(driver, monkeypatch, capfd, tmp_path):
+def test_lines_of_the_import(driver, capfd):
     """Errors pass, but for the one that says that a machine without a driver has no GPU."""
-    monkeypatch.setattr(program, "_DRIVER", tmp_path if driver else tmp_path / "none")
-    with program._without_loading_lines():
+    with program._without(program._LOADING + ("" if driver else program._NO_GPU)):
         os.write(2, SAID.encode())
     os.write(2, b"I0000 after\n")
     passed = [line for line in SAID.splitlines() if line[0] in "EF" and (driver or "cuInit" not in line)]
@@ -33,7 +32,7 @@ def test_error_that_ends_the_process(tmp_path):
     """TensorFlow aborts on processors that it was not built for, and says why."""
     code = (
         "import os; from moco_tf.run import program\n"
-        "with program._without_loading_lines(): os.write(2, b'I0000 x\\nF0000 no AVX\\n'); os.abort()"
+        "with program._without(program._LOADING): os.write(2, b'I0000 x\\nF0000 no AVX\\n'); os.abort()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode < 0 and done.stderr == "F0000 no AVX\n"

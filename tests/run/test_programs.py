@@ -149,9 +149,11 @@ def test_finished_run_with_fewer_steps_stops_at_once(run, debug, tmp_path, capsy
     copy = shutil.copytree(run, tmp_path / "run")
     fewer = {**debug, "steps": 3, "jit_compile": "false"}
     call("pretrain", "debug/pretrain.cfg", workdir=copy, **fewer)
-    assert "done:" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"the run in {copy} has 6 steps already, more than the 3 asked for" in out and "done: 6 steps" in out
     assert metrics(copy) == metrics(run)
     assert steps_kept(copy) == [5, 6]
+    assert (copy / "flags.cfg").read_text() == (run / "flags.cfg").read_text()
 
 
 def test_model_fit_with_callbacks():

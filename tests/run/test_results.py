@@ -1,17 +1,22 @@
 """What results are of: the run's own images unless flags say otherwise, and none is written over by another."""
 
+import io
 import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 from support import evaluation_runs
 from support.evaluation_runs import SMALL
 from support.programs import call
 
 from moco_tf.config.options import DataOptions
+from moco_tf.data import records
 from moco_tf.errors import UserError
 from moco_tf.formats import origin
 from moco_tf.reporting import accuracies
+from moco_tf.run import program
 from moco_tf.run.folder import RunFolder
 
 OWN = {name: value for name, value in SMALL.items() if name != "dataset"}
@@ -61,6 +66,30 @@ def test_evaluations_are_of_the_runs_own_images(run, photos, capsys):
     pixels = results_of(run)["lincls_raw_pixels"]
     assert pixels["dataset"] == "folder" and (pixels["image_size"], pixels["train_images"]) == (16, 90)
     assert accuracies.markdown({"r": RunFolder(run)}).count("| raw pixels | - | - | ") == 1
+
+
+def test_unreadable_images_do_not_count(run, photos, tmp_path, capfd):
+    """Three of 90 and one of 24 are cut off: numbers, lists and the last lines say it, libjpeg nothing."""
+    data, noise = shutil.copytree(photos, tmp_path / "data"), np.random.default_rng(0)
+    for place in ("train/cat/03", "train/dog/07", "train/dog/09", "val/bird/02"):
+        content = io.BytesIO()
+        Image.fromarray(noise.integers(0, 256, (40, 40, 3), np.uint8)).save(content, "JPEG")
+        (data / f"{place}.png").write_bytes(content.getvalue()[:500])
+    probe, lists = {"epochs": 1, "learning_rate": 0.5, "steps": 2}, {}
+    for name, values in {"knn": {"k": 3}, "lincls": {**probe, "train_view": "crop_flip"}}.items():
+        with program._without(program._OF_JPEG):
+            call(name, load=run, data_dir=data, **values, **OWN)
+        found = results_of(run)[name]
+        assert (found["test_images"], found["unreadable_test_images"]) == (23, 1)
+        assert name != "knn" or found["train_images"] == 87
+        lists[name] = run / name / "unreadable.txt"
+        words = f"images of folder could not be read and are left out; see {lists[name]}"
+        assert name != "knn" or records.left_out() == [f"3 of 90 {words}", f"1 of 24 {words}"]
+        names = {line.split("\t")[0] for line in lists[name].read_text().splitlines()}
+        assert f"{data}/val/bird/02.png" in names and (name != "knn" or len(names) == 4)
+    assert f"1 of 24 {words}" in records.left_out()
+    error = capfd.readouterr().err.lower()
+    assert "jpeg" not in error and "input file" not in error
 
 
 def test_data_set_that_nothing_names(run):
