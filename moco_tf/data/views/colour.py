@@ -1,7 +1,7 @@
 """Colour operations of contrastive views: jitter, grayscale, normalisation.
 
-The reference is torchvision on 8-bit PIL images. Deviation: pixels are not rounded to 8 bits between operations; the
-number per image that the reference rounds (the contrast's mean, the hue's shift) is rounded here too.
+The reference is torchvision on 8-bit PIL images. Deviation: pixels are not rounded to 8 bits between operations, except
+for the hue, where the reference is too coarse for that; the contrast's mean, a number per image, is rounded here too.
 """
 
 import dataclasses
@@ -41,25 +41,39 @@ def blend(planes: tf.Tensor, keep: tf.Tensor, to_mean: tf.Tensor, to_gray: tf.Te
 
 
 def adjust_hue(planes: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-    """Turns the hue by `shift` of a full circle, in [-0.5, 0.5]; shift of shape B.
+    """torchvision's hue on a PIL image: rounded to 8 bits, hue and saturation in 256 levels; shift of shape B.
 
-    HSV in closed form: channel(n) = V - C clip(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6, n = 5, 3, 1 for R, G, B.
+    The shift, in [-0.5, 0.5], is truncated to a whole number of 1/255 and wraps at 256 levels; 255 are a circle.
     """
-    red, green, blue = tf.split(planes, 3, axis=2)  # BxHx1xW each
+    pixels = tf.floor(planes * 255 + 0.5)
+    hue, saturation, value = _to_hsv(pixels, 6 + tf.floor(tf.abs(per_image(shift))))
+    levels = tf.cast(tf.cast(shift * 255, tf.int32) % 256, tf.float32)
+    hue += per_image(levels)
+    hue = tf.where(hue >= 256, hue - 256, hue)
+    # In closed form: channel(n) = V - V S clip(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6, n = 5, 3, 1 for R, G, B.
+    k = tf.reshape(tf.constant([5.0, 3.0, 1.0]), (1, 1, 3, 1)) + hue * (6 / 255)
+    k = tf.where(k >= 6, k - 6, k)
+    chroma = value * saturation * (1 / 255)
+    return tf.floor(value - chroma * tf.clip_by_value(tf.minimum(k, 4 - k), 0.0, 1.0) + 0.5) * (1 / 255)
+
+
+def _to_hsv(pixels: tf.Tensor, six: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Hue, saturation and value in 0..255, truncated as PIL does: whole numbers BxHx3xW to three of BxHx1xW.
+
+    The hue of an eighth of a percent of all colours is a whole level, which PIL's rounding in float32 may bring to the
+    level below. So this takes the same quotients; `six` is a tensor, as XLA multiplies by 1/6 for a constant 6.
+    """
+    red, green, blue = tf.split(pixels, 3, axis=2)
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
-    scale = 1 / tf.maximum(chroma, 1e-12)  # a gray pixel has numerators 0, hence hue 0
-    sextant = tf.where(
-        value == red,
-        (green - blue) * scale,
-        tf.where(value == green, 2 + (blue - red) * scale, 4 + (red - green) * scale),
-    )
-    # torchvision shifts the 8-bit hue by a whole number of levels, truncated towards zero.
-    levels = tf.cast(tf.cast(shift * 255, tf.int32), tf.float32)
-    channel = tf.reshape(tf.constant([5.0, 3.0, 1.0]), (1, 1, 3, 1))
-    turn = (channel + sextant) * (1 / 6) + per_image(levels * (1 / 255))
-    k = 6 * (turn - tf.floor(turn))  # x - floor(x): the modulo operator compiles to a slow library call
-    return value - chroma * tf.clip_by_value(tf.minimum(k, 4 - k), 0.0, 1.0)
+    is_red, is_green = value == red, value == green
+    ahead = tf.where(is_red, green - blue, tf.where(is_green, blue - red, red - green))  # of the two lesser channels
+    sextant = tf.where(is_red, 0.0, tf.where(is_green, 2.0, 4.0))
+    share = (chroma - tf.abs(ahead)) / tf.maximum(chroma, 1.0)
+    turn = tf.where(ahead >= 0, sextant + 1 - share, sextant - 1 + share) / six
+    hue = tf.floor(tf.where(turn < 0, turn + 1, turn) * 255)
+    saturation = tf.floor(chroma * 255 / tf.maximum(value, 1.0) + 1e-3)  # a quotient of whole numbers is no nearer
+    return hue, saturation, value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +123,14 @@ class ColorJitter(ImageOp):
             planes = run(self._blend_in, planes, slot, parameters, (hue_place > slot) | no_hue)
         if no_hue:
             return planes
-        planes = run(adjust_hue, planes, tf.where(parameters["applied"], parameters["hue"], 0.0))
+        planes = run(self._turn, planes, parameters)
         for slot in (1, 2, 3):
             planes = run(self._blend_in, planes, slot, parameters, hue_place < slot)
         return planes
+
+    def _turn(self, planes: tf.Tensor, parameters: Parameters) -> tf.Tensor:
+        """The hue's operation."""
+        return tf.where(per_image(parameters["applied"]), adjust_hue(planes, parameters["hue"]), planes)
 
     def _blend_in(self, planes: tf.Tensor, slot: int, parameters: Parameters, active: tf.Tensor) -> tf.Tensor:
         """Operation number `slot` of the images that are `active` (B, bool), unless it is their hue."""
