@@ -35,10 +35,13 @@ def contrast_accuracy(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def nearest_is_positive(similarities: tf.Tensor, positive: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Share of anchors whose nearest candidate is a positive, and with one among the five nearest: two scalars.
 
+    A candidate that is as near as the nearest positive, or not a number, stands before it: an encoder that gives all
+    images the same features is right nowhere.
+
     Args:
         similarities: BxA.
         positive: whether a candidate is an anchor's positive, of a shape that broadcasts to BxA bool.
     """
     best = tf.reduce_max(tf.where(positive, similarities, similarities.dtype.min), axis=1, keepdims=True)
-    nearer = tf.reduce_sum(tf.cast((similarities > best) & ~positive, tf.int32), axis=1)
+    nearer = tf.reduce_sum(tf.cast(~((similarities < best) | positive), tf.int32), axis=1)
     return tuple(tf.reduce_mean(tf.cast(nearer < n, tf.float32)) for n in (1, 5))

@@ -15,7 +15,10 @@ from moco_tf.training.collectives import Collectives
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What one setting gives: accuracies in [0, 1], and the likeliest class of each query, Q int32."""
+    """What one setting gives: accuracies in [0, 1], and the likeliest class of each query, Q int32.
+
+    A class without a vote counts for nothing: with one neighbour top-5 is top-1.
+    """
 
     k: int
     temperature: float
@@ -85,6 +88,7 @@ def _outcome(
     near: tuple[np.ndarray, np.ndarray], truth: np.ndarray, num_classes: int, k: int, temperature: float, weighting: str
 ) -> Outcome:
     """What one setting makes of similarities and labels of at least k neighbours: QxK, QxK, Q."""
-    similarities, labels = near
-    ranked = neighbours.rank_classes(similarities[:, :k], labels[:, :k], num_classes, temperature, weighting)
-    return Outcome(k, temperature, *neighbours.accuracy(ranked, truth), ranked[:, 0].copy())
+    similarities, labels = (column[:, :k] for column in near)
+    ranked = neighbours.rank_classes(similarities, labels, num_classes, temperature, weighting)
+    accuracies = neighbours.accuracy(ranked, truth, neighbours.voted(labels))
+    return Outcome(k, temperature, *accuracies, ranked[:, 0].copy())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moco_tf.config import extras
-from moco_tf.evaluation.scores import label_places
+from moco_tf.evaluation.scores import MISS, label_places
 
 WEIGHT_DECAYS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -51,12 +51,11 @@ def fit_and_test(
         shares[weight_decay] = float((model.predict(features[held_out]) == labels[held_out]).mean())
     best = max(shares, key=lambda weight_decay: shares[weight_decay])
     model = _fit(features, labels, best, max_iterations)
-    # A class without training images has no column there.
-    logits = np.full((len(test), max(labels.max(), test_labels.max()) + 1), -np.inf)
     scores = model.decision_function(test)
     scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores  # of two classes it gives one column
-    logits[:, model.classes_] = scores
-    places = label_places(np.nan_to_num(logits, neginf=-1e300), test_labels)
+    # A class without training images has no column there, and is no answer.
+    column = np.searchsorted(model.classes_, test_labels).clip(max=len(model.classes_) - 1)
+    places = np.where(model.classes_[column] == test_labels, label_places(scores, column), MISS)
     return {
         "top1": float((places == 0).mean()),
         "top5": float((places < 5).mean()),

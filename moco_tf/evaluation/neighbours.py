@@ -138,7 +138,7 @@ def rank_classes(
                                                                        1                      "majority"
 
     with s the inner product. "weighted" is Wu et al., 2018, section 3.4, the monitor of the CIFAR-10 demo; "majority"
-    is moco.tensorflow's. Classes of equal score keep the order of their labels.
+    is moco.tensorflow's. Classes of equal score keep the order of their labels; those without a vote come last.
 
     Args:
         similarities: of the neighbours, Qxk, the nearest first.
@@ -157,14 +157,29 @@ def rank_classes(
         # Against the nearest: the same ranking as exp(s / temperature), and no temperature overflows.
         relative = similarities[block].astype(np.float64) - similarities[block, :1]
         weights = np.exp(relative / temperature) if weighting == "weighted" else np.ones_like(relative)
+        weights = np.maximum(weights, np.finfo(np.float64).tiny)  # a vote remains one
         scores = _class_scores(labels[block], weights, num_classes)
         ranked[block] = np.argsort(-scores, axis=1, kind="stable")
     return ranked
 
 
-def accuracy(ranked: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Share of queries whose label ranks first, and among the first five: two floats in [0, 1]."""
+def voted(labels: np.ndarray) -> np.ndarray:
+    """How many classes have a vote: labels of the neighbours, Qxk, to Q."""
+    return 1 + (np.diff(np.sort(labels, axis=1)) != 0).sum(axis=1)
+
+
+def accuracy(ranked: np.ndarray, labels: np.ndarray, voted: np.ndarray | None = None) -> tuple[float, float]:
+    """Share of queries whose label ranks first, and among the first five: two floats in [0, 1].
+
+    Args:
+        ranked: classes, the likeliest first, QxL.
+        labels: Q.
+        voted: how many of the classes count as an answer, Q, see `voted`; None for all, as in the CIFAR-10 demo, where
+            classes that no neighbour has fill the first five in the order of their labels.
+    """
     hits = ranked[:, :5] == np.asarray(labels)[:, None]
+    if voted is not None:
+        hits &= np.arange(hits.shape[1]) < voted[:, None]
     return float(hits[:, 0].mean()), float(hits.any(axis=1).mean())
 
 

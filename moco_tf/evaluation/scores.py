@@ -18,11 +18,11 @@ MISS = 1 << 30
 def label_places(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Place of each image's label in the ranking of its logits, 0 the first: QxL, Q to Q int64.
 
-    Classes of equal logit keep their order. An image whose logits are not all finite has place MISS, behind any class.
+    Behind all classes of equal logit: a classifier that tells nothing apart is right nowhere. An image whose logits are
+    not all finite has place MISS, behind any class.
     """
     own = logits[np.arange(len(labels)), labels][:, None]
-    before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None]))
-    return np.where(np.isfinite(logits).all(axis=1), before.sum(axis=1), MISS)
+    return np.where(np.isfinite(logits).all(axis=1), (logits >= own).sum(axis=1) - 1, MISS)
 
 
 def check_labels(train: Source, test: Source) -> None:

@@ -80,33 +80,32 @@ class NPID(Method):
         """Estimates Z on the first batch of all ranks."""
 
         def estimate() -> None:
-            local = normalisation_constant(self._compare(f, indices), self.temperature, self.bank.size)
+            local = normalisation_constant(self._compare(f, indices)[0], self.temperature, self.bank.size)
             self.z.assign(self.collectives.mean([local])[0])
 
         tf.cond(self.z > 0.0, lambda: None, estimate)
 
-    def _similarities(self, f: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
-        """Inner products with the own row and with M noise rows: Bx(1+M)."""
+    def _similarities(self, f: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Inner products with the own row and with M noise rows, and the rows' numbers: two of Bx(1+M)."""
         positions = shuffle_bn.positions(f.shape[0], self.collectives)
         shape = [f.shape[0] * self.collectives.size, self.negatives]
         # Drawn for the global batch from the shared seed: an image has the same noise on any number of ranks.
         noise = tf.random.stateless_uniform(
             shape, self.seed_of(NOISE), minval=0, maxval=self.bank.size, dtype=tf.int64, alg="philox"
         )
-        return self.bank.similarities(f, tf.concat([indices[:, None], tf.gather(noise, positions)], axis=1))
+        rows = tf.concat([indices[:, None], tf.gather(noise, positions)], axis=1)
+        return self.bank.similarities(f, rows), rows
 
     def _loss_and_gradient(self, f: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         with tf.GradientTape() as tape:
             tape.watch(f)
             if self.npid_loss == "nce":
-                s = self._similarities(f, indices)  # Bx(1+M)
-                own = tf.range(s.shape[1], dtype=tf.int64)[None, :] == 0
+                s, rows = self._similarities(f, indices)  # Bx(1+M)
                 loss = nce_loss(s, self.temperature, self.z, self.bank.size)
             else:
-                s = self.bank.all_similarities(f)  # Bxn
-                own = tf.range(self.bank.size, dtype=tf.int64)[None, :] == indices[:, None]
+                s, rows = self.bank.all_similarities(f), tf.range(self.bank.size, dtype=tf.int64)[None, :]  # Bxn, 1xn
                 loss = -tf.reduce_mean(tf.gather(tf.nn.log_softmax(s / self.temperature), indices, batch_dims=1))
-        top1, top5 = nearest_is_positive(s, own)
+        top1, top5 = nearest_is_positive(s, rows == indices[:, None])  # the noise may hold the own row, too
         metrics = {"loss": loss, "contrast_top1": top1, "contrast_top5": top5, "feature_std": feature_std(f)}
         return tape.gradient(loss, f), metrics
 

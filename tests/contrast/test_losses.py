@@ -340,3 +340,11 @@ def test_contrast_accuracy():
         logits[row, 1 + nearer :] = -1.0
     top1, top5 = losses.contrast_accuracy(tf.constant(logits))
     assert (float(top1), float(top5)) == (0.25, 0.75)
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, np.nan])
+def test_features_that_tell_nothing_apart_are_right_nowhere(value):
+    """Neither keys, nor views of a batch, nor classes."""
+    found = [*losses.contrast_accuracy(tf.fill([4, 8], value)), *supcon.batch_accuracy(tf.fill([4, 2, 3], value))]
+    found += losses.nearest_is_positive(tf.fill([4, 10], value), tf.one_hot(range(4), 10, True, False, dtype=tf.bool))
+    assert [float(share) for share in found] == [0.0] * 6

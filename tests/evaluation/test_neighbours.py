@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from support import oracles, parity_files, ranks
 
-from moco_tf.evaluation import neighbours
+from moco_tf.data.sources import ArraySource
+from moco_tf.evaluation import knn, neighbours
+from moco_tf.training.collectives import SingleProcess
 
 CHUNKS = [(65536, 1024), (333, 70), (2000, 9), (37, 300)]
 
@@ -96,6 +99,28 @@ def test_accuracy():
     ranked = np.tile(np.arange(7), (4, 1))
     assert neighbours.accuracy(ranked, np.array([0, 1, 4, 5])) == (0.25, 0.75)
     assert neighbours.accuracy(ranked[:, :2], np.array([0, 1, 1, 1])) == (0.25, 1.0)
+
+
+def test_a_class_without_a_vote_is_no_answer():
+    """Votes for 4 and 4, 2 and 0: right are label 4, and 2 among the first five; 1 and 3 would fill these by order."""
+    near = np.tile([4, 4, 2, 0], (4, 1))
+    ranked = neighbours.rank_classes(np.full((4, 4), 0.5), near, 6)
+    assert ranked[0].tolist() == [4, 0, 2, 1, 3, 5] and neighbours.voted(near).tolist() == [3] * 4
+    assert neighbours.accuracy(ranked, np.array([4, 2, 1, 3]), neighbours.voted(near)) == (0.25, 0.5)
+    tiny = neighbours.rank_classes(np.array([[1.0, 0.0]]), np.array([[1, 5]]), 6, temperature=1e-4)
+    assert tiny.tolist() == [[1, 5, 0, 2, 3, 4]], "a weight that underflows remains a vote"
+
+
+def test_with_one_neighbour_top5_is_top1():
+    """On noise with 10 classes: a tenth is right. With 20 neighbours of equal weight most classes have a vote."""
+    images, labels = np.random.default_rng(0).integers(0, 256, (600, 4, 4, 3), np.uint8), np.arange(600) // 2 % 10
+    bank, queries = (
+        ArraySource("noise", images[i::2], labels[i::2].astype(np.int32), tuple("abcdefghij")) for i in (0, 1)
+    )
+    embed, geometries = lambda x: tf.reshape(x - 0.5, [-1, 48]), ((4, 4), (4, 4))  # noqa: E731
+    found, *_ = knn.measure(embed, bank, queries, geometries, [1, 20], [0.1], "majority", 50, SingleProcess())
+    assert found[0].top1 == found[0].top5 == (found[0].predictions == queries.labels).mean() < 0.2
+    assert found[1].top1 < 0.2 < 0.4 < found[1].top5
 
 
 @pytest.mark.parametrize(
