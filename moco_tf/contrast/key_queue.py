@@ -53,7 +53,7 @@ class KeyQueue:
         if self.size % keys_a_step:
             lines.append(
                 f"warning: {keys_a_step} keys a step do not divide the queue of {self.size}; it wraps around: "
-                "exact, but keys of one step leave at two (the original refuses this)"
+                "exact, on any number of ranks, but keys of one step leave at two (the original refuses this)"
             )
         return lines
 

@@ -94,3 +94,16 @@ def unshuffle(keys: tf.Tensor, permutation: tf.Tensor, collectives: Collectives)
 def gather_keys(keys: tf.Tensor, collectives: Collectives) -> tf.Tensor:
     """The keys of all ranks, in rank order: BxC to GxC."""
     return tf.ensure_shape(collectives.allgather(keys), [keys.shape[0] * collectives.size, keys.shape[1]])
+
+
+def in_queue_order(rows: tf.Tensor, queue_size: int, collectives: Collectives, views: int = 1) -> tf.Tensor:
+    """Keys (or labels) of all ranks, views x G rows in rank order, in the order in which they enter a queue.
+
+    As they are, which is the original's order. But where they do not divide the queue, and those of one step leave it
+    at two, images stand by position: then the same ones leave whatever the number of ranks.
+    """
+    count = rows.shape[0]
+    if queue_size % count == 0:
+        return rows
+    parts = tf.reshape(rows, [views, collectives.size, count // views // collectives.size, *rows.shape[1:]])
+    return tf.reshape(tf.transpose(parts, [0, 2, 1, *range(3, parts.shape.rank)]), rows.shape)

@@ -6,6 +6,7 @@ are positives besides an image's own key; -1 is no label (MoCo-v2-SupContrast; l
 
 import abc
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import tensorflow as tf
@@ -96,7 +97,8 @@ class QueueSupCon(Method):
         k, keys = shuffle_bn.encode_shuffled(self._encode_keys, im_k, permutation, self.collectives)  # BxC, GxC
         key_labels = tf.ensure_shape(self.collectives.allgather(labels), [keys.shape[0]])  # G
         gradients, metrics = self._contrast(im_q, k, keys, labels, key_labels)
-        self._enqueue(keys, key_labels)
+        in_order = partial(shuffle_bn.in_queue_order, queue_size=self.queue.size, collectives=self.collectives)
+        self._enqueue(in_order(keys), in_order(key_labels))
         metrics["queue_random"] = still_random(self.steps_done + 1, keys.shape[0], self.queue.size)
         metrics = self.apply(gradients, metrics)
         if not self.update_first:

@@ -85,7 +85,7 @@ class MoCo(Method):
             gradients, metrics, logits = self._contrast(im_q, k, im_k, k_other)
         else:
             gradients, metrics, logits = self._contrast(im_q, k)
-        self._enqueue(keys)
+        self._enqueue(shuffle_bn.in_queue_order(keys, self.queue.size, self.collectives, 1 + self.symmetric))
         metrics["queue_random"] = still_random(self.steps_done + 1, keys.shape[0], self.queue.size)
         metrics = self.apply(gradients, metrics)
         if not self.update_first:

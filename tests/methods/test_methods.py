@@ -32,9 +32,16 @@ def of_one_process():
     @functools.cache
     def run(name, splits=1, eager=False):
         method = method_cases.build(name, splits=splits)
+        if name == "supcon_suploss":  # its candidates are of one rank alone
+            method.contrastive_loss = functools.partial(mean_over_splits, method.contrastive_loss, splits)
         return method_cases.run(method, eager=eager), method_cases.arrays(method)
 
     return run
+
+
+def mean_over_splits(loss, splits, q, k, labels, s, positive):
+    """The mean of the losses of the images of each split, or rank, by themselves."""
+    return tf.reduce_mean([loss(q[i::splits], k[i::splits], labels[i::splits], s, positive) for i in range(splits)])
 
 
 @each_method
@@ -106,28 +113,19 @@ def of_two_ranks(tmp_path_factory):
 @pytest.mark.horovod
 @each_method
 def test_two_ranks_are_one_process_with_two_splits(name, of_two_ranks, of_one_process):
-    """Same loss, gradients (by the weights), queue, bank and labels; both ranks end with the same state."""
+    """Same loss, gradients (by the weights), queue, bank and labels; both ranks end with the same state.
+
+    Three times 16 keys do not divide the queue of 40: it has wrapped in the middle of a step's keys.
+    """
     first, second = (np.load(of_two_ranks / f"{name}-{rank}.npz") for rank in range(2))
     for key in first.files:
         if ".running_" not in key:  # of a rank's own batches until they are averaged
             np.testing.assert_array_equal(first[key], second[key], err_msg=key)
-    if name == "supcon_suploss":
-        return  # its candidates are of one rank alone: two ranks are not one process with two splits
     expected, state = of_one_process(name, splits=2)
     trace = {key: values for key, values in expected.items() if "feature_std" not in key}  # of a rank's own images
     state = {key: value for key, value in state.items() if ".running_" not in key}
     found = {key: first[key] for key in state}
-    if "queue" in found:  # ranks' keys enter one rank after the other, in one process by position
-        order = nearest_rows(state["queue"], found["queue"])
-        found |= {key: found[key][order] for key in found.keys() & {"queue", "queue_labels"}}
     check(name, {key: first[key] for key in trace}, found, trace, state)
-
-
-def nearest_rows(expected, found):
-    """The permutation that brings the found rows into the order of the expected ones."""
-    order = np.argmax(expected @ found.T, axis=1)
-    assert sorted(order) == list(range(len(expected)))
-    return order
 
 
 @each_method
@@ -247,6 +245,17 @@ def test_npid_softmax_is_the_cross_entropy_over_the_bank():
     assert float(method.train_step(data)["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_npids_noise_may_hold_the_own_row():
+    """Of 2,000 draws from 48 rows some are: they are not nearer than themselves."""
+    method = method_cases.build("npid", negatives=2000)
+    method.z.assign(50.0)
+    images, _, indices = map(tf.constant, method_cases.batch(0))
+    method.bank.rows.scatter_nd_update(indices[:, None], method._encode(images))  # the own rows are the nearest
+    _, rows = method._compare(method._encode(images), indices)
+    assert (np.sum(rows == indices[:, None], axis=1) > 5).all()
+    assert float(method._contrast(method._encode(images), indices)[1]["contrast_top1"]) == 1.0
+
+
 def test_npid_has_the_same_noise_however_similarities_are_computed():
     """Few rows are gathered, many are picked from the product with the whole bank."""
     method = method_cases.build("npid")
@@ -258,16 +267,16 @@ def test_npid_has_the_same_noise_however_similarities_are_computed():
 
 def test_symmetric_moco_fills_the_queue_with_both_views():
     method = method_cases.build("moco")
-    assert float(method.train_step(tf.constant(method_cases.batch(0)[0]))["queue_random"]) == pytest.approx(40 / 56)
+    assert float(method.train_step(tf.constant(method_cases.batch(0)[0]))["queue_random"]) == pytest.approx(24 / 40)
     method = method_cases.build("moco")
     method.symmetric = True
     metrics = method.train_step(tf.constant(method_cases.batch(0)[0]))
-    assert float(metrics["queue_random"]) == pytest.approx(24 / 56)
+    assert float(metrics["queue_random"]) == pytest.approx(8 / 40)
     assert int(method.queue.pointer) == 32
 
 
 def test_queue_that_steps_do_not_divide_is_a_warning():
-    assert not any("warning" in line for line in method_cases.build("moco").notes(14))
+    assert not any("warning" in line for line in method_cases.build("moco").notes(20))
     assert any("wraps around" in line for line in method_cases.build("moco").notes(16))
 
 

@@ -34,7 +34,7 @@ def build(name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32
         head, dim = ("linear", CLASSES) if kind.classifies else ("mlp", 8)
         return Encoder("resnet10", stem="cifar", width=4, bn_splits=splits, head=head, feature_dim=dim, dtype=dtype)
 
-    own = {"queue_size": 56, "num_examples": IMAGES, "negatives": 7, "temperature": 0.2, "key_momentum": 0.9}
+    own = {"queue_size": 40, "num_examples": IMAGES, "negatives": 7, "temperature": 0.2, "key_momentum": 0.9}
     own = {argument: own[argument] for argument in takes(name) if argument in own} | kwargs
     query_encoder = encoder()
     if "key_encoder" in takes(name):
