@@ -25,19 +25,27 @@ def label_places(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(logits).all(axis=1), (logits >= own).sum(axis=1) - 1, MISS)
 
 
-def check_labels(train: Source, test: Source) -> None:
-    """Refuses sets without classes, and sets of which some images are known to have none. Raises UserError."""
+def check_labels(train: Source, test: Source, purpose: str = "to evaluate with; give") -> None:
+    """Refuses sets without classes, and sets of which some images are known to have none.
+
+    Args:
+        train, test: the images.
+        purpose: what labels are needed for, and the verb of the advice.
+
+    Raises:
+        UserError: there are none, or too few.
+    """
     if train.num_classes < 2 or test.num_classes < 2:
         raise UserError(
-            f"{train.name} has {train.num_classes} classes, expected labels of two or more to evaluate with; give a "
-            "set with labels (for --dataset=folder: train/<class>/ and val/<class>/)"
+            f"{train.name} has {train.num_classes} classes, expected labels of two or more {purpose} a set with "
+            "labels (for --dataset=folder: train/<class>/ and val/<class>/)"
         )
     for images in (train, test):
         without = 0 if images.labels is None else int((images.labels < 0).sum())
         if without:
             raise UserError(
-                f"{without} of {images.num_examples} images in {images.name} have no label, expected one for each to "
-                "evaluate with; leave them out of the set"
+                f"{without} of {images.num_examples} images in {images.name} have no label, expected one for each "
+                f"{purpose.partition(';')[0]}; leave them out of the set"
             )
 
 

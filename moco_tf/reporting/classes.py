@@ -64,8 +64,8 @@ def of_examined(examined: Examined, predicted: np.ndarray) -> Counted:
     labelled = test.labels >= 0
     counts = scores.confusion(predicted[labelled], test.labels[labelled], len(examined.class_names))
     says = (
-        f"kNN (k = {examined.k}) on the pooled features: {_percent(counts)} of {counts.sum():,} test images against "
-        f"{len(examined.bank.features):,} training images. {examined.note} {examined.sampled}"
+        f"kNN (k = {examined.k}) on the pooled features: {_percent(counts)} of {counts.sum():,} {examined.kind}s "
+        f"against {len(examined.bank.features):,} training images. {examined.note} {examined.sampled}"
     )
     return Counted(counts, examined.class_names, says)
 

@@ -86,6 +86,11 @@ class Examined:
     note: str
     sampled: str
 
+    @property
+    def kind(self) -> str:
+        """What each of `test` is."""
+        return "left-out training image" if self.note else "test image"
+
     def class_name(self, label: int) -> str:
         """The name of a label; empty where there is none."""
         return self.class_names[label] if 0 <= label < len(self.class_names) else ""

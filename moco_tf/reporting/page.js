@@ -77,7 +77,7 @@ function mapped(field) {
       const right = map.predicted[i] === map.labels[i], taken = "kNN: " + map.names[map.predicted[i]];
       lines.push(map.labels[i] < 0 ? taken : right ? "✓ kNN agrees" : "✗ " + taken);
     }
-    lines.push(map.files ? map.files[i] : "test image " + map.index[i]);
+    lines.push(map.files ? map.files[i] : map.kind + " " + map.index[i]);
     return lines.join("\n");
   }
 

@@ -170,7 +170,7 @@ def neighbours(examined: Examined, seed: int = _SEED) -> dict[str, Any]:
     )
     if examined.class_names:
         says += " ✓ and a solid frame: the same class; ✗ and a dashed frame: another one, which is named."
-    return {"says": f"{says} {examined.note}", "queries": queries}
+    return {"says": f"{says} {examined.note}", "queries": queries, "kind": examined.kind}
 
 
 def _near(examined: Examined, row: int, similarity: float, neighbour: int) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def the_map(examined: Examined | str, count: int, seed: int = _SEED) -> DrawnMap
 
 def _shown_map(examined: Examined, drawn: str, looks: list[dict[str, Any]], count: int) -> dict[str, Any]:
     says = (
-        f"t-SNE of the pooled features of {count:,} test images; marks that lie close together look alike to the "
+        f"t-SNE of the pooled features of {count:,} {examined.kind}s; marks that lie close together look alike to the "
         "encoder. Distances between groups mean little."
     )
     if max(look["label"] for look in looks) >= svg.LOOKS:
@@ -243,6 +243,7 @@ def _map_data(examined: Examined, places: list[list[float]], sheet: Image.Image,
         "columns": columns,
         "files": test.files(rows),
         "index": test.indices[rows].tolist(),
+        "kind": examined.kind,
         "sprite": pictures.sprite_uri(sheet, _SPRITE),
         "predicted": None if examined.predicted is None else examined.predicted[rows].tolist(),
     }

@@ -21,7 +21,7 @@ from moco_tf.training.hang import HangTimer
 from moco_tf.training.lock import RunLock
 from moco_tf.training.meter import InputWait, Meter
 from moco_tf.training.runlog import RunLog
-from moco_tf.training.stop import INTERRUPTED, Signals, Stopped
+from moco_tf.training.stop import INTERRUPTED, Signals, Stopped, reason
 from moco_tf.training.update import check_state, explanation
 
 
@@ -219,9 +219,8 @@ class Loop:
         done = f"checkpoint written after step {step} of {self.training.total}; the same command goes on from there"
         if not self.training.resumes:
             done = f"stopped after step {step} of {self.training.total}; the same command begins anew"
-        why = "interrupted" if status == INTERRUPTED else "asked to stop by SIGTERM or SIGUSR1"
         with self._on_all_ranks():
-            raise Stopped(f"{why}: {done}", status)
+            raise Stopped(f"{reason(status)}: {done}", status)
 
 
 def steps(batches: Batches, start: int, total: int) -> Iterator[tuple[int, tuple]]:

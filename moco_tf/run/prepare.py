@@ -84,7 +84,8 @@ def pretraining(
     train = train or source(o.data, "train", collectives)
     size = image_size(o.data.image_size, train)
     if kind.uses_labels:
-        check_labels(train, train)
+        name = o.method.method
+        check_labels(train, train, f"for --method={name}, which learns from labels; give --method=moco, or")
     mean_and_std = mean_and_std or normalisation(o.data, train, folder)
     views = random_views(o.views, size, mean_and_std)
     check_crop(o.views.views, views, train)

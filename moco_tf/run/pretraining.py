@@ -128,7 +128,7 @@ def monitor(run: Pretraining) -> Evaluation:
     """Weighted kNN accuracy of the encoder on the test images, against un-augmented training images."""
     o, collectives = run.options, run.collectives
     test = prepare.source(o.data, "test", collectives)
-    check_labels(run.train, test)
+    check_labels(run.train, test, "for the kNN monitor; give --knn_every=0, or")
     bank, geometry = _bank(run), features.test_geometry(run.train, run.size, o.data.test_resize or 0)
     embed = features.embedder(run.method.query_encoder, o.knn.feature, *run.mean_and_std)
 

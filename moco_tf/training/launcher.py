@@ -16,7 +16,12 @@ def is_first_rank() -> bool:
 
 def of_several_ranks() -> bool:
     """Whether a launcher started this process as one of several."""
-    return _number(("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"), 1) > 1 or "HOROVOD_RANK" in os.environ
+    return _number(("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"), 1) > 1 or by_horovodrun()
+
+
+def by_horovodrun() -> bool:
+    """Whether horovodrun started this process."""
+    return "HOROVOD_RANK" in os.environ
 
 
 @functools.cache

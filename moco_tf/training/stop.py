@@ -11,6 +11,8 @@ from types import FrameType
 
 import tensorflow as tf
 
+from moco_tf.training.launcher import by_horovodrun
+
 INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
 REQUEUE = 75  # exit status after the other signals: EX_TEMPFAIL of sysexits.h, start the same command again
 
@@ -21,6 +23,13 @@ class Stopped(Exception):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def reason(status: int) -> str:
+    """Why a training stops, in words. horovodrun sends SIGTERM to its ranks when it gets Ctrl-C itself."""
+    if status == INTERRUPTED:
+        return "interrupted"
+    return "stopped by Ctrl-C at horovodrun, SIGTERM or SIGUSR1" if by_horovodrun() else "stopped by SIGTERM or SIGUSR1"
 
 
 class StopRequest:
@@ -60,7 +69,7 @@ class Signals:
         if interrupt and (again or not self._deferred):
             raise KeyboardInterrupt
         if not self._deferred:
-            raise Stopped(f"stopped by {signal.Signals(number).name} outside of the steps: nothing is lost", REQUEUE)
+            raise Stopped(f"{reason(REQUEUE)} outside of the steps: nothing is lost", REQUEUE)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

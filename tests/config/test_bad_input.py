@@ -102,7 +102,14 @@ def test_evaluation_without_labels(program, flat, run, tmp_path):
 
 
 def test_knn_monitor_without_labels(flat, tmp_path):
-    pretrain("0 classes", "expected labels", data_dir=flat, workdir=tmp_path / "run", knn_every=1)
+    words = "0 classes", "expected labels of two or more for the kNN monitor; give --knn_every=0, or a set with labels"
+    pretrain(*words, data_dir=flat, workdir=tmp_path / "run", knn_every=1)
+
+
+@pytest.mark.parametrize("method", ["supcon_in", "supervised"])
+def test_method_of_labels_without_labels(method, flat, tmp_path):
+    words = f"expected labels of two or more for --method={method}, which learns from labels; give --method=moco, or"
+    pretrain("0 classes", words, data_dir=flat, workdir=tmp_path / "run", method=method)
 
 
 @pytest.mark.parametrize("program", ["knn", "lincls"])

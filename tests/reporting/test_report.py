@@ -90,7 +90,10 @@ def test_without_labels_and_test_images(tmp_path):
     page = Page(tmp_path / "page.html")
     assert "no labels" in page.text("classes")
     assert "neither val/ nor test/" in page.text("neighbours") and "of 30 training images" in page.text("neighbours")
-    assert "of 9 test images" in page.text("map") and len(page.data()["map"]["x"]) == 9
+    assert "of 9 left-out training images" in page.text("map") and len(page.data()["map"]["x"]) == 9
+    assert "left-out training image" in page.text("neighbours") and page.data()["map"]["kind"][:8] == "left-out"
+    shown = re.sub("No test images|some training images stand for test images", "", page.source.partition("<script")[0])
+    assert "test image" not in shown
     assert "--knn_every=0" in page.text("curves")
     assert not (tmp_path / "run" / "report.html").exists()
 

@@ -84,6 +84,14 @@ def recipe(tmp_path_factory):
     return {"dataset": "folder", "data_dir": photos, **small, "precision": "float32", "jit_compile": "false"}
 
 
+def test_horovodruns_ctrl_c_is_named(monkeypatch):
+    """Its ranks get SIGTERM then."""
+    monkeypatch.delenv("HOROVOD_RANK", raising=False)
+    assert stop.reason(75) == "stopped by SIGTERM or SIGUSR1" and stop.reason(130) == "interrupted"
+    monkeypatch.setenv("HOROVOD_RANK", "1")
+    assert stop.reason(75) == "stopped by Ctrl-C at horovodrun, SIGTERM or SIGUSR1"
+
+
 def stopped_at(step, monkeypatch):
     """A signal arrives while a step is prepared."""
     steps = loop.steps
