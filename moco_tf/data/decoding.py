@@ -11,7 +11,7 @@ import functools
 import io
 import warnings
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import tensorflow as tf
@@ -45,25 +45,24 @@ def decode_rgb(data: tf.Tensor, white: tf.Tensor = 0) -> tf.Tensor:
     """
 
     def deep_png() -> tf.Tensor:  # of which Pillow would give 8 bits
-        return in_python(_to_8_bits, [_decode_png(data, tf.uint16), white], tf.uint8)
+        return _in_python(_to_8_bits, _decode_png(data, tf.uint16), white)
 
     image = tf.case(
         [(is_exact(data), lambda: _decode(data)), (_png_bits(data) > 8, deep_png)],
-        default=lambda: in_python(_read, [data, white], tf.uint8),
+        default=lambda: _in_python(_read, data, white),
     )
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def in_python(function: Callable, arguments: list[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+def in_python(function: Callable, arguments: list[tf.Tensor], dtype: tf.DType | list[tf.DType]) -> Any:
     """Calls Python from the graph of the input pipeline, which is never exported. No other graph may do so."""
     return tf.numpy_function(function, arguments, dtype, stateful=False)  # noqa: TID251
 
 
 def decode_exact(data: tf.Tensor) -> tf.Tensor:
     """The same of what TensorFlow reads exactly, by graph operations alone; fails on other images."""
-    check = tf.debugging.Assert(is_exact(data), [f"Unknown image file format, expected {EXACT}; convert it"])
-    with tf.control_dependencies([check] if check is not None else []):  # eager assertions return None
-        return tf.ensure_shape(_decode(data), [None, None, 3])
+    exact = _checked(data, is_exact(data), f"Unknown image file format, expected {EXACT}; convert it")
+    return tf.ensure_shape(_decode(exact), [None, None, 3])
 
 
 def is_exact(data: tf.Tensor) -> tf.Tensor:
@@ -131,10 +130,27 @@ def _decode_png(data: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.io.decode_png(_within_limit(data, pixels), 3, dtype)
 
 
+def _in_python(function: Callable[..., np.ndarray], *arguments: tf.Tensor) -> tf.Tensor:
+    """uint8 HxWx3 of a function that raises ValueError; raised in the graph TensorFlow would print its traceback."""
+
+    def tried(*values: Any) -> tuple[np.ndarray, str]:
+        try:
+            return function(*values), ""
+        except ValueError as error:
+            return np.zeros((0, 0, 3), np.uint8), str(error)
+
+    image, reason = in_python(tried, list(arguments), [tf.uint8, tf.string])
+    return _checked(image, tf.equal(reason, ""), reason)
+
+
 def _within_limit(data: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
-    check = tf.debugging.Assert(pixels <= MAX_PIXELS, [_TOO_MANY])
+    return _checked(data, pixels <= MAX_PIXELS, _TOO_MANY)
+
+
+def _checked(value: tf.Tensor, fits: tf.Tensor, reason: tf.Tensor | str) -> tf.Tensor:
+    check = tf.debugging.Assert(fits, [reason])
     with tf.control_dependencies([check] if check is not None else []):  # eager assertions return None
-        return tf.identity(data)
+        return tf.identity(value)
 
 
 def _png_bits(data: tf.Tensor) -> tf.Tensor:

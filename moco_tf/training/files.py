@@ -68,7 +68,7 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, tf.errors.OpError):
         *_, text = error.message.split("\n\t [[")[0].strip().splitlines() or [""]
-        text = re.sub("^(ValueError: |[^;:]*/[^;:]*; )", "", text.split("}} ")[-1].split(" [Op:")[0])
+        text = re.sub("^[^;:]*/[^;:]*; ", "", text.split("}} ")[-1].split(" [Op:")[0])
         text = re.sub(r"^assertion failed: \[(.*)\]", r"\1", text)
     text = " ".join(text.split())[:_LONGEST]
     if isinstance(error, KeyError) or not text:
