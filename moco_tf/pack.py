@@ -5,8 +5,9 @@
     python -m moco_tf.pack --verify --output=packs/birds
 
 Images whose short side is larger than --short_side are made smaller, antialiased, and encoded again; what TensorFlow
-does not read exactly, such as a BMP or 16 bits, becomes a PNG; all others are kept byte for byte. A pack that was interrupted is continued when the same command is run again, and the same images and
-settings give the same files, whatever the number of workers.
+does not read exactly, such as a BMP or 16 bits, becomes a PNG; all others are kept byte for byte. A pack that was
+interrupted is continued when the same command is run again, and the same images and settings give the same files,
+whatever the number of workers.
 """
 
 from moco_tf.config.options import Pack
