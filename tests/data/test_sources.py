@@ -1,6 +1,7 @@
 """Data sets: Fashion-MNIST files, folders, TensorFlow Datasets, and what is said when they are not as expected."""
 
 import gzip
+import io
 import os
 import struct
 
@@ -363,6 +364,20 @@ def test_large_tfds_set_is_read_by_index_and_broken_records_are_unreadable(tmp_p
     assert f"record at byte {offset}" in listed.read_text()
     path.write_bytes(data[:-3])
     assert "by its last record" in error_of("large", "train", str(tmp_path))
+
+
+def test_tfds_images_in_memory_are_decoded_as_those_read_record_by_record(tmp_path, monkeypatch):
+    """By the method that Pillow has for JPEG, which is not the one of TFDS."""
+    feature = lambda f: {"image": f.Image(shape=(16, 16, 3), encoding_format="jpeg"), "label": f.ClassLabel(names="ab")}  # noqa: E731
+    prepare(tmp_path, "photos", feature, train=examples(3, (16, 16, 3)))
+    whole = find.load("photos", "train", str(tmp_path))
+    monkeypatch.setattr(tfds_source, "MAX_ARRAY_BYTES", 100)
+    single = find.load("photos", "train", str(tmp_path))
+    for index in range(3):
+        data = single.read(*map(tf.convert_to_tensor, single.entries(index)))[0].numpy()
+        wanted = np.asarray(Image.open(io.BytesIO(data)))
+        np.testing.assert_array_equal(whole.image(index), wanted)
+        np.testing.assert_array_equal(single.image(index), wanted)
 
 
 def test_tfds_test_split_with_secret_labels_gives_way(tmp_path):

@@ -18,10 +18,11 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from moco_tf.config import find
-from moco_tf.data.decoding import in_python
+from moco_tf.data.decoding import decode_rgb, in_python
 from moco_tf.data.order import span_reader
 from moco_tf.data.sources import ArraySource, RecordSource, Source
 from moco_tf.errors import UserError
+from moco_tf.training.files import one_line
 from moco_tf.training.launcher import note
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def load(name: str, split: str, data_dir: str | None = None) -> Source:
     if None in image.shape or builder.info.splits[split_name].num_examples * np.prod(image.shape) > MAX_ARRAY_BYTES:
         source: Source = _records(name, builder, split_name, class_names)
     else:
-        source = _array(builder, split_name, class_names)
+        source = _array(name, builder, split_name, class_names)
     if class_names or "label" not in builder.info.features:
         return source
     if np.dtype(builder.info.features["label"].np_dtype).kind not in "iuO":
@@ -177,12 +178,13 @@ def _split_name(name: str, builder: "tfds.core.DatasetBuilder", split: str) -> s
 
 
 def _dataset(builder: "tfds.core.DatasetBuilder", split: str, keys: list[str]) -> tf.data.Dataset:
-    """The split in the order of its files, with the given features only."""
+    """The split in the order of its files, with the given features only; images stay encoded."""
     import tensorflow_datasets as tfds
 
+    encoded = {"image": tfds.decode.SkipDecoding()} if "image" in keys else None
     return builder.as_dataset(
         split=split,
-        decoders=tfds.decode.PartialDecoding(dict.fromkeys(keys, True)),
+        decoders=tfds.decode.PartialDecoding(dict.fromkeys(keys, True), encoded),
         read_config=tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1),
         shuffle_files=False,
     )
@@ -212,19 +214,23 @@ def _classes_of_values(
     return labels, tuple(x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in classes)
 
 
-def _array(builder: "tfds.core.DatasetBuilder", split: str, class_names: tuple[str, ...]) -> ArraySource:
+def _array(name: str, builder: "tfds.core.DatasetBuilder", split: str, class_names: tuple[str, ...]) -> ArraySource:
     height, width, channels = builder.info.features["image"].shape
     count = builder.info.splits[split].num_examples
     images = np.empty((count, height, width, min(channels, 3)), np.uint8)
     labels = np.full(count, -1, np.int32)
-    keys = ["image", "label"] if class_names else ["image"]
+    dataset = _dataset(builder, split, ["image", "label"] if class_names else ["image"])
     done = 0
     with tf.device("/CPU:0"):
-        for batch in _dataset(builder, split, keys).batch(1024).take(-(-count // 1024)).as_numpy_iterator():
-            part = slice(done, done + len(batch["image"]))
-            images[part] = batch["image"][..., :3]  # a fourth channel is alpha
-            labels[part] = batch.get("label", -1)
-            done = part.stop
+        dataset = dataset.map(lambda example: {**example, "image": decode_rgb(example["image"])}, tf.data.AUTOTUNE)
+        try:
+            for batch in dataset.batch(1024).take(-(-count // 1024)).as_numpy_iterator():
+                part = slice(done, done + len(batch["image"]))
+                images[part] = batch["image"][..., : images.shape[-1]]
+                labels[part] = batch.get("label", -1)
+                done = part.stop
+        except tf.errors.OpError as error:
+            raise UserError(f"--dataset={name}: an image of {split} cannot be read ({one_line(error)})") from None
     return ArraySource(builder.name, images, labels, class_names)
 
 
