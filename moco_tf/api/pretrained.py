@@ -154,11 +154,7 @@ class Pretrained(Loaded):
         return subject.of_encoder(loaded, o.data, feature)
 
     def _copy(self, dtype: str | None = None) -> Loaded:
-        """The same with an encoder of its own, of a Keras dtype policy."""
-        again = Encoder(**self.encoder.config, dtype=dtype or self.encoder.dtype_policy)
-        for mine, its in zip(self.encoder.named_variables().values(), again.named_variables().values()):
-            its.assign(mine.value)
-        return dataclasses.replace(self, encoder=again)
+        return dataclasses.replace(self, encoder=self.encoder.copied(dtype))
 
 
 def load(

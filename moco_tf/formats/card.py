@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 import numpy as np
@@ -19,7 +18,8 @@ from moco_tf.training import checkpoint
 
 _MARK = "<!-- written by moco_tf.export -->"  # the first line of a card
 _TITLES = {"kNN": "kNN", "lincls": "linear"}
-_PLACES = ("--workdir=", "--data_dir=")  # of no use on another machine
+_TRAINED = {"method": "method", "dataset": "data set", "batch_size": "batch", "ranks": "ranks"}
+_PLACES = ("--workdir=", "--data_dir=", "--init=")  # of no use on another machine
 _SETTINGS = ("k", "temperature", "weighting", "feature", "epochs")
 
 
@@ -44,9 +44,14 @@ def text(subject: Loaded, name: str, use: str) -> str:
         name: of the folder or file that is exported.
         use: Markdown on how to use it.
     """
-    size = subject.image_size
-    rows = {"source": f"{_origin(subject)} ({subject.source}{f', step {subject.step}' if subject.step else ''})"}
-    rows |= _training(subject) | _architecture(subject.encoder)
+    size, path = subject.image_size, pathlib.Path(os.path.realpath(subject.path))
+    ours = (path / checkpoint.DESCRIPTION).is_file()
+    about, run = checkpoint.describe(path) if ours else {}, RunFolder.around(path)
+    # The run folder's name and the checkpoint's, or the file's: their place is of no use on another machine.
+    rows = {"source": "/".join(path.parts[-3:]) if ours else path.name}
+    rows["source"] += f" ({subject.source}{f', step {subject.step}' if subject.step else ''})"
+    rows |= {title: about[name] for name, title in _TRAINED.items() if name in about}
+    rows |= _architecture(subject.encoder)
     rows["input"] = (
         f"RGB, {size} x {size}; larger and smaller images are resized until the short side is "
         f"{subject.resize} (antialiased), then the centre is cut out"
@@ -57,7 +62,7 @@ def text(subject: Loaded, name: str, use: str) -> str:
     )
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     parts = [f"{_MARK}\n# {name}: an image encoder\n\n| | |\n|---|---|\n{table}", f"## Use\n\n{use}"]
-    return "\n".join([*parts, *_accuracy(subject), *_recipe(subject)])
+    return "\n".join([*parts, *(_of_run(run, path.name) if ours else ())])
 
 
 def _version() -> str:
@@ -70,9 +75,8 @@ def _version() -> str:
 def _architecture(encoder: Encoder) -> dict[str, str]:
     config, pooled = encoder.config, encoder.backbone.features
     words = {name: f"{name.replace('_', ' ')} {value}" for name, value in backbone_options(encoder).items()}
-    words |= {"arch": config["arch"], "bn_splits": ""} | (
-        {"stem": f"{config['stem']} stem"} if "stem" in config else {}
-    )
+    words |= {"arch": config["arch"], "bn_splits": ""}
+    words |= {"stem": f"{config['stem']} stem"} if "stem" in config else {}
     rows = {"architecture": ", ".join(filter(None, words.values()))}
     rows["parameters"] = f"{sum(int(np.prod(v.shape)) for v in encoder.parameters()):,}, float32"
     rows["pooled features"] = f"D = {pooled}"
@@ -84,68 +88,31 @@ def _architecture(encoder: Encoder) -> dict[str, str]:
     return rows
 
 
-def _origin(subject: Loaded) -> str:
-    """The run folder's name and the checkpoint's, or the file's name: their place is of no use on another machine."""
-    path = pathlib.Path(os.path.realpath(subject.path))
-    return "/".join(path.parts[-3:]) if _checkpoint(subject) else path.name
+def _of_run(run: RunFolder, name: str) -> Iterator[str]:
+    """The evaluations in the run folder that were made of this very checkpoint, and the run's flags."""
+    if rows := "".join(_row(folder, name) for folder in run.all_results()):
+        yield f"## Accuracy\n\n| evaluation | data set | top-1 | top-5 | settings |\n|---|---|---|---|---|\n{rows}"
+    if flags := "".join(f"    {line}\n" for line in run.flag_lines() if not line.startswith(_PLACES)):
+        yield f"## Recipe\n\nFlags of `python -m moco_tf.pretrain`:\n\n{flags}"
 
 
-def _checkpoint(subject: Loaded) -> pathlib.Path | None:
-    path = pathlib.Path(subject.path)
-    return path if (path / checkpoint.DESCRIPTION).is_file() else None
-
-
-def _training(subject: Loaded) -> dict[str, str]:
-    """What the checkpoint knows of how it was trained."""
-    path = _checkpoint(subject)
-    about = checkpoint.describe(path) if path else {}
-    names = {"method": "method", "dataset": "data set", "batch_size": "batch", "ranks": "ranks"}
-    return {title: about[name] for name, title in names.items() if name in about}
-
-
-def _accuracy(subject: Loaded) -> Iterator[str]:
-    """The evaluations in the run folder that were made of this very checkpoint."""
-    path = _checkpoint(subject)
-    rows = [_row(folder, path) for folder in RunFolder.around(path).all_results()] if path else []
-    rows = [row for row in rows if row]
-    if rows:
-        yield "## Accuracy\n\n| evaluation | data set | top-1 | top-5 | settings |\n|---|---|---|---|---|\n" + "".join(
-            rows
-        )
-
-
-def _row(folder: RunFolder, subject: pathlib.Path) -> str:
+def _row(folder: RunFolder, checkpoint_name: str) -> str:
     """A result as a row; empty when it is another checkpoint's. Run folders may have been moved since."""
     result = folder.read_result()
     try:
-        if os.path.basename(result["subject"].rstrip("/")) != subject.name:
+        if os.path.basename(result["subject"].rstrip("/")) != checkpoint_name:
             return ""
         title = _TITLES.get(result["evaluation"], result["evaluation"])
         title += "" if folder.path.name == result["evaluation"].lower() else f" ({folder.path.name})"
         top5 = f"{100 * result['top5']:.2f}" if "top5" in result else "-"
-        settings = ", ".join(f"{name} {value}" for name, value in (*_told(result), *_flagged(folder)))
+        told = {name: result[name] for name in _SETTINGS if name in result}
+        # How the images were cut, if a flag said it: nobody can repeat the evaluation without that.
+        flags = define.texts_of(folder.flags)
+        told |= {name: flags[name] for name in ("image_size", "test_resize") if flags.get(name, "0") != "0"}
+        settings = ", ".join(f"{name} {value}" for name, value in told.items())
         return f"| {title} | {result['dataset']} | {100 * result['top1']:.2f} | {top5} | {settings} |\n"
     except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return ""
-
-
-def _told(result: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, result[name]) for name in _SETTINGS if name in result]
-
-
-def _flagged(folder: RunFolder) -> list[tuple[str, str]]:
-    """How the images were cut, if a flag said it: nobody can repeat the evaluation without that."""
-    found = define.texts_of(folder.flags)
-    return [(name, found[name]) for name in ("image_size", "test_resize") if found.get(name, "0") != "0"]
-
-
-def _recipe(subject: Loaded) -> Iterator[str]:
-    """The run's flags."""
-    path = _checkpoint(subject)
-    lines = RunFolder.around(path).flag_lines() if path else []
-    kept = [f"    {line}\n" for line in lines if not line.startswith(_PLACES)]
-    if kept:
-        yield "## Recipe\n\nFlags of `python -m moco_tf.pretrain`:\n\n" + "".join(kept)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

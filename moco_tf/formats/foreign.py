@@ -232,7 +232,7 @@ def _notes(flat: Mapping[str, Any], roots: list[str], query: str, key: str | Non
     left = [n for n, v in flat.items() if isinstance(v, np.ndarray) and v.ndim and n not in used]
     left = [n for n in left if not n.endswith((*_COUNTED, "queue", "queue_ptr")) and not n.startswith((*others,))]
     if left := [named[root] for root in others] + [n.rpartition(".")[0] or n for n in left]:
-        yield f"left out: {listed(set(left))}; of a network a ResNet and a known head are taken"
+        yield f"left out: {listed(set(left))}; read are a ResNet, a linear or MLP head and a key encoder"
 
 
 def _queue(value: Any) -> np.ndarray | None:

@@ -101,7 +101,7 @@ class Exported(tf.Module):
         test_resize: int = 0,
     ) -> None:
         super().__init__(name="encoder")
-        network = _copy_in_float32(encoder)  # tracked are its variables, not the Keras objects around them
+        network = encoder.copied("float32")  # tracked are its variables, not the Keras objects around them
         self._define_variables(network)
         self._define_functions(network, (image_size, test_resize), tf.constant(mean), tf.constant(std))
 
@@ -205,13 +205,6 @@ def resize_as_in_tests(images: tf.Tensor, size: int, test_resize: int = 0) -> tf
 
     as_it_is = tf.logical_and(tf.equal(height, size), tf.equal(width, size)) & (test_resize in (0, size))
     return tf.ensure_shape(tf.cond(as_it_is, lambda: pixels, resized), [None, size, size, 3])
-
-
-def _copy_in_float32(encoder: Encoder) -> Encoder:
-    copy, values = Encoder(**encoder.config, dtype="float32"), encoder.named_variables()
-    for name, variable in copy.named_variables().items():
-        variable.assign(values[name].value)
-    return copy
 
 
 def _of_pixels(function: Callable[[tf.Tensor], tf.Tensor]) -> tf.types.experimental.PolymorphicFunction:

@@ -150,6 +150,13 @@ class Encoder(keras.Model):
                 raise ValueError(f"bn_splits is {norm.splits}; expected 1 with SyncBN")
             norm.over_ranks = collectives
 
+    def copied(self, dtype: Any = None) -> "Encoder":
+        """An encoder of its own with the same values, of another dtype policy where one is given."""
+        again = Encoder(**self.config, dtype=dtype or self.dtype_policy)
+        for mine, its in zip(self.named_variables().values(), again.named_variables().values(), strict=True):
+            its.assign(mine.value)
+        return again
+
     def _set(self, attribute: str, value: bool) -> None:
         for layer in naming.having(attribute, [part for _, part in self._parts()]):
             setattr(layer, attribute, value)
