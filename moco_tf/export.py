@@ -13,7 +13,7 @@ import tensorflow as tf
 from moco_tf.config.options import Export
 from moco_tf.errors import UserError
 from moco_tf.formats import export
-from moco_tf.formats.load import SOURCES, load
+from moco_tf.formats.load import SOURCES, announced
 from moco_tf.run import program
 from moco_tf.training import device, launcher
 
@@ -28,7 +28,7 @@ def main(options: Export) -> None:
     export.check(name, output)  # before an encoder is loaded
     device.configure(0, 1)
     with tf.device("/CPU:0"):
-        subject = export.prepared(load(path), data.image_size, data.test_resize, data.normalise)
+        subject = export.prepared(announced(path), data.image_size, data.test_resize, data.normalise)
     print(f"done: {export.export(subject, name, output, data.dataset, data.data_dir)}", flush=True)
 
 

@@ -22,7 +22,7 @@ from moco_tf.evaluation import features, subject
 from moco_tf.evaluation.subject import Subject
 from moco_tf.formats import export as exports
 from moco_tf.formats.base import Loaded, used_with
-from moco_tf.formats.load import load as load_encoder
+from moco_tf.formats.load import announced
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run import knn_evaluation, probing
 from moco_tf.run.folder import RunFolder
@@ -180,7 +180,7 @@ def load(
     if image_size < 0:
         raise UserError(f"image_size is {image_size}, expected pixels, or 0 for what the path says")
     device.configure(0, collectives.connect().local_size)
-    loaded = used_with(load_encoder(os.fspath(path), device.dtype_policy(precision)), image_size, normalise=normalise)
+    loaded = used_with(announced(os.fspath(path), device.dtype_policy(precision)), image_size, normalise=normalise)
     known = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
     given = {"image_size": image_size or None, "normalise": None if normalise == "auto" else normalise}
     return Pretrained(**known, _flags=given)

@@ -15,8 +15,7 @@ from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.formats.base import Loaded, used_with
-from moco_tf.formats.load import SOURCES
-from moco_tf.formats.load import load as load_encoder
+from moco_tf.formats.load import SOURCES, announced
 from moco_tf.networks.cost import cost
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run.folder import RunFolder
@@ -96,7 +95,7 @@ def load(encoder: EncoderToEvaluate, data: DataOptions, precision: str, feature:
         return Subject("raw pixels", features.raw_pixels, None, data.image_size, data.test_resize or 0, mean, std)
     if not encoder.load:
         raise UserError(f"--load is missing; give {SOURCES}")
-    found = of_encoder(load_encoder(encoder.load, device.dtype_policy(precision), untrained), data, feature)
+    found = of_encoder(announced(encoder.load, device.dtype_policy(precision), untrained), data, feature)
     if pixels:
         return dataclasses.replace(found, name="raw pixels", embed=features.raw_pixels, encoder=None, step=None)
     if untrained and found.encoder:

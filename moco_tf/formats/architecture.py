@@ -67,7 +67,7 @@ def _other(state: Mapping[str, np.ndarray], conv1: tuple[int, ...], arch: str | 
     if len(conv1) != 4 or conv1[2] != conv1[3] or conv1[2] not in _STEMS:
         return f"no known stem: conv1.weight is {conv1}"
     if conv1[1] != 3:
-        return f"a network for images of {conv1[1]} channels: conv1.weight is {conv1}"
+        return f"a network for images of {conv1[1]} channel{'s' * (conv1[1] > 1)}: conv1.weight is {conv1}"
     if arch is None:
         return "a ResNet of another depth"
     if len(grouped) == 4 and grouped[1] < narrow[0]:

@@ -1,7 +1,6 @@
 """`--load`: an encoder, and what stands beside it, from whatever holds one."""
 
 import pathlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,10 +39,15 @@ def load(path: str, dtype: str = "float32", untrained: bool = False) -> Loaded:
         UserError: nothing there, no encoder in it, or it is damaged.
     """
     place = find(path)
-    state = read_state(place)
-    if state.notes and launcher.is_first_rank():
-        print("\n".join(f"{place}: {note}" for note in state.notes), file=sys.stderr, flush=True)
-    return build(place, state, dtype, untrained)
+    return build(place, read_state(place), dtype, untrained)
+
+
+def announced(path: str, dtype: str = "float32", untrained: bool = False) -> Loaded:
+    """The same; the first rank prints what was chosen in the file, and what left out."""
+    loaded = load(path, dtype, untrained)
+    if loaded.notes and launcher.is_first_rank():
+        print("\n".join(f"{path}: {note}" for note in loaded.notes), flush=True)
+    return loaded
 
 
 def find(path: str, flag: str = "load") -> pathlib.Path:

@@ -10,7 +10,7 @@ from support.foreign_networks import DEPTHS, network
 from moco_tf.errors import UserError
 from moco_tf.formats import foreign
 from moco_tf.formats import pth as torch_file
-from moco_tf.formats.load import load
+from moco_tf.formats.load import announced, load
 from moco_tf.formats.torchvision import get_weights
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "torch_files" / "resnet10.safetensors"
@@ -94,10 +94,10 @@ HEADS = {
 def test_an_unknown_head_is_left_out_by_name(words, tmp_path, capsys):
     """The backbone loads; the pooled features are its output."""
     torch_file.write_tensors(tmp_path / "x.pth", prefixed("encoder.", QUERY) | HEADS[words])
-    loaded = load(str(tmp_path / "x.pth"))
+    loaded = announced(str(tmp_path / "x.pth"))
     same(get_weights(loaded.encoder), QUERY)
     assert loaded.encoder.config["head"] == "none"
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert said.startswith(f"{tmp_path}/x.pth: left out: ") and all(name in said for name in words.split(", "))
 
 
@@ -129,7 +129,7 @@ def kernels(scale, groups=1):
     [
         (lambda: kernels(2), "a wide ResNet (wide_resnet50_2)"),
         (lambda: kernels(2, groups=32), "a ResNeXt (resnext50_32x4d: convolutions in groups)"),
-        (lambda: {**QUERY, "conv1.weight": np.zeros((4, 1, 7, 7), "f4")}, "images of 1 channels"),
+        (lambda: {**QUERY, "conv1.weight": np.zeros((4, 1, 7, 7), "f4")}, "images of 1 channel:"),
         (lambda: {**QUERY, "conv1.weight": np.zeros((4, 4, 7, 7), "f4")}, "images of 4 channels"),
         (lambda: {**QUERY, "layer1.0.se.fc.weight": np.zeros((4, 4), "f4")}, "other layers, layer1.0.se.fc.weight"),
         (lambda: {**QUERY, "conv2.weight": np.zeros((4, 4, 3, 3), "f4")}, "other layers, conv2.weight"),
