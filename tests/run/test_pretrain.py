@@ -296,13 +296,16 @@ def introduction(**values):
     o, ranks = tiny(**values), SingleProcess()
     train = ArraySource("toy", np.broadcast_to(np.uint8(0), (62_500, 24, 24, 3)))
     method = prepare.method(o, ranks, (base.as_given, base.as_given), train)
-    run = SimpleNamespace(options=o, collectives=ranks, train=train, size=24, method=method)
+    batches, scales = SimpleNamespace(steps_per_epoch=3906), ((0.5,) * 3, (0.25,) * 3)
+    run = SimpleNamespace(
+        options=o, collectives=ranks, train=train, size=24, method=method, mean_and_std=scales, batches=batches
+    )
     return "\n".join(pretraining.introduction(run, 2, 6))
 
 
 def test_introduction_of_moco():
     said = introduction()
-    assert said.startswith("moco: 62,500 images of toy, 24 px, views cifar\n")
+    assert said.startswith("device: ") and "\nmoco: 62,500 images of toy, 24 px, views cifar\n" in said
     assert "batch 16 = 1 ranks x 16; steps 2 to 6 (2 epochs of 3906 steps)" in said
     convolutions = 3 * 3 * (3 * 8 + 2 * 8 * 8), 3584, 4 * 3584, 16 * 3584  # 3584 = 9 * 8 * 16 + 9 * 16 * 16 + 8 * 16
     head, norms = 64 * 64 + 64 * 32, 3 * (8 + 16 + 32 + 64)
