@@ -25,6 +25,7 @@ from moco_tf.training import launcher
 # What needs less memory, of the flags that a program has.
 _SMALLER = ("batch_size", "accumulate", "recompute", "precision", "image_size", "queue_size")
 _MOMENT = 5  # seconds in which a launcher that saw a rank end has ended the others
+_PATIENCE = 30  # seconds that rank 0 may need more than another rank until it meets the same error
 _INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 # What TensorFlow says on every machine when it is loaded, and on those without an NVIDIA driver.
@@ -150,15 +151,21 @@ def out_of_memory(error: Exception, options: Any) -> str:
 def _stop(name: str, error: Exception | str, status: int) -> NoReturn:
     _close_logs()
     if not isinstance(error, RankError) and not launcher.is_first_rank():
-        if not isinstance(error, UserError):
-            _exit(status)
-        # Rank 0 says what all ranks meet, and the launcher ends the others. Who is left after a moment met it alone.
-        _wait_for_the_end()
-        if isinstance(error, FirstRankError):
+        if not isinstance(error, UserError) or not _met_alone(error):
             _exit(status)
         error = f"{_this_rank()}: {error}"
     _say(name, error)
     _exit(status)
+
+
+def _met_alone(error: UserError) -> bool:
+    """Whether rank 0, which says what all ranks meet, does not end though it had the time to."""
+    from moco_tf.training import collectives
+
+    if isinstance(error, FirstRankError) or collectives.first_rank_ends(_PATIENCE):
+        _wait_for_the_end()
+        return False
+    return True
 
 
 def _unforeseen(name: str, error: Exception) -> None:
@@ -169,7 +176,8 @@ def _unforeseen(name: str, error: Exception) -> None:
         raise error
     _close_logs()
     if not collectives.is_rank_failure(error):
-        _say(name, f"{_this_rank()} failed:\n{''.join(traceback.format_exception(error))}", one_line=False)
+        what = "".join(traceback.format_exception_only(error)).strip()
+        _say(name, f"{_this_rank()} failed: {what}\n{''.join(traceback.format_exception(error))}", one_line=False)
         _exit(1)
     if launcher.is_first_rank():
         _say(
@@ -205,7 +213,8 @@ def _wait_for_the_end() -> None:
 
 def _say(name: str, message: Exception | str, one_line: bool = True) -> None:
     message = " ".join(str(message).split()) if one_line else message
-    print(f"{name}: {message}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"{name}: {message}\n")  # in one piece: a launcher passes pieces on as lines of their own
+    sys.stderr.flush()
 
 
 def _exit(status: int) -> NoReturn:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import TypeVar
@@ -151,6 +152,22 @@ def horovod() -> ModuleType:
     # In an elastic job ranks get new numbers while they run, which os.environ does not show.
     os.environ["HOROVOD_RANK"], os.environ["HOROVOD_SIZE"] = str(hvd.rank()), str(hvd.size())
     return hvd
+
+
+def first_rank_ends(seconds: float) -> bool:
+    """Whether rank 0, on another rank, ends within so many seconds: an exchange without it then fails."""
+    failed: list[bool] = []
+
+    def exchange() -> None:
+        try:
+            horovod().allreduce(tf.zeros([1]), name="end")
+        except Exception as error:
+            failed.append(is_rank_failure(error))
+
+    waiting = threading.Thread(target=exchange, daemon=True)
+    waiting.start()
+    waiting.join(seconds)
+    return failed == [True]
 
 
 def is_rank_failure(error: Exception) -> bool:

@@ -17,7 +17,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
 REQUEUE = 75  # exit status after the other signals: EX_TEMPFAIL of sysexits.h, start the same command again
 
 
-class Stopped(Exception):
+class Stopped(BaseException):  # as KeyboardInterrupt: AutoGraph and others would wrap an Exception
     """The run stops on request and has lost nothing; `status` is the program's exit status."""
 
     def __init__(self, message: str, status: int) -> None:

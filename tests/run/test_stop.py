@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from support.checkpoints import state_at
 from support.programs import TINY, call, learnt, make_photos, metrics
 
@@ -127,3 +128,9 @@ def test_a_signal_in_the_last_step_changes_nothing(recipe, tmp_path, monkeypatch
     stopped_at(1, monkeypatch)
     call("pretrain", "debug/pretrain.cfg", workdir=tmp_path / "run", **{**recipe, "steps": 1})
     assert "done: 1 steps" in capsys.readouterr().out
+
+
+def test_signal_while_a_graph_is_traced():
+    """AutoGraph makes errors of its own of the exceptions that it meets, but for those that end a process."""
+    with pytest.raises(stop.Stopped), stop.signals():
+        tf.function(lambda: os.kill(os.getpid(), signal.SIGTERM))()
