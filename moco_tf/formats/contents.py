@@ -40,7 +40,7 @@ def contents(path: str) -> dict[str, Any]:
         "key_encoder": state.key_encoder is not None,
         "queue": None if state.queue is None else _rows(state.queue.shape, state.queue_pointer),
         "bank": _rows(bank[""].shape) if bank else None,
-        "optimizer": state.optimizer,
+        "optimizer": bool(checkpoint.read_group(place, "optimizer")) if ours else state.optimizer,
         "step": loaded.step,
         "epoch": _epoch(run, about["step"]) if ours else state.epoch,
         "image_size": loaded.image_size if ours else None,

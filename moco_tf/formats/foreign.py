@@ -22,6 +22,7 @@ from moco_tf.formats.architecture import check_against, listed, printable, witho
 from moco_tf.formats.torch_pickle import STORAGE_TYPES
 
 MAX_BYTES = 16 * 2**30  # ResNet-50 four times as wide, with its key encoder and optimizer, has 5 GB
+MAX_ENCODERS = 100  # each costs a look at all names
 MAX_HEADER_BYTES = 100 * 2**20  # of a .safetensors
 _MARK = "layer1.0.conv1.weight"  # what an encoder is found by
 _PART = re.compile(r"((conv|bn|layer)\d+|fc)\.")
@@ -38,22 +39,22 @@ class Foreign:
 
     Attributes:
         encoder: {torchvision name: float32 array} of the query encoder, or of the whole network.
+        source: what it is, in words, such as "moco .pth.tar" or "torchvision .pth".
         key_encoder: the same for the key encoder, None if there is none.
         queue: KxC float32, None if there is none.
         queue_pointer: the row that is replaced next, None if it is not known.
         epoch, arch: as the file says.
-        source: what it is, in words, such as "moco .pth.tar" or "torchvision .pth".
         optimizer: whether an optimizer's state is there, too.
         notes: lines about what was chosen and what left out.
     """
 
     encoder: dict[str, np.ndarray]
-    key_encoder: dict[str, np.ndarray] | None
-    queue: np.ndarray | None
-    queue_pointer: int | None
-    epoch: int | None
-    arch: str | None
     source: str
+    key_encoder: dict[str, np.ndarray] | None = None
+    queue: np.ndarray | None = None
+    queue_pointer: int | None = None
+    epoch: int | None = None
+    arch: str | None = None
     optimizer: bool = False
     notes: tuple[str, ...] = ()
 
@@ -139,8 +140,6 @@ def _from_tensorpack(arrays: dict[str, np.ndarray]) -> Foreign:
         key_encoder=None if key is None else tensorpack.to_torchvision(arrays, key),
         queue=_queue(arrays.get("queue")),
         queue_pointer=_pointer(arrays.get("queue_ptr")),
-        epoch=None,
-        arch=None,
         source="moco.tensorflow .npz",
         optimizer=any(tensorpack.is_slot(name) for name in arrays),
     )
@@ -152,7 +151,9 @@ def _from_torch(data: Any, suffix: str = ".pth") -> Foreign:
     if not isinstance(data, dict):
         raise UserError(f"the file holds a {printable(data)}; {expected}")
     flat = _torchvision_names(dict(_flat(data, "", set())))
-    roots = [name.removesuffix(_MARK) for name in flat if re.search(rf"(^|\.){re.escape(_MARK)}$", name)]
+    roots = [name.removesuffix(_MARK) for name in flat if f".{name}".endswith(f".{_MARK}")]
+    if len(roots) > MAX_ENCODERS:
+        raise UserError(f"the file holds {len(roots)} networks, expected a few; give one with fewer")
     if not roots:
         raise UserError(f"no encoder (conv1.weight, {_MARK}) among {listed(flat)}; {expected}")
     query = next((root for root in roots if not _FOLLOWS.search(root)), roots[0])
@@ -191,7 +192,7 @@ def _torchvision_names(flat: dict[str, Any]) -> dict[str, Any]:
     for match in filter(None, map(_NUMBERED.fullmatch, flat)):
         found.setdefault(match["prefix"], set()).add(match["number"])
     renamed: dict[str, str] = {}
-    for prefix, numbers in found.items():
+    for prefix, numbers in list(found.items())[: MAX_ENCODERS + 1]:  # more are refused
         there = {name[len(prefix) :].partition(".")[0] for name in flat if name.startswith(prefix)}
         heads = [number for number in there - numbers - {"0", "1"} if number.isdigit()]
         names = {"0": "conv1", "1": "bn1"} | {number: "fc" if len(heads) == 1 else f"fc.{number}" for number in heads}

@@ -104,10 +104,7 @@ def _of_checkpoint(place: pathlib.Path) -> Foreign:
         key_encoder=key or None,
         queue=groups["queue"].get(""),
         queue_pointer=None if pointer is None else int(pointer),
-        epoch=None,
-        arch=None,
         source="moco_tf checkpoint",
-        optimizer=bool(checkpoint.read_group(place, "optimizer")),
     )
 
 
@@ -140,18 +137,9 @@ def build(place: pathlib.Path, state: Foreign, dtype: str = "float32", untrained
             f"checkpoint {place}: {checkpoint.DESCRIPTION} or the weights hold no encoder ({one_line(error)}); give an "
             "undamaged one"
         ) from None
-    mean, std = tuple(about["mean"]), tuple(about["std"])
-    return Loaded(
-        encoder,
-        str(place),
-        state.source,
-        about["step"],
-        about["image_size"],
-        mean,
-        std,
-        (),
-        about.get("test_resize") or 0,
-    )
+    sizes = {"image_size": about["image_size"], "test_resize": about.get("test_resize") or 0}
+    known = {"step": about["step"], "mean": tuple(about["mean"]), "std": tuple(about["std"]), **sizes}
+    return Loaded(encoder, str(place), state.source, **known)
 
 
 def _build(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], dtype: str, untrained: bool) -> Encoder:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -79,6 +80,16 @@ def test_a_third_encoder_is_left_out_by_name():
     state = prefixed("a.", QUERY) | prefixed("b.", KEY) | prefixed("teacher.", KEY)
     taken, left = foreign._from_torch(state).notes
     assert taken == "of 3 encoders a is taken, teacher as its key encoder" and left.startswith("left out: b;")
+
+
+def test_thousands_of_networks_are_refused_at_once():
+    """Each would cost a look at all names."""
+    for name in ("layer1.0.conv1.weight", "3.0.conv1.weight"):
+        data = {f"{i}th.{name}": np.zeros((1, 1, 1, 1), "f4") for i in range(5_000)}
+        start = time.monotonic()
+        with pytest.raises(UserError, match="expected"):
+            foreign._from_torch(data)
+        assert time.monotonic() - start < 10
 
 
 HEADS = {
