@@ -64,8 +64,21 @@ def test_missing_flags(program, words):
 # Data
 
 
-def test_unknown_data_set(tmp_path):
-    pretrain("--dataset=cifra10", "did you mean cifar10", dataset="cifra10", data_dir=tmp_path, workdir=tmp_path / "r")
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("cifra10", "did you mean cifar10"),
+        ("cifar-10", "did you mean cifar10"),
+        ("CIFAR100", "did you mean cifar100"),
+        ("imagenet", "imagenet2012"),
+        ("photos", "photos is a folder: give --dataset=folder --data_dir=photos"),
+        ("./photos", "photos is a folder: give --dataset=folder --data_dir=./photos"),
+    ],
+)
+def test_unknown_data_set(name, meant, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    pretrain(f"--dataset={name} came", meant, dataset=name, data_dir=tmp_path, workdir=tmp_path / "r")
 
 
 @pytest.mark.parametrize(

@@ -94,20 +94,31 @@ def load(name: str, split: str, data_dir: str | None = None) -> Source:
 
 
 def _builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
-    if not _NAME.fullmatch(name):
-        raise UserError(f"--dataset={name} came, {_EXPECTED}")
     import tensorflow_datasets as tfds  # slow: not before it is needed
 
+    if not _NAME.fullmatch(name):
+        raise UserError(f"--dataset={name} came, {_EXPECTED}{_hint(name, data_dir)}")
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        close = difflib.get_close_matches(name, OWN + tfds.list_builders(with_community_datasets=False))
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        if begun := glob.glob(os.path.join(glob.escape(data_dir or default_dir()), name, "*", "pack.json")):
-            hint = f"; {os.path.dirname(begun[0])} is an unfinished pack: run the command again that began it"
-        raise UserError(f"--dataset={name} came, {_EXPECTED}{hint}") from error
+        raise UserError(f"--dataset={name} came, {_EXPECTED}{_hint(name, data_dir)}") from error
     except Exception as error:  # wrong configurations and versions come as many kinds of errors
         raise UserError(f"--dataset={name}: TensorFlow Datasets cannot make it: {_one_line(error)}") from error
+
+
+def _hint(name: str, data_dir: str | None) -> str:
+    """What may have been meant by a wrong name, to end a message with."""
+    import tensorflow_datasets as tfds
+
+    if begun := glob.glob(os.path.join(glob.escape(data_dir or default_dir()), glob.escape(name), "*", "pack.json")):
+        return f"; {os.path.dirname(begun[0])} is an unfinished pack: run the command again that began it"
+    if os.path.isdir(os.path.expanduser(name)):
+        return f"; {name} is a folder: give --dataset=folder --data_dir={name}"
+    known, plain = OWN + tfds.list_builders(with_community_datasets=False), re.sub(r"\W|_", "", name.lower())
+    begins = [other for other in known if other.replace("_", "").startswith(plain)]
+    begins.sort(key=lambda other: (normalisation(other) is None, len(other)))  # those that people train on first
+    close = (begins or difflib.get_close_matches(plain, known))[:3]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _features(name: str, features: "tfds.features.FeatureConnector") -> tuple["tfds.features.Image", tuple[str, ...]]:
