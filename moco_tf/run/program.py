@@ -148,7 +148,7 @@ def out_of_memory(error: Exception, options: Any) -> str:
     return f"the memory is not enough ({what or 'allocation failed'}); change what needs less of it, of {shown}"
 
 
-def _stop(name: str, error: Exception | str, status: int) -> NoReturn:
+def _stop(name: str, error: BaseException | str, status: int) -> NoReturn:
     _close_logs()
     if not isinstance(error, RankError) and not launcher.is_first_rank():
         if not isinstance(error, UserError) or not _met_alone(error):
@@ -211,7 +211,7 @@ def _wait_for_the_end() -> None:
     time.sleep(_MOMENT)
 
 
-def _say(name: str, message: Exception | str, one_line: bool = True) -> None:
+def _say(name: str, message: BaseException | str, one_line: bool = True) -> None:
     message = " ".join(str(message).split()) if one_line else message
     sys.stderr.write(f"{name}: {message}\n")  # in one piece: a launcher passes pieces on as lines of their own
     sys.stderr.flush()
