@@ -1,4 +1,4 @@
-"""Formats of an export, found by name. A format is a file here with
+"""Formats of an export, found by name: a format is a file here that begins with SUFFIX, ANY_SIZE and has
 
 SUFFIX: what its file's name ends in; "" for a folder.
 ANY_SIZE: whether it resizes images of any size itself, or takes them at the network's size.
@@ -10,12 +10,14 @@ use(subject, name): Markdown that says how to use it.
 """
 
 import importlib
+import pathlib
 from types import ModuleType
 
 from moco_tf.config.find import listed
 from moco_tf.errors import UserError
 
-NAMES = ["detectron2", "keras", "onnx", "pth", "savedmodel", "tflite"]
+_FILES = pathlib.Path(__file__).parent.glob("*.py")
+NAMES = sorted(path.stem for path in _FILES if "\nSUFFIX, " in path.read_text(encoding="utf-8"))
 
 
 def find(name: str) -> ModuleType:

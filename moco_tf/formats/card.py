@@ -37,13 +37,7 @@ def is_card(path: pathlib.Path) -> bool:
 
 
 def text(subject: Loaded, name: str, use: str) -> str:
-    """What the card says. What is not known is left out.
-
-    Args:
-        subject: the encoder, with the image size and normalisation that it is used with.
-        name: of the folder or file that is exported.
-        use: Markdown on how to use it.
-    """
+    """What the card of an export of this name says, with Markdown on how to use it; what is not known is left out."""
     size, path = subject.image_size, pathlib.Path(os.path.realpath(subject.path))
     ours = (path / checkpoint.DESCRIPTION).is_file()
     about, run = checkpoint.describe(path) if ours else {}, RunFolder.around(path)

@@ -162,9 +162,6 @@ def save(
 ) -> None:
     """Writes an encoder as a SavedModel: `Exported`, with the signatures serving_default, embed and project.
 
-    serving_default: image_bytes, a vector of B JPEG or PNG files -> {"features": BxD}; embed: images, uint8 BxHxWx3 ->
-    {"features": BxD}; project: images -> {"projection": BxC}.
-
     Args:
         encoder: of any precision; it is copied, and saved in float32.
         folder: is created; must not hold anything.

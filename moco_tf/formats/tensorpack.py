@@ -70,14 +70,10 @@ def encoder_prefixes(arrays: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def to_torchvision(arrays: Mapping[str, np.ndarray], prefix: str | None = None) -> dict[str, np.ndarray]:
-    """One encoder as {torchvision name: float32 array in PyTorch's layout}, for RGB images.
+    """The encoder behind a prefix (None: the query encoder) as {torchvision name: float32 array}, for RGB images.
 
     The first convolution's input channels are reversed, because images there are BGR. Optimizer slots and variables
     outside of the encoder are ignored.
-
-    Args:
-        arrays: {tensorpack name: array}.
-        prefix: which encoder, as `encoder_prefixes` gives them; None is the query encoder.
 
     Raises:
         UserError: no encoder, or variables in it with unknown names or ranks.

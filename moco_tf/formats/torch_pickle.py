@@ -258,11 +258,7 @@ _DAMAGED = (struct.error, ValueError, LookupError, OverflowError, MemoryError)
 
 
 def load(stream: BinaryIO | mmap.mmap, load_storage: LoadStorage) -> Any:
-    """Reads one pickle from a stream, which must be bounded, and leaves the stream behind it.
-
-    Args:
-        stream: BytesIO or mmap.
-        load_storage: (key, type, number of elements) -> Storage.
+    """Reads one pickle from a stream, which must be bounded (BytesIO or mmap), and leaves the stream behind it.
 
     Raises:
         UserError: anything but tensors and plain data, or a damaged pickle. Nothing of the file is ever executed.
