@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from moco_tf.api import recipes
 from moco_tf.config.options import Export, Knn, Lincls
+from moco_tf.config.types import absolute
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
@@ -180,7 +181,9 @@ def load(
     if image_size < 0:
         raise UserError(f"image_size is {image_size}, expected pixels, or 0 for what the path says")
     device.configure(0, collectives.connect().local_size)
-    loaded = used_with(announced(os.fspath(path), device.dtype_policy(precision)), image_size, normalise=normalise)
+    loaded = used_with(
+        announced(absolute(os.fspath(path)), device.dtype_policy(precision)), image_size, normalise=normalise
+    )
     known = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)}
     given = {"image_size": image_size or None, "normalise": None if normalise == "auto" else normalise}
     return Pretrained(**known, _flags=given)

@@ -60,8 +60,8 @@ def completed(data: DataOptions, load: str | None) -> DataOptions:
     """
     own = trained_on(load) if load else None
     if not (data.dataset or own):
-        if load:
-            find(load)  # is there anything?
+        if load and not pathlib.Path(load).exists():
+            find(load)
         raise UserError(
             f"--dataset is missing, and --load={load or ''} does not say which images it was trained on; give it, and "
             "--data_dir where the set needs one"

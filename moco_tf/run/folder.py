@@ -23,7 +23,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = pathlib.Path(path)
+        self.path = pathlib.Path(path).expanduser()
         self.flags = self.path / "flags.cfg"  # everything that ran, as a flagfile
         self.metrics = self.path / "metrics.jsonl"  # one JSON object a line
         self.checkpoints = self.path / CHECKPOINTS  # complete state

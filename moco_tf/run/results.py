@@ -209,11 +209,11 @@ def different(folder: RunFolder, o: Knn | Lincls, weights: str, own: dict[str, s
     found, result = define.texts_of(folder.flags), folder.read_result()
     if not found:
         return ["no flags.cfg"] if folder.result.exists() or folder.metrics.exists() else []
-    own = own | {"load": os.path.basename(o.encoder.load or ""), "weights": weights}
-    there = found | {"load": os.path.basename(found.get("load", "")), "weights": result.get("weights", weights)}
-    return [
-        f"--{name}={there.get(name, '')} (here {text})" for name, text in own.items() if there.get(name, "") != text
-    ]
+    others = [f"--{flag}={found.get(flag, '')} (here {text})" for flag, text in own.items() if found.get(flag) != text]
+    before, now = (os.path.basename(load or "") for load in (found.get("load"), o.encoder.load))
+    if (before, result.get("weights", weights)) != (now, weights):
+        others.append(f"other weights, of {before}")
+    return others
 
 
 def check_folder(folder: RunFolder) -> None:

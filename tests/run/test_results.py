@@ -60,6 +60,11 @@ def test_evaluations_are_of_the_runs_own_images(run, photos, capsys):
     assert (last["image_size"], last["test_resize"], last["settings"]["image_size"]) == (20, 23, "20")  # 20 * 256 / 224
     with pytest.raises(UserError, match=r"knn holds a result with --k=3 \(here 7\); give another folder"):
         call("knn", load=run, k=7, workdir=run / "knn", **OWN)
+    with pytest.raises(UserError, match="knn holds a result with other weights, of step-00000002; give another folder"):
+        call("knn", load=run / "checkpoints/step-00000001", k=3, workdir=run / "knn", **OWN)
+    for _ in range(2):  # the same network again, by its seed
+        call("knn", load=run, k=3, baseline="untrained", **OWN)
+    assert not (run / "knn_untrained-2").exists()
     probe = {"cache_features": True, "epochs": 1, "learning_rate": 0.5}
     call("lincls", load=run, **probe, **OWN)
     call("lincls", load=run, baseline="raw_pixels", **probe, **OWN)
@@ -100,6 +105,9 @@ def test_data_set_that_nothing_names(run):
         call("knn", load=run.parent / "nowhere", k=3, **OWN)
     with pytest.raises(UserError, match="--dataset is missing"):
         call("lincls", baseline="raw_pixels")
+    (run.parent / "moco.pth").touch()
+    with pytest.raises(UserError, match="--dataset is missing"):  # a folder of files
+        call("knn", load=run.parent, k=3, all_checkpoints=True, **OWN)
 
 
 def test_what_a_run_was_trained_on(run, photos, tmp_path):
