@@ -98,20 +98,30 @@ def look(file: BinaryIO) -> tuple[str, int]:
         DEEP and its largest value, or the words for an image of four bands or more and 0.
 
     Raises:
-        ValueError, OSError, tf.errors.OpError: it cannot be read.
+        ValueError, OSError: it cannot be read.
     """
     start = file.read(26)
     file.seek(0)
     if start[:4] == _PNG:
-        return (DEEP, int(tf.reduce_max(_decode_png(file.read(), tf.uint16)))) if start[24:25] == b"\x10" else ("", 0)
+        return (DEEP, int(_pixels(file.read()).max())) if start[24:25] == b"\x10" else ("", 0)
     with opened(file) as image:
         if image.mode[0] == "I":
-            return DEEP, int(np.asarray(image).max())
+            return DEEP, int(_pixels(image).max())
         if image.mode == "CMYK":
             return CMYK, 0
         tags = getattr(image, "tag_v2", {})  # TIFF's
         declared = tags.get(_EXTRA, (0,))[0] in (1, 2)
         return (MORE_BANDS if tags.get(_SAMPLES, 1) > 3 and not declared else ""), 0
+
+
+def _pixels(image: Image.Image | bytes, mode: str | None = None) -> np.ndarray:
+    """An image of Pillow's, in its own mode or this one, or a PNG of 16 bits. Raises ValueError."""
+    try:
+        if isinstance(image, bytes):
+            return _decode_png(image, tf.uint16).numpy()
+        return np.asarray(image.convert(mode) if mode else image)
+    except Exception as error:  # readers raise whatever damaged bytes lead to
+        raise ValueError(str(error) or type(error).__name__) from None
 
 
 def _decode(data: tf.Tensor) -> tf.Tensor:
@@ -179,21 +189,18 @@ def _read(data: bytes, white: int) -> np.ndarray:
     with opened(io.BytesIO(data)) as image:
         if image.mode[0] not in "IF" and max(getattr(image, "tag_v2", {}).get(_BITS, (8,))) > 8:
             raise ValueError("a colour TIFF of 16 bits came, expected 8, as Pillow drops the lower 8; save it as PNG")
-        try:
-            if image.mode[0] in "IF":
-                return _to_8_bits(np.asarray(image), white)
-            image.info.pop("transparency", None)  # else Pillow warns that RGB has none
-            return np.asarray(image.convert("RGB"))
-        except Exception as error:  # as above
-            raise ValueError(str(error) or type(error).__name__) from None
+        if image.mode[0] in "IF":
+            return _to_8_bits(_pixels(image), white)
+        image.info.pop("transparency", None)  # else Pillow warns that RGB has none
+        return _pixels(image, "RGB")
 
 
 def _to_8_bits(image: np.ndarray, white: int) -> np.ndarray:
     """uint8 HxWx3 of integers up to white, HxW or HxWx3. Raises ValueError for other values."""
-    if not white:
-        raise ValueError("more than 8 bits a channel came, expected 8, since no range of values is known; convert it")
     if image.dtype.kind == "f":
         raise ValueError("floating point came, expected integers; convert it to 8 bits")
+    if not white:
+        raise ValueError("more than 8 bits a channel came, expected 8, since no range of values is known; convert it")
     if image.min() < 0 or image.max() > white:
         raise ValueError(
             f"values from {image.min()} to {image.max()} came, expected 0 to {white} as in its data set's other "

@@ -1,6 +1,7 @@
 """Images in folders: train/<class>/ and val/<class>/, <class>/ alone, or images without labels."""
 
 import functools
+import itertools
 import mimetypes
 import os
 from collections import Counter
@@ -17,7 +18,6 @@ from moco_tf.training.launcher import note
 HELD_OUT = ("val", "valid", "validation", "test")
 _LAYOUT = "expected train/<class>/ and val/<class>/ with images, <class>/ with images, or only images"
 _TYPES = mimetypes.MimeTypes()  # Python's own table of what names say
-_NOTHING = (None, "application/octet-stream")
 _LOOKED_AT = 200  # images of a set, evenly spread, that are searched for what is unusual
 
 
@@ -46,8 +46,7 @@ def load(split: str, data_dir: str | None) -> RecordSource:
     paths, labels = _labelled(found, train_dir, class_names) if class_names else _unlabelled(found)
     white = _white(found.folder, paths)
     if white and split != "train":  # the same for both splits
-        trained = _find(train_dir)
-        white = _white(train_dir, _unlabelled(trained)[0]) or white
+        white = _white(train_dir, _unlabelled(_find(train_dir))[0]) or white
 
     def read(path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.io.read_file(path), label
@@ -122,13 +121,13 @@ def _labelled(found: _Found, train_dir: str, class_names: tuple[str, ...]) -> tu
         raise UserError(f"{path} has no images ({_contents(path)}), expected some; add them or remove the folder")
     counts = [len(paths) for paths in classes.values()]
     labels = np.repeat([class_names.index(name) for name in classes], counts).astype(np.int32)
-    return sum(classes.values(), []), labels
+    return list(itertools.chain(*classes.values())), labels
 
 
 def _unlabelled(found: _Found) -> tuple[list[str], np.ndarray]:
     """Paths, each real folder's once, and labels -1."""
     real, once = functools.cache(os.path.realpath), dict[tuple[str, str], str]()
-    for path in sorted(sum(found.classes.values(), found.loose)):
+    for path in sorted(itertools.chain(found.loose, *found.classes.values())):
         parent, name = os.path.split(path)
         once.setdefault((real(parent), name), path)
     if not once:
@@ -147,7 +146,7 @@ def _white(folder: str, paths: list[str]) -> int:
         try:
             with open(paths[index], "rb") as file:
                 words, value = decoding.look(file)
-        except (OSError, ValueError, tf.errors.OpError):  # the reader will list it
+        except (OSError, ValueError):  # the reader will list it
             continue
         said[words] += 1
         largest = max(largest, value)
@@ -180,7 +179,7 @@ def _find(folder: str) -> _Found:
     found = _Found(folder, classes, _images_among(folder, files, passed_over))
     if passed_over:
         kinds = ", ".join(f"{count} {kind}" for kind, count in passed_over.most_common())
-        note(f"{folder}: passed over {sum(passed_over.values())} files that are no images: {kinds}")
+        note(f"{folder}: passed over, as no images: {kinds}")
     return found
 
 
@@ -202,12 +201,17 @@ def _images_among(parent: str, files: list[str], passed_over: Counter[str]) -> l
         if name.startswith("."):
             continue
         path = os.path.join(parent, name)
-        says_nothing = _TYPES.guess_type(name)[0] in _NOTHING and os.path.isfile(path)  # a pipe would never end
-        if name.lower().endswith(decoding.extensions()) or (says_nothing and decoding.is_image(path)):
+        if name.lower().endswith(decoding.extensions()) or _is_nameless_image(path):
             paths.append(path)
         else:
             passed_over[_kind(name)] += 1
     return paths
+
+
+def _is_nameless_image(path: str) -> bool:
+    """Whether a file, whose name says nothing, is an image."""
+    says_nothing = _TYPES.guess_type(path)[0] in (None, "application/octet-stream")
+    return says_nothing and os.path.isfile(path) and decoding.is_image(path)  # a pipe would never end
 
 
 def _kind(name: str) -> str:
