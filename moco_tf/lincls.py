@@ -6,7 +6,8 @@
 
 The whole backbone runs in inference mode and is proven unchanged afterwards (MoCo, section 4.1). The same command again
 goes on from the newest whole checkpoint; with --cache_features it begins anew. Writes result.json, where top1 is the
-accuracy after the last epoch and best_top1 the highest after any, and confusion.csv.
+accuracy after the last epoch and best_top1 the highest after any, and confusion.csv. What images it takes and where it
+writes is as for moco_tf.knn.
 """
 
 from moco_tf.config.options import Lincls

@@ -46,7 +46,8 @@ class SourceOptions:
     """Where images come from."""
 
     dataset: str = option(
-        "fashion_mnist", "fashion_mnist, imagenet100, folder, a TensorFlow Datasets name, or your module."
+        "fashion_mnist",
+        "fashion_mnist, imagenet100, folder, a TensorFlow Datasets name, or your module; a run has its own.",
     )
     data_dir: Path | None = elsewhere(None, "TFDS's folder; for `folder` of train/ and val/, or of images.")
     max_bad_images: CountOrZero = may_change(100, "Unreadable images a rank skips before it stops.")

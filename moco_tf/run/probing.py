@@ -296,14 +296,9 @@ def about(run: Probing) -> dict[str, Any]:
     described: dict[str, Any] = {"dataset": o.data.dataset, "classes": list(run.train.class_names)}
     described |= {"ranks": run.collectives.size}
     if o.probe.finetune and one.encoder:
+        described |= {name: getattr(one, name) for name in ("test_resize", "mean", "std")}
         size = one.geometry(run.train)[1]
-        described |= {
-            "encoder": dict(one.encoder.config),
-            "image_size": size,
-            "test_resize": one.test_resize,
-            "method": "finetune",
-        }
-        described |= {"mean": list(one.mean), "std": list(one.std)}
+        described |= {"encoder": dict(one.encoder.config), "image_size": size, "method": "finetune"}
     return described
 
 

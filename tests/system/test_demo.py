@@ -137,7 +137,8 @@ def test_knn_settings_and_checkpoints(demo, outcome):
     )
     assert [(x["k"], x["temperature"]) for x in many["all"]] == [(200, 0.1), (200, 0.07), (20, 0.1), (20, 0.07)]
     assert one["top1"] == many["top1"] == checkpoints["top1"] == checkpoints["checkpoints"][-1]["top1"]
-    assert one["top1"] == top1(demo[0] / "knn")
+    plain = written(outcome("moco_tf.knn --load=runs/v2"))
+    assert one["top1"] == plain["top1"] == top1(demo[0] / "knn") and plain["dataset"] == "fashion_mnist"
     assert len(checkpoints["checkpoints"]) == len(list((demo[0] / "checkpoints").glob("step-*")))
 
 
