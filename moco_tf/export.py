@@ -8,18 +8,19 @@ Everything is float32. What was written is loaded back and compared with the enc
 at --output, with a card that says what it is: README.md in a folder, or encoder.pth.md beside encoder.pth.
 """
 
-import tensorflow as tf
-
 from moco_tf.config.options import Export
 from moco_tf.errors import UserError
-from moco_tf.formats import export
-from moco_tf.formats.load import SOURCES, announced
 from moco_tf.run import program
-from moco_tf.training import device, launcher
 
 
 def main(options: Export) -> None:
     """Exports with the given options."""
+    import tensorflow as tf
+
+    from moco_tf.formats import export
+    from moco_tf.formats.load import SOURCES, announced
+    from moco_tf.training import device, launcher
+
     if not launcher.is_first_rank():
         return  # one process does it all
     path, name, output, data = options.encoder.load, options.export.format, options.export.output, options.data

@@ -8,16 +8,16 @@ import json
 from typing import Any
 
 from moco_tf.config.options import Show
-from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
-from moco_tf.formats.contents import contents
-from moco_tf.formats.load import SOURCES
 from moco_tf.run import program
 from moco_tf.training import launcher
 
 
 def main(options: Show) -> None:
     """Prints what --load holds."""
+    from moco_tf.formats.contents import contents
+    from moco_tf.formats.load import SOURCES
+
     if not launcher.is_first_rank():
         return
     path = options.encoder.load
@@ -44,6 +44,8 @@ def _shown(name: str, value: Any) -> str:
     if name == "bank":
         return f"{value['size']} rows of {value['dim']} numbers"
     if name == "normalisation":
+        from moco_tf.data.normalisation import NORMALISATIONS
+
         mean, std = (", ".join(f"{number:.4g}" for number in value[part]) for part in ("mean", "std"))
         known = next((key for key, pair in NORMALISATIONS.items() if pair == (value["mean"], value["std"])), None)
         return f"mean {mean}, deviation {std}{f' ({known})' if known else ''}"

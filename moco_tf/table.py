@@ -5,12 +5,13 @@ python -m moco_tf.table --workdir=runs/moco,runs/simclr
 """
 
 from moco_tf.config.options import Table
-from moco_tf.reporting import accuracies, results
 from moco_tf.run import program
 
 
 def main(options: Table) -> None:
     """Prints the table of --workdir."""
+    from moco_tf.reporting import accuracies, results
+
     print(accuracies.markdown(results.folders(options.table.workdir or ())))
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 from support.programs import ROOT
 
+from moco_tf.config.options import PROGRAMS
 from moco_tf.run import program
 
 SAID = """WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
@@ -38,9 +39,10 @@ def test_error_that_ends_the_process(tmp_path):
     assert done.returncode < 0 and done.stderr == "F0000 no AVX\n"
 
 
-def test_help():
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help(name):
     """Without TensorFlow; exit status 0; no path of the machine."""
-    command = [sys.executable, "-X", "importtime", "-m", "moco_tf.pretrain", "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", f"moco_tf.{name}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "--queue_size" in done.stdout and "\nmoco_tf.pretrain:\n" in done.stdout
+    assert done.returncode == 0 and f"\nmoco_tf.{name}:\n  --" in done.stdout
     assert str(ROOT) not in done.stdout and " tensorflow" not in done.stderr
