@@ -138,8 +138,7 @@ def normalisation_name(subject: Loaded) -> str | None:
 def sizes(subject: Loaded) -> dict[str, int]:
     """Numbers that the texts about use need."""
     encoder = subject.encoder
-    numbers = {"size": subject.image_size, "resize": subject.resize}
-    return numbers | {"D": encoder.backbone.features, "C": encoder.config["feature_dim"]}
+    return {"size": subject.image_size, "D": encoder.backbone.features, "C": encoder.config["feature_dim"]}
 
 
 def backbone_options(encoder: Encoder) -> dict[str, object]:
@@ -175,4 +174,4 @@ def portable_table(subject: Loaded) -> str:
     rows = "\n| | name | shape |\n|---|---|---|\n| in | images | uint8 Bx{size}x{size}x3, RGB |\n"
     rows += "| out | features | Bx{D} |\n"
     rows += "| out | projection | Bx{C}, of length one, as the contrastive loss compares |\n" if head else ""
-    return (rows + HOW_TO_RESIZE).format(**numbers)
+    return (rows + HOW_TO_RESIZE).format(resize=subject.resize, **numbers)

@@ -52,7 +52,7 @@ def use(subject: Loaded, name: str) -> str:
         f', "projection": Bx{numbers["C"]}}}' if config["head"] != "none" else "}"
     )
     template = _USE + (_SPLITS if config["bn_splits"] > 1 else "") + base.HOW_TO_RESIZE
-    return template.format(name=name, outputs=shapes, bn_splits=config["bn_splits"], **numbers)
+    return template.format(name=name, outputs=shapes, bn_splits=config["bn_splits"], resize=subject.resize, **numbers)
 
 
 def _build(encoder: Encoder, mean: tuple[float, ...], std: tuple[float, ...]) -> keras.Model:

@@ -30,7 +30,8 @@ def trained_on(load: str) -> DataOptions | None:
     folder = RunFolder.around(place)
     texts = define.texts_of(folder.flags)
     if "dataset" not in texts:
-        texts = next(filter(None, map(_of_checkpoint, [place, *reversed(checkpoint.existing(folder.checkpoints))])), {})
+        places = [place, *reversed(checkpoint.existing(folder.checkpoints))]
+        texts = {**next(filter(None, map(_of_checkpoint, places)), {}), **texts}
     if "dataset" not in texts:
         return None
     try:

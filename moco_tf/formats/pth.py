@@ -75,7 +75,7 @@ DAMAGED += (ValueError, LookupError, RuntimeError, OverflowError, MemoryError)  
 
 def write(subject: Loaded, path: pathlib.Path) -> None:
     """Writes the file, which torch.load(path, weights_only=True) reads."""
-    write_tensors(path, get_weights(subject.encoder))
+    _write_archive(path, get_weights(subject.encoder))
 
 
 def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -233,9 +233,14 @@ def write_tensors(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> N
     Raises:
         UserError: a name that is no string, a dtype without a PyTorch storage, or a folder that cannot be written.
     """
+    with replacing(pathlib.Path(path)) as draft:
+        _write_archive(draft, state)
+
+
+def _write_archive(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     arrays = {name: np.asarray(value) for name, value in state.items()}
     entries = {"data.pkl": _pickle(arrays), "byteorder": b"little", "version": b"3\n"}
-    with replacing(pathlib.Path(path)) as draft, zipfile.ZipFile(draft, "w") as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         for name, content in entries.items():
             archive.writestr(f"archive/{name}", content)
         for key, value in enumerate(arrays.values()):

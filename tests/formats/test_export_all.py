@@ -81,13 +81,14 @@ def test_all_of_them_load(exported, run):
 
 def test_the_checkpoints_own_images_are_compared(exported, run, tmp_path, capsys):
     call("export", load=run, format="pth", output=tmp_path / "encoder.pth")
-    assert "on 6 images (4 of folder, 2 of noise; largest" in capsys.readouterr().out
-    # Without them it is Fashion-MNIST, if that is here; nothing is downloaded.
+    photos = run.parent / "photos"
+    assert f"on 6 images (4 of --dataset=folder --data_dir={photos}, 2 of noise; largest" in capsys.readouterr().out
+    # Without them it is noise, and nothing is downloaded.
     tried = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sample_images, "is_here", lambda *where: tried.append(where))
         call("export", load=run, format="pth", output=tmp_path / "encoder.pth")
-    assert tried == [("folder", str(run.parent / "photos")), ("fashion_mnist", None)]
+    assert tried == [("folder", str(photos))]
     assert "on 2 images (all of noise; " in capsys.readouterr().out
 
 
