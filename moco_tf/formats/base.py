@@ -171,7 +171,7 @@ class Portable(tf.Module):
 def portable_table(subject: Loaded) -> str:
     """Inputs and outputs of `Portable` as Markdown."""
     numbers, head = sizes(subject), subject.encoder.head
-    rows = "\n| | name | shape |\n|---|---|---|\n| in | images | uint8 Bx{size}x{size}x3, RGB |\n"
+    rows = "\n| | name | shape |\n|---|---|---|\n| in | images | uint8 Bx{size}x{size}x3, RGB from 0 to 255 |\n"
     rows += "| out | features | Bx{D} |\n"
     rows += "| out | projection | Bx{C}, of length one, as the contrastive loss compares |\n" if head else ""
     return (rows + HOW_TO_RESIZE).format(resize=subject.resize, **numbers)
