@@ -16,6 +16,7 @@ import numpy as np
 from moco_tf.formats import base
 from moco_tf.formats.base import Loaded
 from moco_tf.formats.torchvision import get_weights
+from moco_tf.networks.backbones.resnet import VARIANTS
 
 SUFFIX, ANY_SIZE = ".pkl", False
 AUTHOR = "moco_tf"
@@ -82,13 +83,14 @@ def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> di
 def use(subject: Loaded, name: str) -> str:
     """The configuration that fits."""
     config = subject.encoder.config
-    narrow = config["width"] != 64 and config["arch"] != "resnet50"
+    bottleneck = VARIANTS[config["arch"]]["bottleneck"]
+    narrow = config["width"] != 64 and not bottleneck
     return _USE.format(
         name=name,
         mean=", ".join(f"{255 * value:.3f}" for value in subject.mean),
         std=", ".join(f"{255 * value:.3f}" for value in subject.std),
         depth=config["arch"].removeprefix("resnet"),
         width=config["width"],
-        res2=config["width"] * (4 if config["arch"] == "resnet50" else 1),
+        res2=config["width"] * (4 if bottleneck else 1),
         note=_NOTE if config["stem"] == "cifar" or config["arch"] == "resnet10" or narrow else "",
     )

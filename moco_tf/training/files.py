@@ -82,9 +82,3 @@ def digest(parts: Iterable[bytes | np.ndarray]) -> str:
     for part in parts:
         found.update(part if isinstance(part, bytes) else part.tobytes())
     return found.hexdigest()
-
-
-def file_digest(path: pathlib.Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    with open(path, "rb") as file:
-        return digest(iter(lambda: file.read(1 << 20), b""))

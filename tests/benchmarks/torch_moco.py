@@ -36,6 +36,7 @@ except ImportError as error:
     NO_VIEWS = f"{error}"
 
 DEPTHS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+DEPTHS |= {"resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def encoder(s: Settings) -> nn.Sequential:
     size, stride = (7, 2) if s.stem == "imagenet" else (3, 1)
     layers = [conv(3, s.width, size, stride), norm(s.width, s.bn_splits), nn.ReLU(inplace=True)]
     layers += [nn.MaxPool2d(3, 2, 1)] if s.stem == "imagenet" else []
-    channels, bottleneck = s.width, s.arch == "resnet50"
+    channels, bottleneck = s.width, s.arch in ("resnet50", "resnet101", "resnet152")
     for stage, depth in enumerate(DEPTHS[s.arch]):
         filters = s.width * 2**stage
         for i in range(depth):

@@ -181,6 +181,8 @@ def test_cards_are_known_by_their_first_line(tmp_path):
     "arch, stem, width, known",
     [
         ("resnet50", "imagenet", 32, True),
+        ("resnet101", "imagenet", 64, True),
+        ("resnet152", "imagenet", 64, True),
         ("resnet18", "imagenet", 64, True),
         ("resnet18", "imagenet", 32, False),
         ("resnet10", "imagenet", 64, False),
@@ -193,7 +195,7 @@ def test_detectron2_card(arch, stem, width, known):
     subject = types.SimpleNamespace(encoder=encoder, mean=(0.5, 0.25, 0.0), std=(0.2, 1.0, 1.0))
     about = formats.find("detectron2").use(subject, "e.pkl")
     assert f"WIDTH_PER_GROUP: {width}\n" in about and "PIXEL_MEAN: [127.500, 63.750, 0.000]" in about
-    assert f"RES2_OUT_CHANNELS: {width * (4 if arch == 'resnet50' else 1)}\n" in about
+    assert f"RES2_OUT_CHANNELS: {width * (1 if arch in ('resnet10', 'resnet18') else 4)}\n" in about
     assert ("no such network" not in about) == known
 
 
