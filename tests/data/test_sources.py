@@ -404,8 +404,9 @@ def labelled(feature, *labels, sizes=((4, 4, 3),) * 9):
     return lambda f: {"image": f.Image(shape=shape, encoding_format="png"), "label": feature(f)}, given
 
 
-@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "test"])
-@pytest.mark.parametrize("sizes", [((4, 4, 3),) * 9, tuple((4 + i, 5, 3) for i in range(9))])
+@pytest.mark.parametrize(
+    ("held_out", "sizes"), [("val", ((4, 4, 3),) * 9), ("valid", tuple((4 + i, 5, 3) for i in range(9)))]
+)
 def test_tfds_labels_that_are_integers_or_text(tmp_path, held_out, sizes):
     """Of a set in memory and of one read record by record; the classes are those of the training images."""
     number = lambda f: f.Scalar(dtype=np.int64)  # noqa: E731
