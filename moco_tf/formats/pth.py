@@ -111,7 +111,7 @@ def read(path: str | os.PathLike) -> Any:
             if head[:1] == b"\x80":
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                     return _read_legacy(data)
-            raise UserError(f"no weights: {_describe_other(head)}")
+            raise UserError(f"not a PyTorch file: {_describe_other(head)}")
     except UserError as e:
         raise UserError(f"{printable(str(path), 300)}: {e}") from e.__cause__
     except OSError as e:
