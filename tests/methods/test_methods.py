@@ -56,16 +56,19 @@ def test_modes_agree(name, mode, of_one_process):
 
 
 def test_modes_of_the_symmetric_step_agree():
-    """In float64, where rounding does not grow: the losses and the whole state after two steps."""
+    """In float64, where rounding does not grow: the losses and the whole state after two steps.
+
+    What is compiled is a graph: the plain one is not run by itself.
+    """
     found = []
-    for eager, jit_compile in ((True, "none"), (False, "none"), (False, "all")):
+    for eager, jit_compile in ((True, "none"), (False, "all")):
         method = method_cases.build("moco", symmetric=True, dtype="float64", jit_compile=jit_compile)
         trace = method_cases.run(method, steps=range(2), eager=eager)
         found.append(trace | method_cases.arrays(method))
-    for one in found[1:]:
-        assert one.keys() == found[0].keys()
-        for key, values in found[0].items():
-            np.testing.assert_allclose(one[key], values, atol=1e-6 * max(1e-3, np.abs(values).max()), err_msg=key)
+    expected, compiled = found
+    assert compiled.keys() == expected.keys()
+    for key, values in expected.items():
+        np.testing.assert_allclose(compiled[key], values, atol=1e-6 * max(1e-3, np.abs(values).max()), err_msg=key)
 
 
 @functools.cache

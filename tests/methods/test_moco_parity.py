@@ -27,15 +27,16 @@ OF_ONE_RANK += [("moco_cifar_symmetric", "float64")]
 
 @pytest.mark.parametrize("name, mode", cases(["moco_cifar_asymmetric", "moco_cifar_symmetric"], OF_ONE_RANK))
 def test_cifar_demo(name, mode):
-    check_cifar_demo(name, mode)
-
-
-def check_cifar_demo(name, mode, plant=lambda moco: None):
     case = parity_cases.load(f"float64/{name}.npz")
     method = parity_cases.method(case, mode=mode)
-    plant(method)
     parity_cases.run(method, case, mode, case["losses"])
     parity_cases.check_state(method, case, mode)
+    if mode == "float64":  # a defect that no loss shows: running statistics of keys that follow the queries' for a step
+        encoders = method.query_encoder, method.key_encoder
+        for query, key in zip(*(encoder.running_statistics() for encoder in encoders), strict=True):
+            key.assign(0.99 * key + 0.01 * query)
+        with pytest.raises(AssertionError, match="norm of key_encoder bn1.running_mean"):
+            parity_cases.check_state(method, case, mode)
 
 
 # What crosses ranks is the same in every form: a graph in float32 is the usual one.
@@ -107,19 +108,6 @@ def keys_move_after_the_step(moco):
     moco.update_first = False
 
 
-def statistics_of_keys_are_averaged(moco):
-    """Running statistics follow the query encoder's too: seen in the final state alone."""
-    update = moco._update_keys
-
-    def all_variables():
-        update()
-        pairs = zip(moco.query_encoder.running_statistics(), moco.key_encoder.running_statistics(), strict=True)
-        for query, key in pairs:
-            key.assign(0.99 * key + 0.01 * query)
-
-    moco._update_keys = all_variables
-
-
 def nesterov(moco):
     moco.optimizer.nesterov = True
 
@@ -149,9 +137,3 @@ def keys_enter_before_the_loss(moco):
 def test_a_planted_defect_is_seen(defect, seen_in):
     with pytest.raises(AssertionError, match=seen_in):
         check_in_one_process("moco_v2_2ranks", defect)
-
-
-def test_averaged_statistics_of_keys_are_seen():
-    """No loss shows them: they are in the state alone."""
-    with pytest.raises(AssertionError, match="of key_encoder .*running_"):
-        check_cifar_demo("moco_cifar_asymmetric", "float64", statistics_of_keys_are_averaged)

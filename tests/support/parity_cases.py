@@ -1,5 +1,7 @@
 """Runs a method on a parity case and compares what is left."""
 
+import functools
+
 import numpy as np
 
 from moco_tf.methods.moco import MoCo
@@ -38,10 +40,13 @@ def method(case, collectives=None, mode="graph"):
         jit_compile="all" if mode == "compiled" else "none",
     )
     moco.compile(SGD(float(case["lr"]), float(case["sgd_momentum"]), float(case["weight_decay"])))
-    weights = parity_weights.state_dict(arch, int(case["weights_seed"]), stem, head, int(case["dim"]))
+    weights = _weights(arch, int(case["weights_seed"]), stem, head, int(case["dim"]))
     queue = parity_weights.queue(int(case["queue_seed"]), int(case["dim"]), int(case["queue_size"]))
     debug.set_state(moco, weights, queue.T)
     return moco
+
+
+_weights = functools.lru_cache(maxsize=1)(parity_weights.state_dict)
 
 
 def pairs(case, rows=slice(None)):
