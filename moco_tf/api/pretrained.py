@@ -152,7 +152,9 @@ class Pretrained(Loaded):
         """What is evaluated; None for a baseline, which is made from the options."""
         if o.encoder.baseline != "none":
             return None
-        return subject.of_encoder(loaded, o.data, feature)
+        found = subject.of_encoder(loaded, o.data, feature)
+        told = [name for name, value in self._flags.items() if value is not None]  # not its own: a result names them
+        return dataclasses.replace(found, own={name: v for name, v in found.own.items() if name not in told})
 
     def _copy(self, dtype: str | None = None) -> Loaded:
         return dataclasses.replace(self, encoder=self.encoder.copied(dtype))

@@ -89,8 +89,8 @@ class Evaluation(Generic[Program]):
             "unreadable_test_images": self.test.num_examples - len(labels),
             "image_size": size,
             "test_resize": resize,
-            "mean": one.mean,
-            "std": one.std,
+            "mean": list(one.mean),
+            "std": list(one.std),
             "settings": self.settings,
             "per_class": scores.per_class(counts, self.test.class_names),
         }

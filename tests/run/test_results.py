@@ -11,6 +11,7 @@ from support import evaluation_runs
 from support.evaluation_runs import SMALL
 from support.programs import call
 
+import moco_tf
 from moco_tf.config.options import DataOptions
 from moco_tf.data import records
 from moco_tf.errors import UserError
@@ -58,6 +59,9 @@ def test_evaluations_are_of_the_runs_own_images(run, photos, capsys):
     last = found["knn-4"]
     assert last["split"] == "30 held-out training images" and (last["test_images"], last["train_images"]) == (30, 60)
     assert (last["image_size"], last["test_resize"], last["settings"]["image_size"]) == (20, 23, "20")  # 20 * 256 / 224
+    again = moco_tf.load(run, image_size=20).knn(k=3, batch_size=16, jit_compile=False, log_every=1)
+    assert again == results_of(run)["knn-5"] and again["settings"]["image_size"] == "20"
+    assert (again["test_images"], again["train_images"], again["dataset"]) == (24, 90, "folder")
     with pytest.raises(UserError, match=r"knn holds a result with --k=3 \(here 7\); give another folder"):
         call("knn", load=run, k=7, workdir=run / "knn", **OWN)
     with pytest.raises(UserError, match="knn holds a result with other weights, of step-00000002; give another folder"):
