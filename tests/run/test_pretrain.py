@@ -80,12 +80,12 @@ def test_holdout_of_all_images_is_refused(count, asked):
 class Said(list):
     """Takes the place of a RunLog: what was said."""
 
-    say = list.append
+    say, enabled, pause = list.append, True, 10.0
 
     def advance(self):
         pass
 
-    def show(self, **values):
+    def show(self, text, refresh=False):
         pass
 
     def write(self, step, **values):
