@@ -230,6 +230,22 @@ def _resolved(kind: str, name: str, values: flags.FlagValues) -> dict[str, Value
     return {other: default if values[other].value is None else values[other].value for other, default in own.items()}
 
 
+def ignored(options: Any, values: flags.FlagValues) -> list[str]:
+    """The given flags that only other methods or backbones than the chosen ones have, as they stand on a command line.
+
+    Args:
+        options: as `parse` returned them.
+        values: where it defined the flags.
+    """
+    found = []
+    for group in _parts(options).values():
+        for field in dataclasses.fields(group):
+            if kind := field.metadata.get("kind"):
+                others = _union(kind, getattr(group, kind)).keys() - getattr(group, field.name).keys()
+                found += [word(name, values[name].value) for name in others if values[name].value is not None]
+    return sorted(found)
+
+
 def _define(values: flags.FlagValues, name: str, annotation: Any, default: Value, text: str) -> None:
     kind = kind_of(annotation)
     main = sys.argv[0]  # absl's --help shows the flags of the main module

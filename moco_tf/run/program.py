@@ -61,11 +61,14 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
 
     def parse(argv: list[str]) -> Options:
         try:
-            return define.parse(options, argv, flags.FLAGS)
+            parsed = define.parse(options, argv, flags.FLAGS)
         except SystemExit:
             _exit(0)  # of --help, which absl ends with 1
         except flags.Error as error:
             _stop(name, error, 2)
+        if others := define.ignored(parsed, flags.FLAGS):
+            launcher.note(f"not used, as other methods or backbones have these flags: {' '.join(others)}")
+        return parsed
 
     def call(parsed: Options) -> None:
         try:

@@ -234,6 +234,16 @@ def test_a_method_has_no_options_of_others(tmp_path):
         parse("pretrain", "--method=simclr", "--symmetric")
 
 
+def test_flags_of_other_methods_are_named():
+    """A recipe of moco with --method=simclr: what simclr does not have is said, not passed over."""
+    values = flags.FlagValues()
+    words = ["--queue_size=64", "--key_momentum=0.9", "--temperature=0.3", "--method=simclr"]
+    parsed = define.parse(PROGRAMS["pretrain"], ["pretrain", *words], values)
+    assert define.ignored(parsed, values) == ["--key_momentum=0.9", "--queue_size=64"]
+    values = flags.FlagValues()
+    assert define.ignored(define.parse(PROGRAMS["pretrain"], ["pretrain", *words[:3]], values), values) == []
+
+
 @pytest.mark.parametrize(
     "text", ["--queue_size=0", "--key_momentum=1.5", "--key_update=later", "--width=0", "--stem=x"]
 )
