@@ -48,7 +48,7 @@ def pytest_runtest_logreport(report):
 def pytest_sessionfinish(session, exitstatus):
     """Keeps the seconds of whole files: after a full run .pytest_cache/v/durations may become durations.json."""
     config = session.config
-    if hasattr(config, "workerinput") or not hasattr(config, "cache") or exitstatus:
+    if hasattr(config, "workerinput") or not hasattr(config, "cache") or exitstatus > 1:  # 1: tests failed
         return
     if not config.option.keyword and not any("::" in argument for argument in config.args):
         found = {**config.durations, **{file: round(seconds) for file, seconds in SECONDS.items()}}
@@ -64,11 +64,12 @@ def _file(nodeid):
 
 @pytest.fixture(autouse=True, scope="module")
 def _memory():
-    """Gives back what a file's graphs and compiled functions held: without it a worker grows to 7 GB."""
+    """Gives back what a file's graphs and compiled functions held. What stays is not searched again: it is much."""
     yield
     if keras := sys.modules.get("keras"):
         keras.backend.clear_session()
         gc.collect()
+        gc.freeze()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -66,6 +66,10 @@ def says_nothing(step: int, values: dict[str, float]) -> str:
     return ""
 
 
+def sets_nothing() -> None:
+    """What a training starts from: what it was built with."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingTask:
     """One training, whatever is trained.
@@ -100,7 +104,7 @@ class TrainingTask:
     log_every: int
     set_rates: Callable[[int], float]
     about: Callable[[], dict[str, Any]]
-    begin: Callable[[], None] = lambda: None
+    begin: Callable[[], None] = sets_nothing
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     evaluation: Evaluation | None = None
     watch: Callable[[int, dict[str, float]], str] = says_nothing

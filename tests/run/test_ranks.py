@@ -49,6 +49,7 @@ def test_two_ranks_are_one_process_with_as_many_splits(of_two_ranks, tmp_path, m
 
 
 @pytest.mark.horovod
+@pytest.mark.system
 @pytest.mark.parametrize("data", [fashion_mnist], indirect=True)
 def test_four_ranks_are_two_with_two_splits(of_two_ranks, tmp_path):
     data, run, _ = of_two_ranks

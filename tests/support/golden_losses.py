@@ -3,7 +3,7 @@
 Refactorings must leave them as they are. A change that is meant to change numbers writes them anew, and its commit says
 why they changed:
 
-    python -m pytest tests/run/test_end_to_end.py --update-golden
+    python -m pytest -m "" tests/run/test_end_to_end.py --update-golden
 
 A file has a comment with the flags, then lines of
 
@@ -101,6 +101,6 @@ def check(run, case, ranks, flags, update):
         write(file, numbers, f"{flags}, {ranks} rank{'s' * (ranks > 1)}")
     found = differences(numbers, read(file))
     assert not found, (
-        f"{file.name} has other numbers. A change that is meant to change them runs `python -m pytest "
+        f"{file.name} has other numbers. A change that is meant to change them runs `python -m pytest -m '' "
         "tests/run/test_end_to_end.py --update-golden`, and says why:\n" + "\n".join(found)
     )
