@@ -31,6 +31,8 @@ _INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 # What TensorFlow says on every machine when it is loaded, and on those without an NVIDIA driver.
 _LOADING = r"^WARNING: All log messages before absl::InitializeLog|^[IW][0-9]{4} "
 _NO_GPU = "|failed call to cuInit"
+# And on processors without AVX-512, at the first step: no error, another kernel computes it.
+_NO_AVX512 = "|oneDNN supports DT_INT32 only on platforms with AVX-512"
 _DRIVER = pathlib.Path("/proc/driver/nvidia")
 
 # What libjpeg writes of damaged files while it reads them, besides its error; unreadable.txt names those.
@@ -93,7 +95,7 @@ def _call(name: str, main: Callable[[Options], None], options: Options) -> None:
     logging.set_verbosity(logging.WARNING)
     stop.Signals.in_program = True
     try:
-        with _without(_OF_JPEG):
+        with _without(_OF_JPEG + _NO_AVX512):
             elastic.run(lambda: main(options), int(str(define.values_of(options).get("threads", 0))))
         for line in records.left_out():
             print(line, flush=True)
