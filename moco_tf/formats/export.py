@@ -170,7 +170,10 @@ def _write(name: str, subject: Loaded, path: pathlib.Path) -> pathlib.Path:
 
 def _compare(name: str, subject: Loaded, path: pathlib.Path, images: list[np.ndarray]) -> float:
     kind = formats.find(name)
-    given = images if kind.ANY_SIZE else [comparison.at_network_size(image, subject) for image in images]
+    given = images
+    if not kind.ANY_SIZE:  # their size is the network's then, and test_resize would resize them once more
+        given = [comparison.at_network_size(image, subject) for image in images]
+        subject = dataclasses.replace(subject, test_resize=subject.image_size)
     return comparison.compare(kind.outputs(path, subject, given), comparison.reference(subject, given))
 
 

@@ -1,5 +1,6 @@
 """Every format of an export gives what the encoder gives, in runtimes that know nothing of this package."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ from support.encoders import CASES, MEAN, SIZE, STD, assert_same, expected, rand
 
 from moco_tf import formats
 from moco_tf.errors import UserError
-from moco_tf.formats import detectron2
+from moco_tf.formats import detectron2, export
 from moco_tf.formats import onnx as onnx_format
 from moco_tf.formats.load import load
 from moco_tf.formats.torchvision import get_weights
@@ -120,6 +121,8 @@ def test_a_format_gives_what_the_encoder_gives(name, case, tmp_path):
         assert len(outputs) == 2 or not subject.encoder.head
         for output, values in outputs.items():
             assert_same(values, wanted[output])
+    resized = dataclasses.replace(subject, test_resize=SIZE + 6)  # the images that are compared, once
+    assert export._compare(name, resized, path, [*images, *random_images(1, size=SIZE + 9)]) <= 1e-5
     if name in ("onnx", "tflite"):  # whose runtimes refuse floats
         with pytest.raises(Exception, match="(?i)float.* expected.* .*uint8"):
             formats.find(name).outputs(path, subject, [image / np.float32(255) for image in images])
