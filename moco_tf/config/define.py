@@ -284,7 +284,12 @@ class _Parser(flags.ArgumentParser):
             return argument
         if self._kind.many:
             return self._parse_many(argument)
-        value = self._one.parse(absolute(argument) if self._kind.path else argument)
+        try:
+            value = self._one.parse(absolute(argument) if self._kind.path else argument)
+        except ValueError as error:
+            if str(error).startswith(("invalid literal", "could not convert")):  # Python's words
+                raise ValueError(f"expected {self._one.syntactic_help}") from None
+            raise
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("expected a finite number")
         return value

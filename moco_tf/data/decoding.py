@@ -203,8 +203,8 @@ def _to_8_bits(image: np.ndarray, white: int) -> np.ndarray:
         raise ValueError("more than 8 bits a channel came, expected 8, since no range of values is known; convert it")
     if image.min() < 0 or image.max() > white:
         raise ValueError(
-            f"values from {image.min()} to {image.max()} came, expected 0 to {white} as in its data set's other "
-            "images; convert them all to 8 bits"
+            f"values from {image.min()} to {image.max()} came, expected 0 to {white} as in the other images of "
+            "its data set; convert them all to 8 bits"
         )
     scaled = np.round(image * (255 / white)).astype(np.uint8)
     return np.repeat(scaled[..., None], 3, -1) if image.ndim == 2 else scaled

@@ -53,7 +53,7 @@ def completed(data: DataOptions, load: str | None) -> DataOptions:
     """The options with data set, place and held-out images of the run that is loaded, where they say nothing.
 
     Args:
-        data: as given; of another data set, the run's place and held-out images do not count.
+        data: as given; of another data set or place, the run's place and held-out images do not count.
         load: what is loaded.
 
     Raises:
@@ -69,5 +69,6 @@ def completed(data: DataOptions, load: str | None) -> DataOptions:
         )
     if own is None or data.dataset not in ("", own.dataset):
         return dataclasses.replace(data, holdout=data.holdout or 0)
-    holdout = own.holdout if data.holdout is None else data.holdout
+    same_place = data.data_dir in (None, own.data_dir)  # another one holds other images, none of them held out
+    holdout = data.holdout if data.holdout is not None else own.holdout if same_place else 0
     return dataclasses.replace(data, dataset=own.dataset, data_dir=data.data_dir or own.data_dir, holdout=holdout)

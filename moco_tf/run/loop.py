@@ -115,6 +115,8 @@ class Loop:
             return
         end = self._end_at_once if self.received.in_program else None
         with FirstStep(lambda s: self.log.show(f"compiling, {s:.0f} s", True), max(1.0, self.log.pause), end):
+            if end and self.received.status == INTERRUPTED:  # noted before the context watched
+                end()
             yield
         self.log.show("")
 

@@ -122,7 +122,8 @@ def _without(lines: str) -> Iterator[None]:
     Args:
         lines: an extended regular expression.
     """
-    if not (grep := shutil.which("grep")):
+    grep = shutil.which("grep")
+    if not grep or sys.stderr is None:  # None: the user has closed it
         yield
         return
     command = [grep, "--line-buffered", "-avE", lines]
@@ -218,6 +219,8 @@ def _wait_for_the_end() -> None:
 
 def _say(name: str, message: BaseException | str, one_line: bool = True) -> None:
     message = " ".join(str(message).split()) if one_line else message
+    if sys.stderr is None:  # closed by the user
+        return
     sys.stderr.write(f"{name}: {message}\n")  # in one piece: a launcher passes pieces on as lines of their own
     sys.stderr.flush()
 

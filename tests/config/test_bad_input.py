@@ -30,7 +30,9 @@ def run(photos, tmp_path_factory):
     [
         (["--batchsize=8"], ["Unknown command line flag 'batchsize'", "Did you mean", "batch_size"]),
         (["--no_such_thing"], ["Unknown command line flag 'no_such_thing'"]),
-        (["--batch_size=many"], ["--batch_size=many"]),
+        (["--batch_size=many"], ["--batch_size=many: expected a positive integer"]),
+        (["--steps=1e3"], ["--steps=1e3: expected a non-negative integer"]),
+        (["--learning_rate=fast"], ["--learning_rate=fast: expected a"]),
         (["--batch_size=0"], ["--batch_size=0", "positive"]),
         (["--key_momentum=1.5"], ["--key_momentum=1.5", "[0.0, 1.0]"]),
         (["--arch=resnet51"], ["--arch=resnet51", "resnet50"]),

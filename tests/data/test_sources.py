@@ -179,6 +179,12 @@ def test_folder_with_odd_names(tmp_path):
         (("train/a/1.jpg", "train/2.jpg"), "train", "beside the class folders"),
         (("train/a/1.jpg",), "test", "neither val/ nor test/, nor valid/ or validation/ (it holds train/)"),
         (("val/a/1.jpg",), "train", "no train/"),
+        (
+            ("Training/a/1.jpg", "Testing/a/1.jpg"),
+            "train",
+            "Training/ but no train/ (it holds Testing/, ",
+        ),
+        (("Train/a/1.jpg", "Val/a/1.jpg"), "train", "has Train/ but no train/"),
         (("train/a/1.jpg", "val/b/1.jpg"), "test", "class 'b'"),
         (("train/a/1.jpg", "val/notes.txt"), "test", "no class folders"),
         (("train/a/1.jpg", "val/1.jpg"), "test", "beside the class folders"),
@@ -222,6 +228,22 @@ def test_class_folders_without_train(tmp_path, capsys):
     message = error_of("folder", "test", str(tmp_path))
     assert "neither val/ nor test/" in message and "--holdout=N" in message
     assert "it holds cat/, dog/, notes/, 1 .txt" in message
+
+
+def test_an_image_beside_class_folders(tmp_path, capsys):
+    write_files(tmp_path, "dog/1.jpg", "cat/1.jpg", "overview.jpg")
+    assert find.load("folder", "train", str(tmp_path)).labels.tolist() == [-1, -1, -1]
+    assert "1 images (such as overview.jpg) lie beside 2 folders with images" in capsys.readouterr().out
+
+
+def test_the_widest_integers(tmp_path):
+    """Pillow's mode I has a sign: 31 bits."""
+    (tmp_path / "train").mkdir()
+    Image.fromarray(np.full((4, 4), 2**31 - 1, np.int32)).save(tmp_path / "train/1.tiff")
+    Image.fromarray(np.full((4, 4), 2**30, np.int32)).save(tmp_path / "train/2.tiff")
+    source = find.load("folder", "train", str(tmp_path))
+    assert source.white == 2**31 - 1
+    assert [source.image(row).max() for row in (0, 1)] == [255, 128]
 
 
 def test_a_set_one_level_down(tmp_path):

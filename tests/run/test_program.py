@@ -39,6 +39,14 @@ def test_error_that_ends_the_process(tmp_path):
     assert done.returncode < 0 and done.stderr == "F0000 no AVX\n"
 
 
+def test_stderr_that_is_closed():
+    """Nothing can be said; the work is done all the same, and the exit status tells what refuses it."""
+    code = "from moco_tf.run import program\nwith program._without('x'): print('done')\nprogram._say('name', 'message')"
+    command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help(name):
     """Without TensorFlow; exit status 0; no path of the machine."""

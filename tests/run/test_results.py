@@ -127,6 +127,8 @@ def test_what_a_run_was_trained_on(run, photos, tmp_path):
     other = DataOptions(dataset="cifar10", holdout=None)  # the place and the held-out images are another set's
     assert origin.completed(other, str(run)) == DataOptions(dataset="cifar10")
     assert origin.completed(DataOptions(dataset="folder", data_dir="/new", holdout=None), str(run)).data_dir == "/new"
+    elsewhere = DataOptions(dataset="", data_dir="/new", holdout=None)  # no images of /new were held out
+    assert origin.completed(elsewhere, str(alone)) == DataOptions(dataset="mnist", data_dir="/new", holdout=0)
     (run / "flags.cfg").write_text("--dataset=folder\n--holdout=-3\n")
     with pytest.raises(UserError, match=r"flags.cfg has --holdout=-3: .* mend it"):
         origin.trained_on(str(run))

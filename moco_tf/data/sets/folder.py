@@ -16,6 +16,7 @@ from moco_tf.errors import UserError
 from moco_tf.training.launcher import note
 
 HELD_OUT = ("val", "valid", "validation", "test")
+_TRAINING = ("train", "training")  # in small letters, what is meant for train/
 _LAYOUT = "expected train/<class>/ and val/<class>/ with images, <class>/ with images, or only images"
 _TYPES = mimetypes.MimeTypes()  # Python's own table of what names say
 _LOOKED_AT = 200  # images of a set, evenly spread, that are searched for what is unusual
@@ -65,6 +66,11 @@ def _train_dir(data_dir: str) -> str:
     there = _subfolders(data_dir)
     if "train" in there:
         return os.path.join(data_dir, "train")
+    if spelt := [name for name in there if name.lower() in _TRAINING]:
+        raise UserError(
+            f"{data_dir} has {spelt[0]}/ but no train/ ({_contents(data_dir)}), expected train/ and val/ or another of "
+            f"{', '.join(HELD_OUT)}; rename them"
+        )
     if held_out := [name for name in HELD_OUT if name in there]:
         raise UserError(f"{data_dir} has {held_out[0]}/ but no train/ ({_contents(data_dir)}); {_LAYOUT}")
     for path in (os.path.join(data_dir, name) for name in there):
@@ -88,7 +94,13 @@ def _held_out_dir(data_dir: str) -> str:
 def _class_folders(found: _Found) -> list[str]:
     """The folders that are classes without being in train/."""
     names = [name for name, paths in found.classes.items() if paths]
-    if found.loose or len(names) < 2:
+    if len(names) < 2:
+        return []
+    if found.loose:
+        note(
+            f"{found.folder}: {len(found.loose)} images (such as {os.path.basename(found.loose[0])}) lie beside "
+            f"{len(names)} folders with images: all are read without labels"
+        )
         return []
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     empty = ", ".join(name for name, paths in found.classes.items() if not paths)
@@ -150,7 +162,7 @@ def _white(folder: str, paths: list[str]) -> int:
             continue
         said[words] += 1
         largest = max(largest, value)
-    bits = max(8, largest.bit_length() + largest.bit_length() % 2)
+    bits = min(31, max(8, largest.bit_length() + largest.bit_length() % 2))  # Pillow's widest integers have a sign
     white = 2**bits - 1 if said[decoding.DEEP] else 0
     for words, count in said.items():
         scaled = f": scaled from 0 to {white}, the {bits} bits that their values take" if words == decoding.DEEP else ""

@@ -117,7 +117,7 @@ def _hint(name: str, data_dir: str | None) -> str:
     known, plain = OWN + tfds.list_builders(with_community_datasets=False), re.sub(r"\W|_", "", name.lower())
     begins = [other for other in known if other.replace("_", "").startswith(plain)]
     begins.sort(key=lambda other: (normalisation(other) is None, len(other)))  # those that people train on first
-    close = (begins or difflib.get_close_matches(plain, known))[:3]
+    close = list(dict.fromkeys(begins or difflib.get_close_matches(plain, known)))[:3]
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
