@@ -181,8 +181,10 @@ def folder_of(name: str, o: Knn | Lincls, weights: str, own: dict[str, str]) -> 
         places = place_of(o.encoder.load).results(name, o.encoder.baseline)
         return next(folder for folder in places if not different(folder, o, weights, own))
     folder = RunFolder.of(o.run.workdir)
+    if checkpoint.existing(folder.checkpoints):  # of more steps it goes on, as if it had never stopped
+        own = {flag: text for flag, text in own.items() if flag != "steps"}
     others = different(folder, o, weights, own)
-    if others and folder.result.exists() and not checkpoint.existing(folder.checkpoints):
+    if others and folder.result.exists():  # a training without one goes on by the rules of resume.check
         raise UserError(f"--workdir={folder.path} holds a result with {', '.join(others)}; give another folder")
     return folder
 

@@ -162,6 +162,7 @@ def test_a_probe_that_is_asked_to_stop(cached, said, run, photos, tmp_path, monk
 
 def test_goes_on_with_the_same_probe_only(evaluated, run, photos, tmp_path):
     copy = shutil.copytree(evaluated / "frozen", tmp_path / "copy")
+    (copy / "result.json").unlink()  # with one, other settings are refused before
     before = {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()}
     given = {"data_dir": photos, "workdir": copy, "steps": 6}
     cases = [
@@ -194,13 +195,14 @@ def test_checkpoints_of_a_training_are_not_overwritten(evaluated, run, photos, t
         found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
         return {path: path.read_bytes() for path in found}
 
-    for folder in (run, evaluated / "frozen"):
+    words = "holds the checkpoints of a training, .* another --workdir"
+    for folder, word in ((run, words), (evaluated / "frozen", "holds a result with .* give another folder")):
         copy = shutil.copytree(folder, tmp_path / folder.name)
         before = files(copy)
         given = {"load": run, "data_dir": photos, "workdir": copy}
-        with pytest.raises(UserError, match="holds the checkpoints of a training, .* another --workdir"):
+        with pytest.raises(UserError, match=word):
             call("lincls", cache_features=True, **given, **PROBE)
-        with pytest.raises(UserError, match="holds the checkpoints of a training"):
+        with pytest.raises(UserError, match=word):
             call("knn", k=5, **given, **SMALL)
         if folder == run:
             with pytest.raises(UserError, match="the checkpoints in .* are of another program .* another --workdir"):

@@ -12,12 +12,14 @@ from support.evaluation_runs import SMALL
 from support.programs import call
 
 import moco_tf
+from moco_tf.api import recipes
+from moco_tf.config import define
 from moco_tf.config.options import DataOptions
 from moco_tf.data import records
 from moco_tf.errors import UserError
 from moco_tf.formats import origin
 from moco_tf.reporting import accuracies
-from moco_tf.run import program
+from moco_tf.run import program, results
 from moco_tf.run.folder import RunFolder
 
 OWN = {name: value for name, value in SMALL.items() if name != "dataset"}
@@ -178,3 +180,23 @@ def test_tables_show_what_belongs_together(tmp_path):
     both = {table.images: table.rows for table in accuracies.tables(runs | {"b": RunFolder(tmp_path / "b")})}
     assert both["cifar10, 10,000 test images"] == [("b", ["-", "-"]), ("untrained encoder", ["-", "10.00"])]
     assert accuracies.markdown({"none": RunFolder(tmp_path)}).startswith("Nothing was evaluated yet")
+
+
+def test_workdir_of_another_probe_is_refused(tmp_path):
+    """A finished probe with checkpoints keeps its numbers; of more steps, or without result.json, it goes on."""
+    folder, values = RunFolder(tmp_path), {"workdir": tmp_path, "learning_rate": 1.0, "image_size": 16}
+    own = recipes.recipe(program="lincls", **values).options
+    others = recipes.recipe(program="lincls", **values | {"learning_rate": 0.001, "image_size": 32}).options
+    longer = recipes.recipe(program="lincls", **values, steps=8).options
+    (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000001/checkpoint.json").touch()
+    folder.flags.write_text(define.flagfile(own))
+    assert results.folder_of("lincls", others, "w", results.settings(others)).path == tmp_path
+    folder.result.write_text("{}")
+    for o in (own, longer):
+        assert results.folder_of("lincls", o, "w", results.settings(o)).path == tmp_path
+    with pytest.raises(UserError, match=r"holds a result with .*--learning_rate=1.0 \(here 0.001\).*; give another"):
+        results.folder_of("lincls", others, "w", results.settings(others))
+    others = recipes.recipe(program="lincls", **values | {"image_size": 32}).options
+    with pytest.raises(UserError, match=r"holds a result with --image_size=16 \(here 32\); give another"):
+        results.folder_of("lincls", others, "w", results.settings(others))
