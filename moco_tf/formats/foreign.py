@@ -5,12 +5,13 @@ behind a common prefix, however deep: MoCo's `encoder_q.`, a library's `backbone
 a checkpoint's `state_dict`. Names follow torchvision, arrays PyTorch's layout: kernels OIHW, matrices (out, in).
 """
 
+import functools
 import json
 import math
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ _MARK = "layer1.0.conv1.weight"  # what an encoder is found by
 _PART = re.compile(r"((conv|bn|layer)\d+|fc)\.")
 _NUMBERED = re.compile(r"(?P<prefix>.*\.|)(?P<number>\d+)\.0\.conv1\.weight")
 _FOLLOWS = re.compile(r"(^|[._])(k|key|momentum|teacher|target|ema)[._]")  # a moving average of the query encoder
+_QUEUE = re.compile(r"(^|\.)queue(_ptr)?$")
 _COUNTED = ("num_batches_tracked", "total_ops", "total_params")  # batches, and what thop counts
 _TYPES = {"F64": "Double", "F32": "Float", "F16": "Half", "BF16": "BFloat16", "I64": "Long", "I32": "Int"}
 _TYPES |= {"I16": "Short", "I8": "Char", "U8": "Byte", "BOOL": "Bool"}
@@ -135,13 +137,19 @@ def _tensor(data: bytes, dtype: str, shape: list[int], data_offsets: list[int]) 
 
 def _from_tensorpack(arrays: dict[str, np.ndarray]) -> Foreign:
     query, key = tensorpack.encoder_prefixes(arrays)
+    encoder = tensorpack.to_torchvision(arrays, query)
+    key_encoder = None if key is None else _like(encoder, functools.partial(tensorpack.to_torchvision, arrays, key))
+    queue, pointer, used = _queue(arrays, by_columns=False)
+    left = [name for name in arrays if _QUEUE.search(name) and name not in used]
+    left += [printable(key.rstrip("/"))] if key and key_encoder is None else []
     return Foreign(
-        encoder=tensorpack.to_torchvision(arrays, query),
-        key_encoder=None if key is None else tensorpack.to_torchvision(arrays, key),
-        queue=_queue(arrays.get("queue")),
-        queue_pointer=_pointer(arrays.get("queue_ptr")),
+        encoder=encoder,
+        key_encoder=key_encoder,
+        queue=queue,
+        queue_pointer=pointer,
         source="moco.tensorflow .npz",
         optimizer=any(tensorpack.is_slot(name) for name in arrays),
+        notes=(_left_out(left),) if left else (),
     )
 
 
@@ -157,16 +165,15 @@ def _from_torch(data: Any, suffix: str = ".pth") -> Foreign:
     if not roots:
         raise UserError(f"no encoder (conv1.weight, {_MARK}) among {listed(flat)}; {expected}")
     query = next((root for root in roots if not _FOLLOWS.search(root)), roots[0])
-    key = next((root for root in roots if root != query and _FOLLOWS.search(root)), None)
-    encoder, key_encoder = _encoder(flat, query), None if key is None else _encoder(flat, key)
-    used = {query + name for name in encoder} | {f"{key}{name}" for name in key_encoder or ()}
-    last = {name.rpartition(".")[2]: value for name, value in flat.items()}
-    queue = _queue(last.get("queue"))  # CxK there
+    encoder = _encoder(flat, query)
+    key, key_encoder = _key_encoder(flat, encoder, [r for r in roots if r != query and _FOLLOWS.search(r)])
+    queue, pointer, used = _queue(flat, by_columns=True)
+    used |= {query + name for name in encoder} | {f"{key}{name}" for name in key_encoder or ()}
     return Foreign(
         encoder=encoder,
         key_encoder=key_encoder,
-        queue=None if queue is None else np.ascontiguousarray(queue.T),
-        queue_pointer=_pointer(last.get("queue_ptr")),
+        queue=queue,
+        queue_pointer=pointer,
         epoch=data["epoch"] if type(data.get("epoch")) is int else None,
         arch=data["arch"] if isinstance(data.get("arch"), str) else None,
         source=f"moco {suffix}.tar" if query.endswith("encoder_q.") else f"torchvision {suffix}",
@@ -216,6 +223,26 @@ def _encoder(flat: Mapping[str, Any], root: str) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in inner.items()}
 
 
+def _key_encoder(
+    flat: Mapping[str, Any], encoder: Mapping[str, np.ndarray], roots: list[str]
+) -> tuple[str | None, dict[str, np.ndarray] | None]:
+    """The first of some encoders that is like the query encoder, and its prefix."""
+    for root in roots:
+        if found := _like(encoder, functools.partial(_encoder, flat, root)):
+            return root, found
+    return None, None
+
+
+def _like(encoder: Mapping[str, np.ndarray], read: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray] | None:
+    """What `read` gives; None if that is no encoder of the same names and shapes: it stands in nobody's way."""
+    try:
+        found = read()
+        check_against(found, {name: value.shape for name, value in encoder.items()})
+        return found
+    except UserError:
+        return None
+
+
 def _notes(flat: Mapping[str, Any], roots: list[str], query: str, key: str | None, used: set[str]) -> Iterator[str]:
     """What to say: which of several encoders was taken, and what was left out.
 
@@ -225,31 +252,45 @@ def _notes(flat: Mapping[str, Any], roots: list[str], query: str, key: str | Non
         query, key: those that were taken.
         used: names of the weights that were taken.
     """
-    named = {root: printable(root.rstrip(".")) for root in roots}
+    named = {root: printable(root.rstrip(".")) or "the file's own" for root in roots}
     others = [root for root in roots if root not in (query, key)]
     if len(roots) > 1:
         follows = "" if key is None else f", {named[key]} as its key encoder"
         yield f"of {len(roots)} encoders {named[query]} is taken{follows}"
-    left = [n for n, v in flat.items() if isinstance(v, np.ndarray) and v.ndim and n not in used]
-    left = [n for n in left if not n.endswith((*_COUNTED, "queue", "queue_ptr")) and not n.startswith((*others,))]
-    if left := [named[root] for root in others] + [n.rpartition(".")[0] or n for n in left]:
-        yield f"left out: {listed(set(left))}; read are a ResNet, a linear or MLP head and a key encoder"
+    left = [n for n, v in flat.items() if isinstance(v, np.ndarray) and n not in used]
+    queues = [n for n in left if _QUEUE.search(n)]
+    left = [n for n in left if n not in queues and flat[n].ndim and not n.endswith(_COUNTED)]
+    left = [n.rpartition(".")[0] or n for n in left if not n.startswith((*others,))]
+    if left := [named[root] for root in others] + queues + left:
+        yield _left_out(left)
 
 
-def _queue(value: Any) -> np.ndarray | None:
-    """A queue of two dimensions as float32, in the file's orientation; None for none."""
-    if value is None:
-        return None
-    if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind != "f":
-        shape = getattr(value, "shape", printable(value))
-        raise UserError(f"the queue is {shape}; expected a floating-point matrix; use a file of MoCo with one queue")
-    return np.ascontiguousarray(value, dtype=np.float32)
+def _left_out(names: Collection[str]) -> str:
+    return (
+        f"left out: {listed(set(names))}; read are a ResNet, a linear or MLP head, a key encoder like it and a queue "
+        "of two dimensions"
+    )
 
 
-def _pointer(value: Any) -> int | None:
-    if value is None:
-        return None
+def _queue(values: Mapping[str, Any], by_columns: bool) -> tuple[np.ndarray | None, int | None, set[str]]:
+    """The first matrix called queue as KxC float32, its pointer, and their names. What does not fit is passed over.
+
+    Args:
+        values: of the file.
+        by_columns: whether the file's is CxK.
+    """
+    for name, value in values.items():
+        called, is_array = name.rpartition(".")[2] == "queue", isinstance(value, np.ndarray)
+        if called and is_array and value.ndim == 2 and value.dtype.kind == "f":
+            queue = np.ascontiguousarray(value.T if by_columns else value, dtype=np.float32)
+            pointer = _pointer(values.get(f"{name}_ptr"), len(queue))
+            return queue, pointer, {name} if pointer is None else {name, f"{name}_ptr"}
+    return None, None, set()
+
+
+def _pointer(value: Any, rows: int) -> int | None:
+    """The row that is replaced next; None if the value is no integer of the queue's rows."""
     if not isinstance(value, np.ndarray) or value.size != 1 or value.dtype.kind not in "iu":
-        shape = getattr(value, "shape", printable(value))
-        raise UserError(f"queue_ptr is {shape}; expected one integer; use a file of MoCo with one queue")
-    return int(value.reshape(-1)[0])
+        return None
+    row = int(value.reshape(-1)[0])
+    return row if 0 <= row < max(rows, 1) else None

@@ -82,6 +82,41 @@ def test_a_third_encoder_is_left_out_by_name():
     assert taken == "of 3 encoders a is taken, teacher as its key encoder" and left.startswith("left out: b;")
 
 
+QUEUE = np.arange(12, dtype="f4").reshape(3, 4)  # CxK
+WITH_FC = network(seed=1, head="linear")
+UNFIT = {  # what stands beside the encoder "student.", and what is said to be left out
+    "queue, queue_ptr": {"queue": np.zeros((2, 3, 4), "f4"), "queue_ptr": np.zeros(2, "i8")},
+    "moco.queue": {"moco.queue": np.zeros((3, 4), "i8")},
+    "queue_ptr": {"queue": QUEUE, "queue_ptr": np.array(4)},
+    "m.queue_ptr": {"m.queue": QUEUE, "m.queue_ptr": np.zeros(2, "i8")},
+    "teacher": prefixed("teacher.", network(width=8, head="linear")),
+    "ema": prefixed("ema.", KEY),  # without the fc of the other
+    "encoder_k": prefixed("encoder_k.", {**WITH_FC, "conv1.weight": np.zeros((4, 3, 7, 7), "i8")}),
+}
+
+
+@pytest.mark.parametrize("left", UNFIT)
+def test_what_does_not_fit_the_encoder_is_left_out_by_name(left):
+    found = foreign._from_torch(prefixed("student.", WITH_FC) | UNFIT[left])
+    same(found.encoder, WITH_FC)
+    assert found.key_encoder is None and found.queue_pointer is None
+    assert (found.queue is not None) == left.endswith("queue_ptr") - left.startswith("queue,")
+    assert found.notes[-1].startswith(f"left out: {left}; read are")
+    assert found.notes[:-1] == (() if "queue" in left else ("of 2 encoders student is taken",))
+
+
+def test_a_key_encoder_is_one_that_fits():
+    state = (
+        WITH_FC | prefixed("ema.", KEY) | prefixed("teacher.", WITH_FC) | {"queue": QUEUE, "queue_ptr": np.array([3])}
+    )
+    found = foreign._from_torch(state)
+    same(found.key_encoder, WITH_FC)
+    np.testing.assert_array_equal(found.queue, QUEUE.T)
+    assert found.queue_pointer == 3
+    assert found.notes[0] == "of 3 encoders the file's own is taken, teacher as its key encoder"
+    assert found.notes[1].startswith("left out: ema;")
+
+
 def test_thousands_of_networks_are_refused_at_once():
     """Each would cost a look at all names."""
     for name in ("layer1.0.conv1.weight", "3.0.conv1.weight"):
