@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -33,14 +34,15 @@ class BadImages:
 
 
 NO_BAD_IMAGES = BadImages()
-_met: dict[tuple[str, int, str], set[str]] = {}  # names of unreadable images by source, its images, the list's path
+# Names of unreadable images by source, its split, its number of images, and the path of the list.
+_met: dict[tuple[str, str, int, str], set[str]] = {}
 
 
 def left_out() -> list[str]:
     """A line for each set of images of which some could not be read since the last call: how many, and their list."""
     lines = [
         f"{len(names)} of {count:,} images of {source} could not be read and are left out{path and f'; see {path}'}"
-        for (source, count, path), names in _met.items()
+        for (source, _, count, path), names in _met.items()
     ]
     _met.clear()
     return lines
@@ -50,7 +52,7 @@ class UnreadableImages:
     """The unreadable images met by this rank: counted, listed in a file, limited."""
 
     def __init__(self, source: RecordSource, allowed: BadImages, share: Share) -> None:
-        self.path = allowed.file
+        self.path = self._list_of_all = allowed.file
         if self.path and share.size > 1:
             root, extension = os.path.splitext(self.path)
             self.path = f"{root}.rank{share.rank}{extension}"
@@ -64,6 +66,18 @@ class UnreadableImages:
     def __contains__(self, index: int) -> bool:
         return index in self._indices
 
+    def known(self) -> np.ndarray:
+        """Indices of those that this rank met, or that a list names, of any rank or earlier start; int64, ascending."""
+        names: set[str] = set()
+        if self._list_of_all:
+            file = pathlib.Path(self._list_of_all)
+            for path in file.parent.glob(f"{file.stem}*{file.suffix}"):
+                text = path.read_text(encoding="utf-8", errors="surrogateescape")
+                names |= {line.split("\t")[0] for line in text.split("\n") if line}
+        count = self._source.num_examples if names else 0
+        listed = {index for index in range(count) if self._source.describe(index) in names}
+        return np.array(sorted(self._indices | listed), np.int64)
+
     def add(self, index: int, reason: str) -> None:
         """Counts and lists an image. Raises UserError above the limit, or when no readable image is left."""
         if index in self._indices:
@@ -72,7 +86,8 @@ class UnreadableImages:
         name = self._source.describe(index)
         self._list(name, reason)
         if self._reported:
-            _met.setdefault((self._source.name, self._source.num_examples, self.path or ""), set()).add(name)
+            source = self._source
+            _met.setdefault((source.name, source.split, source.num_examples, self.path or ""), set()).add(name)
         listed = f", listed in {self.path}" if self.path else ""
         if len(self) > self._limit:
             raise RankError(

@@ -75,6 +75,7 @@ class RecordSource:
         class_names: of the labels 0, 1, 2 ...
         read_span: see order.ReadAhead; None where neighbours are not stored one after another.
         white: of images of more than 8 bits a channel, see decoding.decode_rgb; 0: they are not read.
+        split: "train" or "test", where that is known: the images of one split are counted by themselves.
     """
 
     name: str
@@ -85,6 +86,7 @@ class RecordSource:
     class_names: tuple[str, ...] = ()
     read_span: Callable[[np.ndarray], None] | None = None
     white: int = 0
+    split: str = ""
 
     fixed_size = False
 

@@ -24,7 +24,7 @@ from moco_tf.data.order import Share
 from moco_tf.data.pipeline import TrainBatches
 from moco_tf.data.records import BadImages
 from moco_tf.data.sets.find import load
-from moco_tf.data.sources import Source
+from moco_tf.data.sources import RecordSource, Source
 from moco_tf.data.views import recipes
 from moco_tf.data.views.geometry import RandomResizedCrop
 from moco_tf.errors import UserError
@@ -114,7 +114,8 @@ def source(options: DataOptions, split: str, collectives: Collectives) -> Source
     if collectives.rank != 0:
         collectives.barrier()
     try:
-        return _held_out(options, split) if options.holdout else load(options.dataset, split, options.data_dir)
+        found = _held_out(options, split) if options.holdout else load(options.dataset, split, options.data_dir)
+        return dataclasses.replace(found, split=split) if isinstance(found, RecordSource) else found
     finally:
         if collectives.rank == 0:
             collectives.barrier()

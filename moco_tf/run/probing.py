@@ -164,10 +164,16 @@ def on_images(run: Probing, received: Signals) -> Probed:
     else:
         learner = LinearProbe(classifiers, lambda *batch: one.embed(random_view(*batch)), collectives, o.run.seed)
         numbers = train(run, received, learner, batches, rate, tested, lambda: queries)
-    unreadable = collectives.allgather(tf.constant([len(batches.unreadable)])) if not run.train.fixed_size else 0
-    left = run.train.num_examples - int(np.sum(unreadable))
-    numbers |= {"learning_rate": rate, "train_images": left}
+    numbers |= {"learning_rate": rate, "train_images": readable(run, batches)}
     return tested, numbers, classifiers.logits
+
+
+def readable(run: Probing, batches: TrainBatches) -> int:
+    """How many training images there are without those that some rank could not read, now or before a restart."""
+    if run.train.fixed_size:
+        return run.train.num_examples
+    own = np.append(-1, batches.unreadable.known())  # a rank that met none has a row, too
+    return run.train.num_examples + 1 - len(np.unique(run.collectives.allgather(tf.constant(own))))
 
 
 def train(

@@ -1,5 +1,6 @@
 """Image files of every common kind: decoded as Pillow decodes them, or unreadable with a reason; never a crash."""
 
+import dataclasses
 import io
 import struct
 
@@ -8,9 +9,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from moco_tf.data import decoding
+from moco_tf.data import decoding, records
+from moco_tf.data.order import EVERYTHING, Share
 from moco_tf.data.pipeline import TrainBatches, eval_batches
-from moco_tf.data.records import BadImages
+from moco_tf.data.records import BadImages, UnreadableImages
 from moco_tf.data.reencoding import encoder
 from moco_tf.data.sets import find
 from moco_tf.training.files import one_line
@@ -227,6 +229,25 @@ def test_bad_files_are_listed_with_a_reason_and_left_out(folder, tmp_path):
     assert sorted(found) == sorted(GOOD)
     reasons = listed(file)
     assert reasons.keys() == BAD.keys() and all(reasons.values())
+
+
+def test_unreadable_images_of_ranks_and_splits(folder, tmp_path):
+    """By hand: three that two ranks of an earlier start listed, with one met twice; two splits of one size."""
+    source, file = find.load("folder", "train", str(folder)), tmp_path / "unreadable.txt"
+    allowed = BadImages(9, str(file))
+    assert list(UnreadableImages(source, allowed, EVERYTHING).known()) == []
+    for rank, indices in enumerate(([4, 1], [1, 3])):
+        for index in indices:
+            UnreadableImages(source, allowed, Share(rank, 2)).add(index, "cut off")
+    (tmp_path / "unreadable.rank7.txt").write_text("/test/of/another/set.png\tcut off\n")
+    assert list(UnreadableImages(source, allowed, EVERYTHING).known()) == [1, 3, 4]
+    records.left_out()
+    for split, count in (("train", 3), ("test", 1)):
+        unreadable = UnreadableImages(dataclasses.replace(source, split=split), BadImages(9), EVERYTHING)
+        for index in range(count):
+            unreadable.add(index, "cut off")
+    words = f"of {source.num_examples} images of folder could not be read and are left out"
+    assert records.left_out() == [f"3 {words}", f"1 {words}"]
 
 
 class Corner:

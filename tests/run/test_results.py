@@ -92,13 +92,16 @@ def test_unreadable_images_do_not_count(run, photos, tmp_path, capfd):
             call(name, load=run, data_dir=data, **values, **OWN)
         found = results_of(run)[name]
         assert (found["test_images"], found["unreadable_test_images"]) == (23, 1)
-        assert name != "knn" or found["train_images"] == 87
         lists[name] = run / name / "unreadable.txt"
         words = f"images of folder could not be read and are left out; see {lists[name]}"
         assert name != "knn" or records.left_out() == [f"3 of 90 {words}", f"1 of 24 {words}"]
         names = {line.split("\t")[0] for line in lists[name].read_text().splitlines()}
         assert f"{data}/val/bird/02.png" in names and (name != "knn" or len(names) == 4)
+        assert found["train_images"] == 90 - len(names) + 1
     assert f"1 of 24 {words}" in records.left_out()
+    with program._without(program._OF_JPEG):
+        call("lincls", load=run, data_dir=data, **probe, train_view="crop_flip", **OWN)  # nothing is left to do
+    assert results_of(run)["lincls"]["train_images"] == 90 - len(names) + 1
     error = capfd.readouterr().err.lower()
     assert "jpeg" not in error and "input file" not in error
 
