@@ -22,6 +22,7 @@ from moco_tf.errors import UserError
 from moco_tf.evaluation import features, subject
 from moco_tf.evaluation.subject import Subject
 from moco_tf.formats import export as exports
+from moco_tf.formats import origin
 from moco_tf.formats.base import Loaded, used_with
 from moco_tf.formats.load import announced
 from moco_tf.networks.encoder import Encoder
@@ -124,12 +125,15 @@ class Pretrained(Loaded):
     def save(self, folder: str | os.PathLike) -> "Pretrained":
         """Writes the encoder as it is now, fine-tuned for instance, to a new run folder, and loads it from there.
 
-        The folder is what every program's --load takes; training cannot go on in it.
+        The folder is what every program's --load takes, with the data set, its place and the held-out images of the run
+        that the encoder is from; training cannot go on in it.
 
         Raises:
             UserError: the folder holds checkpoints already or cannot be written.
         """
         about = {name: getattr(self, name) for name in ("image_size", "test_resize", "mean", "std")}
+        if own := origin.trained_on(self.path):
+            about |= {"dataset": own.dataset, "flags": {name: getattr(own, name) for name in origin.NAMES}}
         return write(folder, self.encoder, self.step or 0, about)
 
     def _width(self, feature: str) -> int:

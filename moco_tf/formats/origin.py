@@ -12,7 +12,7 @@ from moco_tf.formats.load import find
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint
 
-_NAMES = ("dataset", "data_dir", "holdout")
+NAMES = ("dataset", "data_dir", "holdout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ def trained_on(load: str) -> DataOptions | None:
     if "dataset" not in texts:
         return None
     try:
-        return define.parse(_Images, ["", *(f"--{name}={texts[name]}" for name in _NAMES if name in texts)]).data
+        return define.parse(_Images, ["", *(f"--{name}={texts[name]}" for name in NAMES if name in texts)]).data
     except flags.Error as error:
         raise UserError(f"{folder.flags} has {str(error).removeprefix('flag ')}; mend it") from None
 

@@ -11,11 +11,13 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from support.programs import arguments, parse
+from support.sources_of_encoders import make
 
 import moco_tf
 from moco_tf.api import fitting
 from moco_tf.config import define, recipes
 from moco_tf.data.sources import ArraySource
+from moco_tf.formats import origin
 from moco_tf.methods.base import FIRST_VIEW
 from moco_tf.run import prepare
 from moco_tf.training import device
@@ -313,6 +315,16 @@ def test_changed_encoder_is_exported_and_saved(run, data, tmp_path):
     assert (saved.image_size, saved.mean) == (20, (0.485, 0.456, 0.406))
     with pytest.raises(moco_tf.UserError, match="tuned holds checkpoints already"):
         encoder.save(tmp_path / "tuned")
+    result = saved.knn(k=3)
+    assert (result["dataset"], result["data_dir"]) == ("folder", str(data["data_dir"])), "those of the run"
+
+
+def test_saved_encoder_knows_its_images(tmp_path):
+    folder = make("run", tmp_path)
+    (folder / "flags.cfg").write_text("--dataset=folder\n--data_dir=/photos\n--holdout=4\n")
+    moco_tf.load(folder).save(tmp_path / "saved").save(tmp_path / "again")
+    own = origin.trained_on(str(tmp_path / "again"))
+    assert (own.dataset, own.data_dir, own.holdout) == ("folder", "/photos", 4)
 
 
 def test_export_gives_the_embeddings(run, data, tmp_path):
