@@ -182,7 +182,16 @@ def _build(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], dtype: 
 
 
 def _check(about: Mapping[str, Any]) -> None:
-    """Refuses a description whose normalisation, image size or splits cannot be. Raises UserError or TypeError."""
+    """Refuses a description without an encoder, or whose normalisation, image size or splits cannot be.
+
+    Raises:
+        UserError, LookupError, TypeError, ValueError: it is so.
+    """
+    if "classes" in about and "encoder" not in about:
+        raise UserError(
+            "a linear probe's, which holds a classifier and no encoder; expected a pre-training's; give the run folder "
+            "that was probed"
+        )
     mean, std, size, splits = (about[name] for name in ("mean", "std", "image_size", "encoder"))
     if type(splits["bn_splits"]) is not int or splits["bn_splits"] < 1:  # only a training pass would meet it
         raise ValueError(f"bn_splits {splits['bn_splits']!r} cannot be used")

@@ -116,6 +116,18 @@ def test_checkpoints_with_wrong_descriptions(change, sound, tmp_path):
     refused(place, tmp_path)
 
 
+def test_a_linear_probe_is_called_so(sound, tmp_path):
+    place = shutil.copytree(sound["run"] / "checkpoints/step-00000020", tmp_path / "step-00000020")
+    about = checkpoint.describe(place)
+    probe = {"dataset": "folder", "classes": ["a", "b"], "ranks": 1}  # what lincls writes besides step and files
+    (place / checkpoint.DESCRIPTION).write_text(json.dumps(probe | {"step": 20, "files": about["files"]}))
+    with pytest.raises(
+        UserError, match="a linear probe's, .* expected a pre-training's; give the run folder"
+    ) as caught:
+        load(str(place))
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(f"checkpoint {place}: ")
+
+
 def test_huge_description(sound, tmp_path):
     run = shutil.copytree(sound["run"], tmp_path / "run")
     for place in (run / "checkpoints").iterdir():
