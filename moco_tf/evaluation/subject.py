@@ -54,8 +54,7 @@ class Subject:
 
     def fingerprint(self) -> dict[str, bytes]:
         """Every variable of the encoder, bit for bit."""
-        variables = self.encoder.named_variables() if self.encoder else {}
-        return {name: np.asarray(v.value).tobytes() for name, v in variables.items()}
+        return _contents(self.encoder) if self.encoder else {}
 
     @functools.cached_property
     def weights(self) -> str:
@@ -75,6 +74,15 @@ class Subject:
         encoder = self.encoder
         counted = cost(lambda x: classifier(encoder.features(x)), self.geometry(images)[1])
         return {"parameters": counted.parameters, "multiply_adds": counted.multiply_adds, "thop_flops": counted.thop}
+
+
+def weights_of(encoder: Encoder) -> str:
+    """What `Subject.weights` is of this encoder."""
+    return digest(_contents(encoder).values())[:16]
+
+
+def _contents(encoder: Encoder) -> dict[str, bytes]:
+    return {name: np.asarray(v.value).tobytes() for name, v in encoder.named_variables().items()}
 
 
 def load(encoder: EncoderToEvaluate, data: DataOptions, precision: str, feature: str = "backbone") -> Subject:

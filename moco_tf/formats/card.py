@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from moco_tf.config import define
 from moco_tf.errors import UserError
+from moco_tf.evaluation.subject import weights_of
 from moco_tf.formats.base import Loaded, backbone_options
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run.folder import RunFolder
@@ -56,7 +57,7 @@ def text(subject: Loaded, name: str, use: str) -> str:
     )
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     parts = [f"{_MARK}\n# {name}: an image encoder\n\n| | |\n|---|---|\n{table}", f"## Use\n\n{use}"]
-    return "\n".join([*parts, *(_of_run(run, path.name) if ours else ())])
+    return "\n".join([*parts, *(_of_run(run, path.name, weights_of(subject.encoder)) if ours else ())])
 
 
 def _version() -> str:
@@ -82,19 +83,20 @@ def _architecture(encoder: Encoder) -> dict[str, str]:
     return rows
 
 
-def _of_run(run: RunFolder, name: str) -> Iterator[str]:
+def _of_run(run: RunFolder, name: str, weights: str) -> Iterator[str]:
     """The evaluations in the run folder that were made of this very checkpoint, and the run's flags."""
-    if rows := "".join(_row(folder, name) for folder in run.all_results()):
+    if rows := "".join(_row(folder, name, weights) for folder in run.all_results()):
         yield f"## Accuracy\n\n| evaluation | data set | top-1 | top-5 | settings |\n|---|---|---|---|---|\n{rows}"
     if flags := "".join(f"    {line}\n" for line in run.flag_lines() if not line.startswith(_PLACES)):
         yield f"## Recipe\n\nFlags of `python -m moco_tf.pretrain`:\n\n{flags}"
 
 
-def _row(folder: RunFolder, checkpoint_name: str) -> str:
-    """A result as a row; empty when it is another checkpoint's. Run folders may have been moved since."""
+def _row(folder: RunFolder, checkpoint_name: str, weights: str) -> str:
+    """A result as a row; empty when it is another checkpoint's, or of other weights. Folders may have moved since."""
     result = folder.read_result()
     try:
-        if os.path.basename(result["subject"].rstrip("/")) != checkpoint_name:
+        found = os.path.basename(result["subject"].rstrip("/")), result.get("weights", weights)
+        if found != (checkpoint_name, weights):
             return ""
         title = _TITLES.get(result["evaluation"], result["evaluation"])
         title += "" if folder.path.name == result["evaluation"].lower() else f" ({folder.path.name})"

@@ -1,9 +1,13 @@
 """The accuracies that run folders hold, in tables of what belongs together: the same images, the same settings."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from moco_tf.errors import UserError
+from moco_tf.evaluation.subject import weights_of
+from moco_tf.formats.load import load
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint
 
@@ -57,6 +61,12 @@ class Outcome:
         return step if isinstance(step, int) else None
 
     @property
+    def weights(self) -> str | None:
+        """A digest of what was evaluated; None if unknown."""
+        digest = self.result.get("weights")
+        return digest if isinstance(digest, str) else None
+
+    @property
     def column(self) -> Column:
         """Where it stands in a table."""
         given = self.result.get("settings")
@@ -84,6 +94,35 @@ def outcomes(name: str, run: RunFolder) -> list[Outcome]:
     """The results in a run folder that can be read."""
     found = [Outcome(name, folder, folder.read_result()) for folder in run.all_results()]
     return [one for one in found if isinstance(one.result.get("top1"), int | float)]
+
+
+def by_weights(run: RunFolder, found: list[Outcome]) -> list[list[Outcome]]:
+    """Results of one step in groups of the same weights, the newest first.
+
+    The first group is of the weights that the run's checkpoint of this step has now, where there is one and it matters,
+    with the results that do not say of which weights they are.
+    """
+    found = sorted(found, key=lambda one: one.folder.result.stat().st_mtime_ns, reverse=True)
+    groups = {weights: [one for one in found if one.weights == weights] for weights in _known(found)}
+    if len(groups) < 2:
+        return [found]
+    own = _weights_now(run, found[0].step)
+    first = own if own in groups else next(iter(groups))
+    together = [one for one in found if one.weights in (first, None)]
+    return [together, *(group for weights, group in groups.items() if weights != first)]
+
+
+def _known(found: list[Outcome]) -> list[str]:
+    return list(dict.fromkeys(one.weights for one in found if one.weights))
+
+
+def _weights_now(run: RunFolder, step: int | None) -> str | None:
+    """Those of the run's checkpoint; None without one, or where it holds no encoder that can be loaded."""
+    for path in checkpoint.existing(run.checkpoints):
+        if int(path.name[5:]) == step:
+            with contextlib.suppress(UserError):
+                return weights_of(load(str(path)).encoder)
+    return None
 
 
 def tables(runs: dict[str, RunFolder]) -> list[Table]:
@@ -135,9 +174,19 @@ def _of_runs(
         newest = next((int(path.name[5:]) for path in reversed(checkpoint.existing(run.checkpoints))), None)
         for step in steps:
             known = step is None or step == newest or (newest is None and len(steps) == 1)
-            yield label if known else f"{label}, step {step}", [one for one in own if one.step == step]
+            title = label if known else f"{label}, step {step}"
+            first, *others = by_weights(run, [one for one in own if one.step == step])
+            yield title, first
+            yield from ((f"{title}, {_other(group[0], first)}", group) for group in others)
         if not any(one.run == name and one.baseline == "none" for one in every):
             yield label, []
+
+
+def _other(one: Outcome, first: list[Outcome]) -> str:
+    """What has other weights than the first ones: by its path where that tells them apart, always by its digest."""
+    path = one.result.get("checkpoint")
+    named = path and path not in [other.result.get("checkpoint") for other in first]
+    return f"{path if named else 'other weights'} ({one.weights})"
 
 
 def _of_baselines(found: list[Outcome]) -> Iterator[tuple[str, list[Outcome]]]:

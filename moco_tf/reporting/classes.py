@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moco_tf.evaluation import scores
-from moco_tf.reporting.accuracies import Outcome, outcomes
+from moco_tf.reporting.accuracies import Outcome, by_weights, outcomes
 from moco_tf.reporting.examined import Examined
 from moco_tf.reporting.results import RunRecord
 
@@ -35,12 +35,15 @@ class Counted:
 
 def of_knn(run: RunRecord, checkpoint: str) -> Counted | None:
     """What moco_tf.knn counted, if it evaluated this checkpoint on the run's own images: it takes all of them."""
-    for one in outcomes(run.name, run.folder):
-        same = os.path.basename(one.subject) == os.path.basename(checkpoint)  # folders may have moved since
-        own = {name: run.flags.get(name) for name in ("dataset", "data_dir") if name in run.flags}
-        if same and one.column[0] == "kNN" and own.items() <= one.result.items() and (found := _read(one)):
-            return found
-    return None
+    own = {name: run.flags.get(name) for name in ("dataset", "data_dir") if name in run.flags}
+    name = os.path.basename(checkpoint)  # folders may have moved since
+    made = [
+        one
+        for one in outcomes(run.name, run.folder)
+        if os.path.basename(one.subject) == name and one.column[0] == "kNN" and own.items() <= one.result.items()
+    ]
+    counted = (_read(one) for one in by_weights(run.folder, made)[0])
+    return next((found for found in counted if found), None)
 
 
 def _read(one: Outcome) -> Counted | None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -17,7 +18,9 @@ from moco_tf.config import define
 from moco_tf.config.options import DataOptions
 from moco_tf.data import records
 from moco_tf.errors import UserError
-from moco_tf.formats import origin
+from moco_tf.evaluation.subject import weights_of
+from moco_tf.formats import card, origin
+from moco_tf.formats.load import load
 from moco_tf.reporting import accuracies
 from moco_tf.run import program, results
 from moco_tf.run.folder import RunFolder
@@ -203,3 +206,27 @@ def test_workdir_of_another_probe_is_refused(tmp_path):
     others = recipes.recipe(program="lincls", **values | {"image_size": 32}).options
     with pytest.raises(UserError, match=r"holds a result with --image_size=16 \(here 32\); give another"):
         results.folder_of("lincls", others, "w", results.settings(others))
+
+
+def test_results_of_other_weights_stand_apart(run, tmp_path):
+    """A run trained again, or changed in memory, to the same step; two files of one name."""
+    own = weights_of(load(str(run)).encoder)
+    base = {"step": 2, "checkpoint": "r/step-00000002", "subject": "r/step-00000002", "top5": 0.9}
+    for number, (weights, top1) in enumerate(((own, 0.5), ("changed", 0.4), ("changed", 0.3))):
+        settings = {"k": "200"} if number < 2 else {"k": "20"}
+        write(run / f"knn-{number + 2}", **base, weights=weights, top1=top1, settings=settings)
+        os.utime(run / f"knn-{number + 2}/result.json", (number, number))
+    write(run / "lincls", **base, top1=0.6, evaluation="lincls")  # of an earlier version, which named no weights
+    rows = accuracies.tables({"r": RunFolder(run)})[0].rows
+    assert rows == [
+        ("pre-trained", ["50.00", "-", "60.00"]),
+        ("pre-trained, other weights (changed)", ["40.00", "30.00", "-"]),
+    ]
+    text = card.text(load(str(run)), "export", "")
+    assert "50.00" in text and "60.00" in text and "40.00" not in text and "30.00" not in text
+    for number, place in enumerate("ab"):
+        path = f"{place}/checkpoint.pth"
+        write(tmp_path / f"f/knn-{number}", checkpoint=path, subject=path, weights=place, top1=number / 4)
+        os.utime(tmp_path / f"f/knn-{number}/result.json", (number, number))
+    rows = accuracies.tables({"f": RunFolder(tmp_path / "f")})[0].rows
+    assert rows == [("pre-trained", ["25.00", "-"]), ("pre-trained, a/checkpoint.pth (a)", ["0.00", "-"])]
