@@ -37,6 +37,13 @@ def evaluate(o: Knn, one: Subject | None = None) -> dict[str, Any]:
     given, o = o.data, results.completed(o)
     one = one or (last_of(o, paths) if paths else subject_of(o))
     run = results.begin("kNN", o, given, one, collectives)
+    with results.given_back(run):
+        return _classified(run, paths)
+
+
+def _classified(run: Evaluation[Knn], paths: list[str]) -> dict[str, Any]:
+    """The result, written; paths: of the checkpoints of a sweep."""
+    o, collectives = run.options, run.collectives
     check_neighbours(max(o.knn.k), run.train)
     results.check_folder(run.folder)
     make_folder(run.folder.path)  # now, not after the work

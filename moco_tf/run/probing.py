@@ -64,7 +64,8 @@ def evaluate(o: Lincls, one: Subject | None = None) -> dict[str, Any]:
         if collectives.rank == 0 and run.train.num_examples < whole:
             print(f"learning from {run.train.num_examples:,} of {whole:,} training images", flush=True)
         before, _ = one.fingerprint(), one.weights  # fine-tuning changes them
-        tested, numbers, logits = (on_cached_features if o.probe.cache_features else on_images)(run, received)
+        with results.given_back(run):
+            tested, numbers, logits = (on_cached_features if o.probe.cache_features else on_images)(run, received)
     if not o.probe.finetune and one.fingerprint() != before:
         raise AssertionError("the probe changed a backbone variable; its accuracy would mean nothing")
     numbers |= {"finetuned": o.probe.finetune, "cached_features": o.probe.cache_features}

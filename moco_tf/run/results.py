@@ -1,9 +1,11 @@
 """What an evaluation works on, and what it leaves: result.json, confusion.csv and flags.cfg in a folder of its own."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -21,7 +23,7 @@ from moco_tf.run import prepare
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint
 from moco_tf.training.collectives import Collectives, broadcast_result
-from moco_tf.training.files import make_folder, write_whole
+from moco_tf.training.files import make_folder, write_new, write_whole
 
 _IMAGES = ("dataset", "data_dir", "holdout", "image_size", "test_resize", "normalise")
 # What a result depends on, besides the images and what is evaluated.
@@ -179,7 +181,7 @@ def folder_of(name: str, o: Knn | Lincls, weights: str, own: dict[str, str]) -> 
     """
     if not o.run.workdir:
         places = place_of(o.encoder.load).results(name, o.encoder.baseline)
-        return next(folder for folder in places if not different(folder, o, weights, own))
+        return next(folder for folder in places if reserved(folder, o, weights, own))
     folder = RunFolder.of(o.run.workdir)
     if checkpoint.existing(folder.checkpoints):  # of more steps it goes on, as if it had never stopped
         own = {flag: text for flag, text in own.items() if flag != "steps"}
@@ -187,6 +189,30 @@ def folder_of(name: str, o: Knn | Lincls, weights: str, own: dict[str, str]) -> 
     if others and folder.result.exists():  # a training without one goes on by the rules of resume.check
         raise UserError(f"--workdir={folder.path} holds a result with {', '.join(others)}; give another folder")
     return folder
+
+
+def reserved(folder: RunFolder, o: Knn | Lincls, weights: str, own: dict[str, str]) -> bool:
+    """Whether a folder is for this result; then its flags.cfg says so to jobs that start now. Args: of `different`."""
+    if different(folder, o, weights, own):
+        return False
+    make_folder(folder.path)
+    write_new(folder.flags, define.flagfile(o))
+    return not different(folder, o, weights, own)  # another job may have been faster
+
+
+@contextlib.contextmanager
+def given_back(run: Evaluation[Program]) -> Iterator[None]:
+    """Gives a reserved folder back where the work fails before anything else is there."""
+    try:
+        yield
+    except BaseException:
+        folder = run.folder
+        left = any(path.exists() for path in (folder.result, folder.metrics, folder.checkpoints))
+        if run.collectives.rank == 0 and not run.options.run.workdir and not left:
+            with contextlib.suppress(OSError):
+                folder.flags.unlink()
+                folder.path.rmdir()  # unless unreadable images are listed there
+        raise
 
 
 def place_of(load: str | None) -> RunFolder:

@@ -49,6 +49,19 @@ def write_whole(path: pathlib.Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
+def write_new(path: pathlib.Path, text: str) -> None:
+    """Writes a text file as a whole where there is none; of several processes one does. Raises UserError."""
+    draft = path.with_name(f".{os.getpid()}.new.{path.name}")
+    with writing(path):
+        draft.write_text(text, encoding="utf-8")
+        try:
+            os.link(draft, path)
+        except OSError:  # it is there, or the file system has no links
+            if not path.exists():
+                os.replace(draft, path)
+        draft.unlink(missing_ok=True)
+
+
 def make_folder(path: pathlib.Path) -> None:
     """Creates a run folder. Raises UserError when it cannot be written to."""
     try:

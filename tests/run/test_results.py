@@ -24,6 +24,7 @@ from moco_tf.formats.load import load
 from moco_tf.reporting import accuracies
 from moco_tf.run import program, results
 from moco_tf.run.folder import RunFolder
+from moco_tf.training.files import write_new
 
 OWN = {name: value for name, value in SMALL.items() if name != "dataset"}
 
@@ -230,3 +231,18 @@ def test_results_of_other_weights_stand_apart(run, tmp_path):
         os.utime(tmp_path / f"f/knn-{number}/result.json", (number, number))
     rows = accuracies.tables({"f": RunFolder(tmp_path / "f")})[0].rows
     assert rows == [("pre-trained", ["25.00", "-"]), ("pre-trained, a/checkpoint.pth (a)", ["0.00", "-"])]
+
+
+def test_jobs_at_once_get_folders_of_their_own(run):
+    """Before either has a result: other settings go to knn-2, the same ones do not; a failed job leaves nothing."""
+    values = {"program": "knn", "load": run, "dataset": "folder"}
+    jobs = [recipes.recipe(**values, k=k).options for k in (3, 5, 3)]
+    found = [results.folder_of("kNN", o, "w", results.settings(o)).path.name for o in jobs]
+    assert found == ["knn", "knn-2", "knn"]
+    assert (run / "knn/flags.cfg").read_text() == define.flagfile(jobs[0])
+    write_new(run / "knn/flags.cfg", "of another job")
+    assert (run / "knn/flags.cfg").read_text() == define.flagfile(jobs[0])
+    with pytest.raises(UserError, match="--k=1000 came, expected at most 90"):
+        call("knn", load=run, k=1000, **OWN)
+    folders = {path.name: len(list(path.iterdir())) for path in run.glob("knn*")}
+    assert folders == {"knn": 1, "knn-2": 1}  # flags.cfg alone, no drafts
