@@ -146,14 +146,16 @@ def begin(name: str, o: Program, given: DataOptions, one: Subject, collectives: 
 
 
 def said(given: DataOptions, found: DataOptions, load: str | None) -> str:
-    """Which images, and who says so: the run, or the command line."""
+    """Which images, and who says so: the run, or the command line; what another program's file does not is assumed."""
     parts: dict[bool, list[str]] = {False: [], True: []}
-    for name in _IMAGES:
+    unsaid = found.normalise == "auto" and (not load or os.path.isfile(load))
+    for name in (name for name in _IMAGES if not (unsaid and name == "normalise")):
         value, told = getattr(found, name), getattr(given, name) != getattr(OF_THE_RUN, name)
         if value or told:
             parts[told].append(define.word(name, value))
     own = [f"{' '.join(parts[False])} from {load}"] if parts[False] else []
-    return "images: " + "; ".join([*own, *([f"{' '.join(parts[True])} as given"] if parts[True] else [])])
+    own += [f"{' '.join(parts[True])} as given"] if parts[True] else []
+    return "images: " + "; ".join(own + (["ImageNet's normalisation is assumed"] if unsaid and load else []))
 
 
 def settings(o: Knn | Lincls) -> dict[str, str]:

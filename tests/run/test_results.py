@@ -1,5 +1,6 @@
 """What results are of: the run's own images unless flags say otherwise, and none is written over by another."""
 
+import dataclasses
 import io
 import json
 import os
@@ -35,6 +36,17 @@ def run(photos, tmp_path):
     folder = evaluation_runs.make_run(tmp_path / "run", seeds=(0, 1), test_resize=16)
     (folder / "flags.cfg").write_text(f"--dataset=folder\n--data_dir={photos}\n--image_size=16\n--queue_size=64\n")
     return folder
+
+
+def test_what_a_file_of_another_program_does_not_say_is_assumed(run, tmp_path):
+    file, given = tmp_path / "x.pth", DataOptions(dataset="folder", holdout=None, test_resize=None)
+    file.write_bytes(b"")
+    start = "images: --dataset=folder"
+    assert results.said(given, given, str(file)) == f"{start} as given; ImageNet's normalisation is assumed"
+    assert results.said(given, given, None) == f"{start} as given"
+    assert results.said(given, given, str(run)) == f"images: --normalise=auto from {run}; --dataset=folder as given"
+    cifar = dataclasses.replace(given, normalise="cifar10")
+    assert results.said(cifar, cifar, str(file)) == f"{start} --normalise=cifar10 as given"
 
 
 def results_of(run):
