@@ -38,10 +38,14 @@ class Outcome:
         """What was tested on, in words."""
         name, place = str(self.result.get("dataset")), self.result.get("data_dir")
         where = f" ({place})" if place and (name == "folder" or "." in name) else ""  # such a set is its place
-        split = str(self.result.get("split", "test"))
-        kind = "test images" if split == "test" else split.partition(" ")[2]
         count = self.result.get("test_images")
-        return f"{name}{where}, {count:,} {kind}" if isinstance(count, int) else f"{name}{where}, {kind}"
+        return f"{name}{where}, {count:,} {self.kind}" if isinstance(count, int) else f"{name}{where}, {self.kind}"
+
+    @property
+    def kind(self) -> str:
+        """What the tested images are: test images, or held-out training images."""
+        split = str(self.result.get("split", "test"))
+        return "test images" if split == "test" else split.partition(" ")[2]
 
     @property
     def subject(self) -> str:

@@ -35,15 +35,24 @@ class Counted:
 
 def of_knn(run: RunRecord, checkpoint: str) -> Counted | None:
     """What moco_tf.knn counted, if it evaluated this checkpoint on the run's own images: it takes all of them."""
-    own = {name: run.flags.get(name) for name in ("dataset", "data_dir") if name in run.flags}
     name = os.path.basename(checkpoint)  # folders may have moved since
     made = [
         one
         for one in outcomes(run.name, run.folder)
-        if os.path.basename(one.subject) == name and one.column[0] == "kNN" and own.items() <= one.result.items()
+        if os.path.basename(one.subject) == name and one.column[0] == "kNN" and _of_the_runs_images(one, run.flags)
     ]
     counted = (_read(one) for one in by_weights(run.folder, made)[0])
     return next((found for found in counted if found), None)
+
+
+def _of_the_runs_images(one: Outcome, flags: dict[str, str]) -> bool:
+    """Whether a result is of the images that the run's flags name, as its encoder takes them."""
+    own: dict[str, str] = {name: flags[name] for name in ("dataset", "data_dir") if name in flags}
+    if own:
+        held_out = flags.get("holdout", "0")
+        own["split"] = "test" if held_out == "0" else f"{held_out} held-out training images"
+    others = {name for name, _ in one.column[1]} & {"image_size", "test_resize", "normalise"}  # not the encoder's own
+    return not others and own.items() <= ({"split": "test"} | one.result).items()
 
 
 def _read(one: Outcome) -> Counted | None:
@@ -55,8 +64,8 @@ def _read(one: Outcome) -> Counted | None:
         if counts.shape != (len(names), len(names)) or counts.min() < 0 or not counts.sum():
             return None
         feature = _FEATURES[one.result.get("feature", "backbone")]
-        says = f"kNN (k = {int(one.result['k'])}) on {feature}: {_percent(counts)} of {counts.sum():,} test images of "
-        return Counted(counts, tuple(names), f"{says}{one.result['dataset']}, as moco_tf.knn evaluated them.")
+        says = f"kNN (k = {int(one.result['k'])}) on {feature}: {_percent(counts)} of {counts.sum():,} {one.kind}"
+        return Counted(counts, tuple(names), f"{says} of {one.result['dataset']}, as moco_tf.knn evaluated them.")
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -73,6 +73,7 @@ class Examined:
         k: neighbours that voted.
         note: a sentence where training images stand for test images.
         sampled: a sentence where not all images were taken.
+        held_out: whether the test images are the training images that --holdout leaves out.
     """
 
     checkpoint: str
@@ -85,10 +86,13 @@ class Examined:
     k: int
     note: str
     sampled: str
+    held_out: bool = False
 
     @property
     def kind(self) -> str:
         """What each of `test` is."""
+        if self.held_out:
+            return "held-out training image"
         return "left-out training image" if self.note else "test image"
 
     def class_name(self, label: int) -> str:

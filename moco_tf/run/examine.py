@@ -119,6 +119,7 @@ def embed(folder: RunFolder, options: ReportOptions) -> Examined:
         k=k,
         note=images.note,
         sampled=images.sampled,
+        held_out=bool(o.data.holdout),
     )
 
 

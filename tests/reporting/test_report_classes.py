@@ -48,6 +48,15 @@ def test_classes_by_moco_tf_knn(step, feature, tmp_path):
     assert classes.summary(found)["rows"] == [("a,b", 4, 0.75), ("c", 6, 1.0)]
     other = RunRecord("r", run.folder, run.metrics, {"dataset": "other"}, [])
     assert classes.of_knn(other, "step-2") is None  # counted on other images than the run's
+    split, flags = "9 held-out training images", {"dataset": "d", "holdout": "9"}
+    held_out = RunRecord("r", run.folder, run.metrics, flags, [])
+    assert classes.of_knn(held_out, "step-2") is None  # the test images, not the run's held-out ones
+    for settings, counted in (({"k": "4"}, True), ({"image_size": "20"}, False), ({"normalise": "none"}, False)):
+        (folder / "result.json").write_text(json.dumps({**result, "split": split, "settings": settings}))
+        assert classes.of_knn(RunRecord("r", run.folder, run.metrics, {"dataset": "d"}, []), "step-2") is None
+        found = classes.of_knn(held_out, "step-2")
+        assert bool(found) == counted and (not found or "of 10 held-out training images of d" in found.says)
+    (folder / "result.json").write_text(json.dumps(result))
     for broken in (",a\n", ",a\na,x\n", ",a,b\na,1,2\n", "", ",a\na,0\n"):
         (folder / "confusion.csv").write_text(broken)
         assert classes.of_knn(run, "step-2") is None
