@@ -242,7 +242,8 @@ def ignored(options: Any, values: flags.FlagValues) -> list[str]:
         for field in dataclasses.fields(group):
             if kind := field.metadata.get("kind"):
                 others = _union(kind, getattr(group, kind)).keys() - getattr(group, field.name).keys()
-                found += [word(name, values[name].value) for name in others if values[name].value is not None]
+                given = [name for name in others if name in values and values[name].value is not None]
+                found += [word(name, values[name].value) for name in given]
     return sorted(found)
 
 
