@@ -184,7 +184,7 @@ def test_fine_tuned_encoder_can_be_loaded(evaluated, run, photos, tmp_path):
     assert moved == {name for name in first if not name.startswith("fc")}
     call("knn", load=evaluated / "finetune", k=5, workdir=tmp_path, data_dir=photos, **SMALL)
     assert 0 <= result_of(tmp_path)["top1"] <= 1
-    with pytest.raises(UserError, match="checkpoint.json or the weights hold no encoder"):
+    with pytest.raises(UserError, match="a linear probe's, which holds a classifier and no encoder"):
         load(str(evaluated / "frozen"))
 
 
