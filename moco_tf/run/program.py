@@ -58,7 +58,6 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
         options: its options, a dataclass of moco_tf.config.options.
     """
     name = "moco_tf." + os.path.splitext(os.path.basename(sys.argv[0]))[0]
-
     sys.argv[0] = name  # what --help calls the program
 
     def parse(argv: list[str]) -> Options:
