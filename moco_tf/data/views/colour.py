@@ -60,8 +60,8 @@ def adjust_hue(planes: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
 def _to_hsv(pixels: tf.Tensor, six: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Hue, saturation and value in 0..255, truncated as PIL does: whole numbers BxHx3xW to three of BxHx1xW.
 
-    The hue of an eighth of a percent of all colours is a whole level, which PIL's rounding in float32 may bring to the
-    level below. So this takes the same quotients; `six` is a tensor, as XLA multiplies by 1/6 for a constant 6.
+    The hue of two percent of all colours is a whole level, which PIL's rounding in float32 may bring to the level
+    below. So this takes the same quotients; `six` is a tensor, as XLA multiplies by 1/6 for a constant 6.
     """
     red, green, blue = tf.split(pixels, 3, axis=2)
     value = tf.maximum(tf.maximum(red, green), blue)
