@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags
 
-from moco_tf.config import define
+from moco_tf.config import define, recipes
 from moco_tf.errors import FirstRankError, RankError, UserError
+from moco_tf.run.folder import RunFolder
 from moco_tf.training import launcher
 
 # What needs less memory, of the flags that a program has.
@@ -63,6 +64,7 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
     def parse(argv: list[str]) -> Options:
         try:
             parsed = define.parse(options, argv, flags.FLAGS)
+            _check_folder(parsed, argv)
         except SystemExit:
             _exit(0)  # of --help, which absl ends with 1
         except flags.Error as error:
@@ -78,6 +80,21 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
             _stop(name, "interrupted", _INTERRUPTED)
 
     app.run(call, flags_parser=parse)
+
+
+def _check_folder(options: Any, argv: Sequence[str]) -> None:
+    """Refuses the flags.cfg of a copied or moved run: it names the folder where it was written."""
+    words = recipes.with_paths(argv[1:], define.programs(type(options)))
+    given, written = define.texts(words), define.values_of(options).get("workdir")
+    file = pathlib.Path(given.get("flagfile", "")).resolve()
+    own = RunFolder.of(file.parent)
+    if "workdir" in given or not written or file != own.flags or not own.checkpoints.is_dir():
+        return
+    if own.path != pathlib.Path(str(written)).resolve():
+        raise flags.Error(
+            f"{own.flags} names another folder, --workdir={written}, as it was copied or moved; give "
+            f"--workdir={own.path} to go on there, or --workdir={written}"
+        )
 
 
 def _call(name: str, main: Callable[[Options], None], options: Options) -> None:

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 from support.programs import ROOT
 
-from moco_tf.config.options import PROGRAMS
+from moco_tf.config import define
+from moco_tf.config.options import PROGRAMS, Pretrain
 from moco_tf.run import program
 
 SAID = """WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
@@ -45,6 +47,29 @@ def test_stderr_that_is_closed():
     command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_flags_cfg_of_a_copied_run(tmp_path, monkeypatch):
+    """It must not go on in the folder that it was copied from; a file of flags elsewhere may name any folder."""
+
+    def check(*words):
+        argv = ["moco_tf.pretrain", *map(str, words)]
+        program._check_folder(define.parse(Pretrain, argv), argv)
+
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    for folder in (run, copy):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "flags.cfg").write_text(f"--workdir={run}\n")
+    (tmp_path / "flags.cfg").write_text(f"--workdir={run}\n")
+    check(f"--flagfile={run}/flags.cfg")
+    check(f"--flagfile={tmp_path}/flags.cfg")
+    check(f"--flagfile={copy}/flags.cfg", f"--workdir={copy}")
+    monkeypatch.chdir(copy)
+    for words in ([f"--flagfile={copy}/flags.cfg"], ["--flagfile", "flags.cfg"]):
+        with pytest.raises(
+            flags.Error, match=f"copy/flags.cfg names another folder, --workdir={run}, .*give --workdir={copy}"
+        ):
+            check(*words)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
