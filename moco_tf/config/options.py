@@ -144,11 +144,11 @@ class ViewOptions:
 class OptimizerOptions:
     """The optimizer."""
 
-    optimizer: str = option("sgd", "sgd, adam, lars, with PyTorch's semantics.")
+    optimizer: str = option("sgd", "sgd, adam, adamw, lars, with PyTorch's semantics.")
     learning_rate: PositiveOrZero = may_change(0.03, "Base learning rate, as it is: not scaled by the batch.")
     momentum: Share = may_change(0.9, "Of SGD and LARS.")
     nesterov: bool = may_change(False, "Nesterov's momentum in SGD.")
-    weight_decay: PositiveOrZero = may_change(1e-4, "L2 in the gradient, on every parameter.")
+    weight_decay: PositiveOrZero = may_change(1e-4, "L2 in the gradient (adamw: decoupled), on every parameter.")
 
     def __post_init__(self) -> None:
         find.module_of("optimizer", self.optimizer)  # refuses a wrong name

@@ -9,7 +9,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def path(name: str) -> pathlib.Path:
     """The file of a parity case; skips the test where neither place has it."""
-    for folder in (ROOT.parent / "shared" / "parity" / "cases", ROOT / "tests" / "fixtures" / "parity"):
+    shared = ROOT.parent / "shared" / "parity"
+    for folder in (shared / "cases", shared / "cases_v3", ROOT / "tests" / "fixtures" / "parity"):
         if (folder / name).exists():
             return folder / name
     pytest.skip(f"{name} is too large for the copy in tests/fixtures/parity and ../shared/parity is not here")

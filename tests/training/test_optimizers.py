@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support import oracles
+from support import oracles, parity_files, parity_weights_v3
 
 from moco_tf.errors import UserError
 from moco_tf.training import optimizers
@@ -212,5 +212,36 @@ def test_a_module_of_the_user(tmp_path, monkeypatch):
 
 
 def test_a_wrong_name_says_what_there_is():
-    with pytest.raises(UserError, match=r"--optimizer=lasr came, expected one of adam, lars, sgd \(did you mean lars"):
+    with pytest.raises(
+        UserError, match=r"--optimizer=lasr came, expected one of adam, adamw, lars, sgd \(did you mean lars"
+    ):
         optimizers.build("lasr", 0.1)
+
+
+# ---- MoCo v3's, as the public LARS and torch's AdamW ran
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["lars", "adamw"])
+def test_equals_moco_v3s(kind, mode):
+    """Six steps of nine tensors: of one dimension and more, without weight, without gradient, with a tiny one."""
+    case = np.load(parity_files.path("optimizers_v3.npz"))
+    rates, names = case[f"{kind}/lr"], [name.removeprefix(f"{kind}/") for name in case.files if name.startswith(kind)]
+    names = [name for name in names if name not in ("lr", "weight_decay")]
+    assert len(names) == 9 and len(rates) == int(case["steps"])
+
+    def value(seed, name):
+        shape = case[f"{kind}/{name}"].shape[1:]
+        return parity_weights_v3.value(seed, name, shape, "gamma" if name == "gamma" and seed == start else "bias")
+
+    start, seed, scale = int(case["weights_seed"]), int(case["gradients_seed"]), case["gradient_scale"]
+    weights = [value(start, name) * (name != "zero_weight") for name in names]
+    factors = {"zero_gradient": np.float32(0), "tiny_gradient": np.float32(1e-5)}
+    gradients = [
+        [scale * value(seed + step, name) * factors.get(name, np.float32(1)) for step in range(len(rates))]
+        for name in names
+    ]
+    built = optimizers.build(kind, 7.0, float(case["sgd_momentum"]), float(case[f"{kind}/weight_decay"]))
+    for name, ours in zip(names, trajectories(built, weights, gradients, rates, mode), strict=True):
+        expected = case[f"{kind}/{name}"]
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6 * np.abs(expected).max(), err_msg=name)

@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+from support import parity_files
 
 from moco_tf.config.options import ScheduleOptions
 from moco_tf.training import schedules
@@ -212,3 +214,39 @@ def test_bad_parts_say_so(call, message):
     with pytest.raises(ValueError) as error:
         call()
     assert message in str(error.value)
+
+
+# ---- MoCo v3's, of the public code
+
+
+def recipes_v3():
+    return [name.removesuffix("/base_lr") for name in case_v3() if name.endswith("/base_lr")]
+
+
+def case_v3():
+    return dict(np.load(parity_files.path("schedules_v3.npz")))
+
+
+def test_moco_v3s_recipes():
+    """Per step, from a rate of exactly 0; the momentum's cosine has no warm-up."""
+    case, recipes = case_v3(), recipes_v3()
+    for recipe in recipes:
+        own = {key.rpartition("/")[2]: value for key, value in case.items() if key.startswith(recipe + "/")}
+        peak, per_epoch, epochs = own["base_lr"] * own["batch"] / 256, int(own["steps_per_epoch"]), int(own["epochs"])
+        flags = {"schedule_per": "step", "epochs": epochs, "warmup_epochs": float(own["warmup_epochs"])}
+        steps = own["step"].tolist()
+        rates = [learning_rate(step, per_epoch, float(peak), **flags) for step in steps]
+        np.testing.assert_allclose(rates, own["lr"], rtol=0, atol=1e-9 * peak, err_msg=recipe)
+        base = float(own["base_momentum"])
+        momenta = [schedules.key_momentum(step, epochs * per_epoch, base, "cosine") for step in steps]
+        np.testing.assert_allclose(momenta, own["momentum"], rtol=0, atol=1e-9, err_msg=recipe)
+        assert steps[0] == 0 and rates[0] == 0.0 and momenta[0] == base
+    assert len(recipes) >= 6
+
+
+def test_moco_v3s_linear_probes():
+    """Half a cosine per epoch, from epoch 0: .4 and 12 at a batch of 1024."""
+    case = case_v3()
+    for name, peak in (("linear_resnet50", 0.4), ("linear_vit", 12.0)):
+        rates = [learning_rate(17 * int(epoch), 17, peak, epochs=90) for epoch in case[f"{name}/epoch"]]
+        np.testing.assert_allclose(rates, case[f"{name}/lr"], rtol=0, atol=1e-9 * peak)

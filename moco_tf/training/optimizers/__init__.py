@@ -1,4 +1,4 @@
-"""Optimizers with PyTorch's semantics: weight decay is L2 in the gradient, on every parameter.
+"""Optimizers with PyTorch's semantics: weight decay is L2 in the gradient (of AdamW decoupled), on every parameter.
 
 Keras' own SGD puts the learning rate inside the velocity, and its weight decay is decoupled; published recipes mean
 PyTorch's rules, written in each class. --optimizer=NAME is the class of NAME.py here, or of a module of the user's.
@@ -8,11 +8,12 @@ import inspect
 
 from moco_tf.config.find import find
 from moco_tf.training.optimizers.adam import Adam
+from moco_tf.training.optimizers.adamw import AdamW
 from moco_tf.training.optimizers.base import Optimizer
 from moco_tf.training.optimizers.lars import LARS
 from moco_tf.training.optimizers.sgd import SGD
 
-__all__ = ["LARS", "SGD", "Adam", "Optimizer", "build"]
+__all__ = ["LARS", "SGD", "Adam", "AdamW", "Optimizer", "build"]
 
 
 def build(

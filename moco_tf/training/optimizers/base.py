@@ -23,12 +23,18 @@ class Optimizer(keras.optimizers.Optimizer):
         self.coupled_weight_decay = weight_decay  # not Keras' `weight_decay`, which is decoupled
         self.slot_names = slots
         self.slots: dict[str, list[keras.Variable]] = {}
+        self._learning_rate: keras.Variable
 
     def build(self, variables: list[keras.Variable]) -> None:
-        """Makes the slots."""
+        """Makes the slots, and the learning rate of the variables' dtype."""
         if self.built:
             return
         super().build(variables)
+        if variables and variables[0].dtype == "float64":
+            rate = keras.Variable(float(self.learning_rate), dtype="float64", trainable=False, name="learning_rate")
+            self._untrack_variable(self._learning_rate)
+            self._track_variable(rate)
+            self._learning_rate = rate
         for slot in self.slot_names:
             self.slots[slot] = [self.add_variable_from_reference(v, name=slot) for v in variables]
 
