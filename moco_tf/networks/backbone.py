@@ -24,6 +24,8 @@ class Backbone(naming.Composite):
     """
 
     features: int
+    head_name = "fc"  # what the head on top is called in the names of variables
+    frozen: tuple[str, ...] = ()  # names of parameters that pre-training leaves at their first values
     build_size = 32  # side in pixels of the image that the variables are created with
     recompute = False  # whether the backward pass computes the activations inside `through` again
 

@@ -10,11 +10,15 @@ from moco_tf.networks import cpu
 
 @keras.saving.register_keras_serializable("moco_tf")
 class Conv2D(keras.layers.Layer):
-    """k x k convolution without bias, PyTorch's padding k // 2, He normal initialisation with fan_out."""
+    """k x k convolution without bias, PyTorch's padding k // 2; He normal initialisation with fan_out, or another."""
 
-    def __init__(self, filters: int, kernel_size: int, strides: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self, filters: int, kernel_size: int, strides: int = 1, kernel_initializer: Any = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
+        he_normal = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+        self.kernel_initializer = keras.initializers.get(kernel_initializer) or he_normal
         # Whether it may take matrix products where they are faster. Not in exports: a SavedModel cannot store their
         # custom gradients.
         self.may_use_products = False
@@ -22,7 +26,7 @@ class Conv2D(keras.layers.Layer):
     def build(self, input_shape: tuple) -> None:
         self.kernel = self.add_weight(
             shape=(self.kernel_size, self.kernel_size, input_shape[-1], self.filters),
-            initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+            initializer=self.kernel_initializer,
             name="kernel",
         )
 
@@ -37,4 +41,5 @@ class Conv2D(keras.layers.Layer):
 
     def get_config(self) -> dict:
         own = {"filters": self.filters, "kernel_size": self.kernel_size, "strides": self.strides}
+        own["kernel_initializer"] = keras.initializers.serialize(self.kernel_initializer)
         return {**super().get_config(), **own}

@@ -80,7 +80,7 @@ class Encoder(keras.Model):
         return self.project(self.features(images, training=training), training=training)
 
     def _parts(self) -> list[tuple[str, keras.layers.Layer]]:
-        return [("", self.backbone), *([("fc", self.head)] if self.head else [])]
+        return [("", self.backbone), *([(self.backbone.head_name, self.head)] if self.head else [])]
 
     def named_layers(self) -> list[tuple[str, keras.layers.Layer]]:
         """(torchvision's name, layer with variables), in torchvision's order; the head is fc, or fc.0, fc.2 ..."""
@@ -92,8 +92,9 @@ class Encoder(keras.Model):
         return {n: v for prefix, part in self._parts() for n, v in naming.named_variables(part, prefix).items()}
 
     def named_parameters(self) -> Variables:
-        """What is learnt, by name: all variables but the running statistics, whether the encoder is frozen or not."""
-        return naming.learnt(self.named_variables())
+        """What pre-training learns, by name: all variables but running statistics and what the backbone freezes."""
+        learnt = naming.learnt(self.named_variables())
+        return {name: v for name, v in learnt.items() if name not in self.backbone.frozen}
 
     def parameters(self) -> list[keras.Variable]:
         """What is learnt, see `named_parameters`."""
