@@ -1,7 +1,9 @@
 """Prints what a file or folder holds: architecture, head, queue, step and more.
 
-python -m moco_tf.show --load=runs/v2
-python -m moco_tf.show --load=moco_v2_800ep_pretrain.pth.tar --json
+    python -m moco_tf.show --load=runs/v2
+    python -m moco_tf.show --load=moco_v2_800ep_pretrain.pth.tar --json
+
+Nothing is written, and no weight is computed with.
 """
 
 import json

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import pathlib
-import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -38,7 +37,7 @@ def parse(program: type[Options], argv: Sequence[str], values: flags.FlagValues 
     """
     values = flags.FlagValues() if values is None else values
     try:
-        words = _expanded(values, recipes.with_paths(argv[1:], programs(program)))
+        words = words_of(program, argv, values)
         define(program, words, values)
         rest = values([argv[0], *words], known_only=False)
         if rest[1:]:
@@ -51,24 +50,80 @@ def parse(program: type[Options], argv: Sequence[str], values: flags.FlagValues 
         raise flags.IllegalFlagValueError(str(error)) from None
 
 
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag as a program has it.
+
+    Args:
+        name: without dashes.
+        annotation: its type.
+        default: its value when nothing is given; of a method's or backbone's own flag None, its text says it.
+        help: a sentence.
+        kind: "method" or "arch", of a flag that such a one brings.
+        asked: whether the command line names the method or the backbone that brings it.
+    """
+
+    name: str
+    annotation: Any
+    default: Value
+    help: str
+    kind: str = ""
+    asked: bool = False
+
+
+def sections(program: type, words: Sequence[str]) -> dict[str, list[Flag]]:
+    """{what they are about: the flags} of a program.
+
+    Args:
+        program: a dataclass of groups.
+        words: the command line, flagfiles already read: says which method and backbone.
+    """
+    found: dict[str, list[Flag]] = {}
+    for group in _groups(program).values():
+        hints = typing.get_type_hints(type(group), include_extras=True)
+        found[(type(group).__doc__ or "").strip()] = [
+            Flag(field.name, hints[field.name], getattr(group, field.name), field.metadata["help"])
+            for field in dataclasses.fields(group)
+            if "help" in field.metadata
+        ]
+    for kind, default in _kinds(program).items():
+        given = _given(kind, words)
+        asked = {argument.name for argument in find.arguments(kind, given)} if given else set()
+        found[f"Flags of one --{kind} or another."] = [
+            Flag(name, annotation, None, text, kind, name in asked)
+            for name, (annotation, text) in _union(kind, given or default).items()
+        ]
+    return found
+
+
 def define(program: type, words: Sequence[str], values: flags.FlagValues) -> None:
     """Defines the flags of a program's options, and of the modules that the command line names, in `values`.
 
     Args:
         program: a dataclass of groups.
-        words: the command line, flagfiles already read: says which method and backbone.
+        words: the command line, flagfiles already read.
         values: where to define them.
     """
-    for group in _groups(program).values():
-        hints = typing.get_type_hints(type(group), include_extras=True)
-        for field in dataclasses.fields(group):
-            if "help" in field.metadata:
-                _define(values, field.name, hints[field.name], getattr(group, field.name), field.metadata["help"])
-    for kind, default in _kinds(program).items():
-        for name, (annotation, text) in _union(kind, _given(kind, words) or default).items():
-            if name in values:
-                raise UserError(f"--{kind}: an argument is called {name}, which is a flag already; rename the argument")
-            _define(values, name, annotation, None, text)
+    for flag in (flag for found in sections(program, words).values() for flag in found):
+        if flag.kind and flag.name in values:
+            raise UserError(
+                f"--{flag.kind}: an argument is called {flag.name}, which is a flag already; rename the argument"
+            )
+        _define(values, flag)
+
+
+def words_of(program: type, argv: Sequence[str], values: flags.FlagValues) -> list[str]:
+    """The words of a command line behind the program's name, flagfiles read.
+
+    Args:
+        program: a dataclass of groups.
+        argv: the program's name, then flags.
+        values: read the flagfiles.
+
+    Raises:
+        UserError: a flagfile is not there or cannot be read.
+    """
+    return _expanded(values, recipes.with_paths(argv[1:], programs(program)))
 
 
 def values_of(options: Any) -> dict[str, Value]:
@@ -247,18 +302,17 @@ def ignored(options: Any, values: flags.FlagValues) -> list[str]:
     return sorted(found)
 
 
-def _define(values: flags.FlagValues, name: str, annotation: Any, default: Value, text: str) -> None:
-    kind = kind_of(annotation)
-    main = sys.argv[0]  # absl's --help shows the flags of the main module
+def _define(values: flags.FlagValues, flag: Flag) -> None:
+    kind, default = kind_of(flag.annotation), flag.default
+    made: flags.Flag
     if kind.type is bool and not kind.many:
-        flag: flags.Flag = flags.BooleanFlag(name, None if default is None else bool(default), text)
+        made = flags.BooleanFlag(flag.name, None if default is None else bool(default), flag.help)
     elif kind.choices:
-        flag = flags.EnumFlag(name, None if default is None else str(default), text, list(kind.choices))
+        made = flags.EnumFlag(flag.name, None if default is None else str(default), flag.help, list(kind.choices))
     else:
-        flag = flags.Flag(_Parser(kind), _Serializer(), name, None, text)
-        flag.default = flag.value = default
-        flag.default_as_str = None if default is None else repr(shown(default))
-    flags.DEFINE_flag(flag, values, main)
+        made = flags.Flag(_Parser(kind), _Serializer(), flag.name, None, flag.help)
+        made.default = made.value = default
+    flags.DEFINE_flag(made, values, __name__)
 
 
 class _Serializer(flags.ArgumentSerializer):

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags
 
-from moco_tf.config import define, recipes
+from moco_tf.config import define, recipes, usage
 from moco_tf.errors import FirstRankError, RankError, UserError
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import launcher
@@ -63,11 +63,15 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
 
     def parse(argv: list[str]) -> Options:
         try:
+            if asked := set(argv) & set(usage.WORDS):
+                words = define.words_of(options, argv, flags.FlagValues())
+                full = any("full" in word for word in asked)
+                with contextlib.suppress(BrokenPipeError):  # of `--help | head`
+                    print(usage.text(sys.modules[main.__module__].__doc__ or "", options, words, full), flush=True)
+                os._exit(0)
             parsed = define.parse(options, argv, flags.FLAGS)
             _check_folder(parsed, argv)
-        except SystemExit:
-            _exit(0)  # of --help, which absl ends with 1
-        except flags.Error as error:
+        except (flags.Error, UserError) as error:
             _stop(name, error, 2)
         if others := define.ignored(parsed, flags.FLAGS):
             launcher.note(f"not used, as other methods or backbones have these flags: {' '.join(others)}")

@@ -314,8 +314,8 @@ def python(*argv, path=""):
 def test_help_lists_the_users_flags(byol):
     done = python("-m", "moco_tf.pretrain", "--method=my_package.byol", "--help", path=byol())
     text = " ".join(done.stdout.split())
-    assert "--hidden: width of the predictor. Default: my_package.byol: 16." in text, done.stderr
-    assert "--temperature: tau" in text and "simclr: 0.5" in text and "--batch_size" in text
+    assert "--hidden=NUMBER width of the predictor. Default: my_package.byol: 16." in text, done.stderr
+    assert "--temperature=NUMBER tau" in text and "simclr: 0.5" in text and "--batch_size" in text
     assert "RuntimeError" not in done.stderr
 
 

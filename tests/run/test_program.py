@@ -1,6 +1,7 @@
 """What stands around every program: TensorFlow's lines at its import, --help."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from absl import flags
 from support.programs import ROOT
 
-from moco_tf.config import define
+from moco_tf.config import define, usage
 from moco_tf.config.options import PROGRAMS, Pretrain
 from moco_tf.run import program
 
@@ -74,8 +75,29 @@ def test_flags_cfg_of_a_copied_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help(name):
-    """Without TensorFlow; exit status 0; no path of the machine."""
+    """Two screens of 24 lines, without TensorFlow; exit status 0; no path of the machine."""
     command = [sys.executable, "-X", "importtime", "-m", f"moco_tf.{name}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and f"\nmoco_tf.{name}:\n  --" in done.stdout
-    assert str(ROOT) not in done.stdout and " tensorflow" not in done.stderr
+    assert done.returncode == 0 and str(ROOT) not in done.stdout and " tensorflow" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 48 and "  --flagfile=RECIPE" in done.stdout
+    assert [
+        line for line in lines if len(line) > 80 and not line.startswith(("    python -m ", "    horovodrun "))
+    ] == []
+
+
+def test_help_of_every_flag():
+    """Each flag once, with its default and its choices; a method of a flagfile brings its own."""
+    words = define.words_of(Pretrain, ["", "--flagfile=flags/pretrain/cifar10_npid_s2.cfg"], flags.FlagValues())
+    text = usage.text("About.", Pretrain, words, full=True)
+    every = [flag for found in define.sections(Pretrain, words).values() for flag in found]
+    assert len(every) > 60 and {"k", "steps", "negatives", "stem"} <= {flag.name for flag in every}
+    named = re.findall(r"^  --(?:\[no\])?(\w+)", text, re.MULTILINE)
+    assert sorted(named) == sorted(["flagfile", *(flag.name for flag in every)])
+    assert "\n  --batch_size=256        Images a step, over all ranks.\n" in text
+    assert "\n  --milestones=120,160    Epochs at which the learning rate drops.\n" in text
+    assert "One of none, float16." in " ".join(text.split())
+    shown = re.findall(r"^  --(?:\[no\])?(\w+)", usage.text("About.", Pretrain, words), re.MULTILINE)
+    assert len(set(shown) - {flag.name for flag in every if flag.asked and flag.name != "temperature"}) == 16
+    assert "steps" not in shown
+    assert {"negatives", "bank_momentum", "flagfile"} <= set(shown)
