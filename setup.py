@@ -18,9 +18,12 @@ setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["self-supervised learning", "contrastive learning", "MoCo", "SimCLR", "TensorFlow", "Keras", "Horovod"],
     packages=[*find_packages(include=["moco_tf", "moco_tf.*"]), "moco_tf.flags"],
     package_dir={"moco_tf.flags": "flags"},  # the recipes
     package_data={"moco_tf.reporting": ["page.*"], "moco_tf.flags": ["*/*.cfg"]},
+    entry_points={"console_scripts": ["moco-tf = moco_tf.__main__:main"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
         "tensorflow>=2.21,<2.22",
@@ -53,6 +56,13 @@ setup(
         ],
     },
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

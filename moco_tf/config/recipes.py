@@ -23,7 +23,7 @@ def find(flagfile: str | os.PathLike, programs: Sequence[str]) -> pathlib.Path:
         UserError: there is no such file or recipe; says what there is and what is close.
     """
     path = pathlib.Path(flagfile).expanduser()
-    named = [_FLAGS / program / f"{flagfile}.cfg" for program in programs]
+    named = [_FLAGS / folder / f"{flagfile}.cfg" for folder in (*programs, ".")]  # of ".": debug/pretrain
     for place in (path, *named, _FLAGS.parent / flagfile):
         if place.exists() and not place.is_dir():
             return place
