@@ -20,7 +20,8 @@ def main(options: Report) -> None:
     extras.need("moco_tf.report", extras.REPORT, "report")
     from moco_tf.reporting import board, page, results, sections
     from moco_tf.run.examine import examine
-    from moco_tf.training import device
+    from moco_tf.training import device, gpu
+    from moco_tf.training.collectives import SingleProcess
 
     o = options.report
     records = results.read_all(o.workdir or ())
@@ -29,6 +30,7 @@ def main(options: Report) -> None:
     for complaint in (complaint for record in records for complaint in record.complaints):
         print(f"note: {complaint}", flush=True)
     device.configure(0, 1)
+    gpu.check(SingleProcess())
     examination = examine(records, o) if o.images else None
     drawn = sections.the_map(examination.first, o.map_images) if examination else None
     if examination and drawn:

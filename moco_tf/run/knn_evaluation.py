@@ -28,7 +28,7 @@ def evaluate(o: Knn, one: Subject | None = None) -> dict[str, Any]:
     Raises:
         UserError: options do not fit, nothing can be loaded, or the set has no labels.
     """
-    collectives = prepare.connect(o.device, o.run.seed)
+    collectives = prepare.connect(o.device, o.run.seed, compiles=False)
     if o.sweep.all_checkpoints and o.encoder.baseline != "none":
         raise UserError(
             f"--all_checkpoints came with --baseline={o.encoder.baseline}, expected none; leave one of them out"

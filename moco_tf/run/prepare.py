@@ -18,6 +18,7 @@ from moco_tf.config.options import (
     ScheduleOptions,
     ViewOptions,
 )
+from moco_tf.contrast.self_test import self_test
 from moco_tf.data import normalisation as normalisations
 from moco_tf.data.normalisation import Normalisation
 from moco_tf.data.order import Share
@@ -32,7 +33,7 @@ from moco_tf.evaluation.scores import check_labels
 from moco_tf.methods.base import Method, View
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run.folder import RunFolder
-from moco_tf.training import device, optimizers, schedules
+from moco_tf.training import device, gpu, optimizers, schedules
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.collectives import connect as connect_ranks
 
@@ -101,10 +102,17 @@ def pretraining(
     return Pretraining(o, collectives, train, size, mean_and_std, views, batches, method(o, collectives, views, train))
 
 
-def connect(options: DeviceOptions, seed: int) -> Collectives:
-    """Joins the other ranks and configures this process."""
+def connect(options: DeviceOptions, seed: int, compiles: bool = True) -> Collectives:
+    """Joins the other ranks, configures this process and checks its GPU.
+
+    Args:
+        options: how this machine computes.
+        seed: of initialisation.
+        compiles: whether XLA may compile something, which is tested then.
+    """
     collectives = connect_ranks()
     device.configure(options.threads, collectives.local_size)
+    gpu.check(collectives, self_test if compiles and options.jit_compile != "false" else None)
     keras.utils.set_random_seed(seed)
     return collectives
 

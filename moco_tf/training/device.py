@@ -2,13 +2,11 @@
 
 import os
 import pathlib
-import subprocess
 
 import tensorflow as tf
 
 from moco_tf.errors import UserError
-
-DRIVER = pathlib.Path("/proc/driver/nvidia")
+from moco_tf.training import gpu, launcher
 
 
 def configure(threads: int, ranks_here: int) -> None:
@@ -27,8 +25,8 @@ def configure(threads: int, ranks_here: int) -> None:
     try:
         tf.config.threading.set_intra_op_parallelism_threads(number)
         tf.config.threading.set_inter_op_parallelism_threads(max(1, min(2, number)))
-        for gpu in tf.config.get_visible_devices("GPU"):
-            tf.config.experimental.set_memory_growth(gpu, True)
+        for card in tf.config.get_visible_devices("GPU"):
+            tf.config.experimental.set_memory_growth(card, True)
     except RuntimeError:  # TensorFlow has started: in Python or a notebook the first call counts
         if threads:
             raise UserError(
@@ -58,19 +56,14 @@ def description() -> str:
     if gpus:
         name = str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
         return f"{name}{_memory(name)}"
-    if DRIVER.exists():
+    if gpu.DRIVER.exists():
         return "CPU: no GPU is visible to TensorFlow though this machine has an NVIDIA driver; see BUILD.md"
     return f"CPU, {threads()} threads"
 
 
 def _memory(name: str) -> str:
     """The memory of a GPU of that name, which TensorFlow does not tell."""
-    try:
-        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-        rows = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    sizes = [row.rpartition(", ")[2] for row in rows if row.startswith(f"{name}, ")]
+    sizes = [memory for other, _, memory in gpu.nvidia_smi() if other == name]
     return f", {sizes[0]} of memory" if sizes else ""
 
 
@@ -82,7 +75,17 @@ def dtype_policy(precision: str) -> str:
 
 
 def pieces_to_compile(jit_compile: str) -> str:
-    """The pieces that XLA compiles, see `Method`: on a CPU it makes views faster and convolutions slower."""
+    """The pieces that XLA compiles, see `Method`: on a CPU it makes views faster and convolutions slower.
+
+    Raises:
+        UserError: "true" came, and XLA must not compile here, see `gpu.check`; with "auto" it does not, and that is
+            said.
+    """
+    if jit_compile != "false" and (reason := gpu.why_not_compile()):
+        if jit_compile == "true":
+            raise UserError(f"--jit_compile=true came, expected auto or false on this machine: {reason}")
+        launcher.note(f"computing without XLA: {reason}")
+        return "none"
     if jit_compile == "auto":
         return "all" if has_gpu() else "views"
     return {"true": "all", "false": "none"}[jit_compile]
@@ -90,7 +93,7 @@ def pieces_to_compile(jit_compile: str) -> str:
 
 def _multiplies_bfloat16() -> bool:
     if has_gpu():
-        details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.get_visible_devices("GPU")]
+        details = [tf.config.experimental.get_device_details(card) for card in tf.config.get_visible_devices("GPU")]
         return all(d.get("compute_capability", (0, 0)) >= (8, 0) for d in details)
     # A CPU without one of these converts to float32 and back, which was measured to be 12 times slower than float32.
     # With AVX-512's bfloat16 a step is 1.2 (ResNet-10 of width 16) to 1.6 times (ResNet-18) as fast as in float32.
