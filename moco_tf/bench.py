@@ -46,6 +46,8 @@ def check(o: options.Bench, ranks: int) -> None:
     path = o.bench.json
     if path and not pathlib.Path(path).absolute().parent.is_dir():
         raise UserError(f"--json={path} is in a folder that is not there; make it, or give another file")
+    if o.encoder.init:
+        raise UserError(f"--init={o.encoder.init} came, expected none: weights do not change the speed; leave it out")
     if o.bench.compare == "torch":
         comparison().check(o, ranks)
 

@@ -41,8 +41,9 @@ _met: dict[tuple[str, str, int, str], set[str]] = {}
 def left_out() -> list[str]:
     """A line for each set of images of which some could not be read since the last call: how many, and their list."""
     lines = [
-        f"{len(names)} of {count:,} images of {source} could not be read and are left out{path and f'; see {path}'}"
-        for (source, _, count, path), names in _met.items()
+        f"{len(names)} of {count:,} images of {source}{split and f' ({split})'} could not be read and are left out"
+        f"{path and f'; see {path}'}"
+        for (source, split, count, path), names in _met.items()
     ]
     _met.clear()
     return lines

@@ -139,20 +139,23 @@ def _compiled(embed: Callable[[tf.Tensor], tf.Tensor], geometry: tuple[int, int]
 
 
 def check_finite(features: np.ndarray, collectives: Collectives) -> None:
-    """Refuses features with an infinity or NaN on any rank: NxD; says on each how many are all zero, if any.
+    """Refuses features with an infinity or NaN on any rank: NxD; rank 0 says how many of all ranks' are zero, if any.
 
     Raises:
         UserError: on all ranks.
     """
-    bad = sum(not np.isfinite(features[i : i + 4096]).all() for i in range(0, len(features), 4096))
-    if collectives.mean([tf.constant([float(bad > 0)])])[0][0] > 0:
+    blocks = [features[i : i + 4096] for i in range(0, len(features), 4096)]
+    bad = sum(not np.isfinite(block).all() for block in blocks)
+    zero = sum(int((~block.any(axis=1)).sum()) for block in blocks)
+    means = collectives.mean([tf.constant([bad, zero, len(features)], tf.float64)])[0]
+    bad, zero, count = (round(float(mean) * collectives.size) for mean in means)
+    if bad:
         raise UserError(
             "the encoder's features are not all finite, expected numbers; it has diverged, or overflows in this "
             "--precision: give an earlier checkpoint, or --precision=float32"
         )
-    zero = sum(int((~features[i : i + 4096].any(axis=1)).sum()) for i in range(0, len(features), 4096))
-    if zero:
-        print(f"warning: {zero} of {len(features)} features are all zero: they are alike to any other", flush=True)
+    if zero and collectives.rank == 0:
+        print(f"warning: {zero} of {count} features are all zero: they are alike to any other", flush=True)
 
 
 def normalised(features: np.ndarray) -> np.ndarray:

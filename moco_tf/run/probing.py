@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -59,6 +60,8 @@ def evaluate(o: Lincls, one: Subject | None = None) -> dict[str, Any]:
         collectives = prepare.connect(o.device, o.run.seed)
         given, o = o.data, results.completed(o)
         one = one or subject.load(o.encoder, o.data, o.device.precision)
+        if one.encoder is None:  # the classifier's first weights are the same whether --load built an encoder or not
+            keras.utils.set_random_seed(o.run.seed)
         run = results.begin(name_of(o), o, given, one, collectives)
         run, whole = dataclasses.replace(run, train=part(o, run.train)), run.train.num_examples
         if collectives.rank == 0 and run.train.num_examples < whole:

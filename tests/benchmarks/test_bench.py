@@ -151,6 +151,7 @@ def test_beside_pytorch(more, tmp_path, capsys):
         ({"compare": "torch", "method": "simclr"}, "--method=simclr, expected moco"),
         ({"compare": "torch", "symmetric": "true"}, "--symmetric=True, expected False"),
         ({"compare": "torch", "torch_python": "/nowhere/python"}, "--torch_python=/nowhere/python is no program"),
+        ({"init": "/some/run"}, "--init=/some/run came, expected none"),
         ({"json": "/nowhere/figures.json"}, "--json=/nowhere/figures.json is in a folder that is not there"),
         ({"batch_size": 512, "queue_size": 64}, "expected at most --queue_size=64"),
     ],

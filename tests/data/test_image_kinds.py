@@ -246,8 +246,8 @@ def test_unreadable_images_of_ranks_and_splits(folder, tmp_path):
         unreadable = UnreadableImages(dataclasses.replace(source, split=split), BadImages(9), EVERYTHING)
         for index in range(count):
             unreadable.add(index, "cut off")
-    words = f"of {source.num_examples} images of folder could not be read and are left out"
-    assert records.left_out() == [f"3 {words}", f"1 {words}"]
+    of, words = f"of {source.num_examples} images of folder", "could not be read and are left out"
+    assert records.left_out() == [f"3 {of} (train) {words}", f"1 {of} (test) {words}"]
 
 
 class Corner:

@@ -49,3 +49,21 @@ def test_images_without_a_label_are_refused():
     for pair in ((whole, part), (part, whole)):
         with pytest.raises(UserError, match="1 of 3 images in digits have no label"):
             scores.check_labels(*pair)
+
+
+def test_features_that_are_zero(capsys):
+    """Of all ranks' features together, said once: here three of five a rank, on two ranks."""
+
+    class Two(SingleProcess):
+        rank, size = 0, 2
+
+    zero = np.ones([5, 4], np.float32)
+    zero[[0, 2, 3]] = 0
+    features.check_finite(zero, Two())
+    assert capsys.readouterr().out == "warning: 6 of 10 features are all zero: they are alike to any other\n"
+    Two.rank = 1
+    features.check_finite(zero, Two())
+    assert not capsys.readouterr().out
+    zero[4, 1] = np.inf
+    with pytest.raises(UserError, match="not all finite"):
+        features.check_finite(zero, Two())

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from support import evaluation_runs
 from support.evaluation_runs import SMALL
-from support.programs import call
+from support.programs import call, losses
 
 import moco_tf
 from moco_tf.api import recipes
@@ -54,7 +54,7 @@ def results_of(run):
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(run.glob("*/result.json"))}
 
 
-def test_evaluations_are_of_the_runs_own_images(run, photos, capsys):
+def test_evaluations_are_of_the_runs_own_images(run, photos, tmp_path, capsys):
     """Without flags, with the same ones given, and of a checkpoint it is one result; others get their own folders."""
     call("knn", load=run, k=3, **OWN)
     flags = f"--dataset=folder --data_dir={photos} --image_size=16 --test_resize=16 --normalise=auto"
@@ -91,6 +91,9 @@ def test_evaluations_are_of_the_runs_own_images(run, photos, capsys):
     call("lincls", load=run, **probe, **OWN)
     call("lincls", load=run, baseline="raw_pixels", **probe, **OWN)
     pixels = results_of(run)["lincls_raw_pixels"]
+    alone, same = tmp_path / "alone", {"dataset": "folder", "data_dir": photos, "image_size": 16, "test_resize": 16}
+    call("lincls", baseline="raw_pixels", workdir=alone, **same, **probe, **OWN)
+    assert losses(alone) == losses(run / "lincls_raw_pixels") != {}  # --load changes nothing of them
     assert pixels["dataset"] == "folder" and (pixels["image_size"], pixels["train_images"]) == (16, 90)
     assert accuracies.markdown({"r": RunFolder(run)}).count("| raw pixels | - | - | ") == 1
 
@@ -109,12 +112,13 @@ def test_unreadable_images_do_not_count(run, photos, tmp_path, capfd):
         found = results_of(run)[name]
         assert (found["test_images"], found["unreadable_test_images"]) == (23, 1)
         lists[name] = run / name / "unreadable.txt"
-        words = f"images of folder could not be read and are left out; see {lists[name]}"
-        assert name != "knn" or records.left_out() == [f"3 of 90 {words}", f"1 of 24 {words}"]
+        words = f"could not be read and are left out; see {lists[name]}"
+        lines = [f"3 of 90 images of folder (train) {words}", f"1 of 24 images of folder (test) {words}"]
+        assert name != "knn" or records.left_out() == lines
         names = {line.split("\t")[0] for line in lists[name].read_text().splitlines()}
         assert f"{data}/val/bird/02.png" in names and (name != "knn" or len(names) == 4)
         assert found["train_images"] == 90 - len(names) + 1
-    assert f"1 of 24 {words}" in records.left_out()
+    assert lines[1] in records.left_out()
     with program._without(program._OF_JPEG):
         call("lincls", load=run, data_dir=data, **probe, train_view="crop_flip", **OWN)  # nothing is left to do
     assert results_of(run)["lincls"]["train_images"] == 90 - len(names) + 1
