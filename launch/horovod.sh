@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Builds Horovod 0.28.1 against the TensorFlow of a Python environment, keeps the wheel in the user's cache, installs it.
-# usage: launch/horovod.sh [PYTHON]          PYTHON: the environment's interpreter (default: .venv/bin/python)
-# MOCO_TF_HOROVOD=gpu builds with CUDA and NCCL (see BUILD.md); any other HOROVOD_* variable is handed to Horovod's build.
+# usage: launch/horovod.sh [--gpu] [PYTHON]      PYTHON: the environment's interpreter (default: .venv/bin/python)
+# --gpu builds with CUDA and NCCL, no GPU needed (see BUILD.md); without it an installed build of either kind is kept.
+# HOROVOD_* variables are handed to Horovod's build.
 set -euo pipefail
 version=0.28.1
+sha256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0  # of the source, as the package index publishes it
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+device=""
+if [ "${1:-}" = --gpu ]; then device=gpu; shift; fi
 python=${1:-$root/.venv/bin/python}
-device=${MOCO_TF_HOROVOD:-cpu}
 cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/moco_tf/wheels
 
 fail() { echo "horovod.sh: $*" >&2; exit 1; }
 
-case $device in cpu|gpu) ;; *) fail "MOCO_TF_HOROVOD is '$device'; expected cpu or gpu" ;; esac
 [ -x "$python" ] || fail "no Python at $python; run launch/test.sh or give the interpreter of an environment with TensorFlow"
 
 # One import-free look at the environment: Python's tag, TensorFlow's version and headers, an installed Horovod.
@@ -28,16 +30,24 @@ print(f"cp{sys.version_info[0]}{sys.version_info[1]}", version("tensorflow"), in
 PY
 )
 [ "$tf" != none ] || fail "TensorFlow is not installed in $python; run: $python -m pip install -e ."
-key=horovod-$version-$tag-tf$tf-$(uname -m)-$device
-stamp=$(dirname "$python")/../.$key
+key=horovod-$version-$tag-tf$tf-$(uname -m)
+stamps=$(dirname "$python")/../.horovod
+[ -n "$device" ] || { [ -e "$stamps${key#horovod}-gpu" ] && device=gpu; } || device=cpu
+key=$key-$device
+stamp=$stamps${key#horovod}
 if [ "$installed" = "$version" ] && [ -e "$stamp" ]; then
   echo "horovod.sh: Horovod $version for TensorFlow $tf ($device) is installed"
   exit 0
 fi
 
+needs=(cloudpickle psutil pyyaml packaging)
+# NCCL for the CUDA that TensorFlow was built for; it is the package that tensorflow[and-cuda] installs.
+[ "$device" = cpu ] || [ -n "${HOROVOD_NCCL_HOME:-}" ] || needs+=("nvidia-nccl-cu12>=2.27.7")
+
 install_wheel() {
+  rm -f "$stamps"-*
   "$python" -m pip install -q --force-reinstall --no-deps "$1"
-  "$python" -m pip install -q "cloudpickle" "psutil" "pyyaml" "packaging"
+  "$python" -m pip install -q "${needs[@]}"
   TF_CPP_MIN_LOG_LEVEL=3 "$python" -c "import horovod.tensorflow as hvd; hvd.init(); hvd.shutdown()" 2>"$cache/import.log"
 }
 
@@ -54,9 +64,8 @@ missing=()
 for tool in g++ make tar; do command -v "$tool" >/dev/null || missing+=("$tool"); done
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
 [ -e "$headers/Python.h" ] || missing+=("Python.h")
-[ "$device" = cpu ] || command -v nvcc >/dev/null || missing+=("nvcc")
 if [ ${#missing[@]} -gt 0 ]; then
-  fail "missing to build Horovod: ${missing[*]} (Debian, Ubuntu: apt-get install g++ make tar python3-dev; nvcc comes with CUDA's toolkit)"
+  fail "missing to build Horovod: ${missing[*]} (Debian, Ubuntu: apt-get install g++ make tar python3-dev)"
 fi
 
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -69,6 +78,8 @@ echo "horovod.sh: building Horovod $version for TensorFlow $tf ($device), one to
 export PYTHONPATH=$work/tools PATH=$work/tools/bin:$PATH
 "$python" -m pip download -q --no-deps --no-binary horovod --no-build-isolation -d "$work" "horovod==$version" >>"$log" 2>&1 \
   || fail "cannot fetch the source of horovod $version from the package index; see $log"
+came=$(sha256sum <"$work/horovod-$version.tar.gz" | cut -d' ' -f1)
+[ "$came" = "$sha256" ] || fail "the source of horovod $version came with SHA-256 $came, expected $sha256; nothing was built"
 tar -xf "$work/horovod-$version.tar.gz" -C "$work"
 # Without debug information: the same code, a fifth less time to compile (its largest file: 10.3 s, not 13.0 s).
 sed -i 's/RelWithDebInfo/Release/' "$work/horovod-$version/setup.py"
@@ -77,10 +88,48 @@ if [ ! -e "$include/tensorflow/compiler/xla/client/xla_builder.h" ]; then
   # collectives stand between compiled pieces.
   sed -i '/xla_mpi_ops\.cc/d' "$work/horovod-$version/horovod/tensorflow/CMakeLists.txt"
 fi
+
+# NCCL of the environment, found at run time from where Horovod's library lies; CUDA's runtime is linked in, so its version
+# need not be TensorFlow's. Without a toolkit at hand, pip's packages of CUDA 13 make one (those of CUDA 12 have no nvcc).
+prepare_cuda() {
+  if [ -z "${HOROVOD_NCCL_HOME:-}" ]; then
+    "$python" -m pip install -q "${needs[@]}" >>"$log" 2>&1 || fail "cannot install ${needs[*]}; see $log"
+    local nccl
+    nccl=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["platlib"])')/nvidia/nccl
+    mkdir -p "$work/nccl/lib"
+    ln -s "$nccl/include" "$work/nccl/include"
+    ln -s "$nccl/lib/libnccl.so.2" "$work/nccl/lib/libnccl.so"
+    export HOROVOD_NCCL_HOME=$work/nccl HOROVOD_NCCL_LINK=shared
+    echo 'set_target_properties(${TF_TARGET_LIB} PROPERTIES BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "$ORIGIN/../../nvidia/nccl/lib")' \
+      >>"$work/horovod-$version/horovod/tensorflow/CMakeLists.txt"
+  fi
+  # Horovod declares a function of TensorFlow that is gone; this is what its last form did.
+  sed -i '/^#endif \/\/ TENSORFLOW_VERSION >= 2011000000/a namespace stream_executor { namespace gpu {\
+GpuStreamHandle AsGpuStreamValue(Stream* s) { return static_cast<GpuStreamHandle>(s->platform_specific_handle().stream); }\
+} }' "$work/horovod-$version/horovod/tensorflow/mpi_ops.cc"
+  if [ -z "${HOROVOD_CUDA_HOME:-}" ] && command -v nvcc >/dev/null; then
+    HOROVOD_CUDA_HOME=$(realpath "$(nvcc --dryrun -x cu -c /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')")
+  elif [ -z "${HOROVOD_CUDA_HOME:-}" ]; then
+    "$python" -m pip install -q --target "$work/cuda" "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-runtime==13.0.*" \
+      "nvidia-cuda-crt==13.0.*" "nvidia-nvvm==13.0.*" "nvidia-cuda-cccl==13.0.*" >>"$log" 2>&1 \
+      || fail "no nvcc is here and CUDA's packages cannot be installed; see $log"
+    HOROVOD_CUDA_HOME=$work/cuda/nvidia/cu13
+    ln -s lib "$HOROVOD_CUDA_HOME/lib64"  # where nvcc looks, and CMake for this name
+    ln -s libcudart.so.13 "$HOROVOD_CUDA_HOME/lib/libcudart.so"
+  fi
+  export HOROVOD_CUDA_HOME PATH=$HOROVOD_CUDA_HOME/bin:$PATH
+  local cuda driver
+  cuda=$(nvcc --version | sed -n 's/.*release \([0-9]*\).*/\1/p')
+  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | sed -n '1s/\..*//p') || driver=""
+  [ "$cuda" -lt 13 ] || [ "${driver:-580}" -ge 580 ] \
+    || fail "driver $driver came, CUDA $cuda's kernels expect 580 or newer; set HOROVOD_CUDA_HOME to a toolkit of CUDA 12"
+  export HOROVOD_GPU_OPERATIONS=${HOROVOD_GPU_OPERATIONS:-NCCL}
+}
+
+[ "$device" = cpu ] || prepare_cuda
 export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1
 export HOROVOD_WITH_GLOO=${HOROVOD_WITH_GLOO-1}
 [ -n "${HOROVOD_WITH_MPI:-}" ] || export HOROVOD_WITHOUT_MPI=1
-[ "$device" = cpu ] || export HOROVOD_GPU_OPERATIONS=${HOROVOD_GPU_OPERATIONS:-NCCL}
 export MAKEFLAGS=${MAKEFLAGS:--j$(nproc)}
 "$python" -m pip wheel -q --no-build-isolation --no-deps -w "$work/wheel" "$work/horovod-$version" >>"$log" 2>&1 || {
   grep -inE 'error|not found|could not' "$log" | tail -n 5 >&2 || true
