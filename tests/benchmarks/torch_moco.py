@@ -1,4 +1,4 @@
-"""An eager PyTorch step of MoCo, to compare with: run as a program, it needs PyTorch and nothing of this package.
+"""A PyTorch step of MoCo, to compare with: run as a program, it needs PyTorch and nothing of this package.
 
     python tests/benchmarks/torch_moco.py
 
@@ -64,6 +64,7 @@ class Settings:
     threads: int
     gpu: bool
     warmup_steps: int
+    compile: bool = False  # torch.compile for both encoders; else they run eagerly
     view: dict | None = None  # pil_views.View's arguments
     stored: tuple[int, int, int, int] | None = None  # shape of the random images that views are made of, NxHxWx3
 
@@ -175,6 +176,9 @@ class Step:
         self.query, self.key = (self.place(encoder(s)).train() for _ in range(2))
         self.key.load_state_dict(self.query.state_dict())
         self.key.requires_grad_(False)
+        if s.compile:
+            self.query.compile()
+            self.key.compile()
         self.pairs = list(self.key.parameters()), list(self.query.parameters())
         self.optimizer = torch.optim.SGD(
             self.query.parameters(), s.learning_rate, s.momentum, 0, s.weight_decay, s.nesterov, foreach=True

@@ -76,15 +76,21 @@ def run(moco, case, mode, losses, rows=slice(None), shuffles=None, loss="loss"):
     Returns:
         The records of `debug.run_steps`.
     """
+    found = []
+    for some in records(moco, case, mode, rows, shuffles):
+        found += some
+        check_losses([record[loss] for record in found], losses, case, mode)
+    return found
+
+
+def records(moco, case, mode, rows=slice(None), shuffles=None):
+    """Runs the steps, see `run`; yields lists of records of `debug.run_steps`."""
     steps = int(case["steps"])
     shuffles = case["shuffles"].reshape(steps, 1 + moco.symmetric, -1) if shuffles is None else shuffles
     data = list(zip(pairs(case, rows), map(list, shuffles), strict=True))
     eager = mode in ("float64", "eager")
-    records = []
     for chunk in [[one] for one in data] if eager else [data]:  # a graph is traced once
-        records += debug.run_steps(moco, *map(list, zip(*chunk)), eager=eager)
-        check_losses([record[loss] for record in records], losses, case, mode)
-    return records
+        yield debug.run_steps(moco, *map(list, zip(*chunk)), eager=eager)
 
 
 def rows_by_position(case):

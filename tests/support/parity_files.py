@@ -2,8 +2,6 @@
 
 import pathlib
 
-import pytest
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -13,4 +11,6 @@ def path(name: str) -> pathlib.Path:
     for folder in (shared / "cases", shared / "cases_v3", ROOT / "tests" / "fixtures" / "parity"):
         if (folder / name).exists():
             return folder / name
+    import pytest  # launch/gpu.sh runs without it
+
     pytest.skip(f"{name} is too large for the copy in tests/fixtures/parity and ../shared/parity is not here")
