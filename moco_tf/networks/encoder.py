@@ -73,7 +73,8 @@ class Encoder(keras.Model):
         if training and self.micro_batches > 1:
             row = tf.TensorSpec([self.features_out], self.variable_dtype)
             encode = partial(self._encode, training=True)
-            return by_micro_batches(encode, images, self.micro_batches, row, self.norms())
+            norms = naming.having("moves", [part for _, part in self._parts()])  # in bfloat16 `norms` fails in a call
+            return by_micro_batches(encode, images, self.micro_batches, row, norms)
         return self._encode(images, training)
 
     def _encode(self, images: tf.Tensor, training: bool) -> tf.Tensor:

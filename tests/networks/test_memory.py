@@ -78,6 +78,12 @@ def test_compiled_micro_batches_equal_those_of_the_graph():
     assert_equal(losses_and_state("moco", jit_compile="all", **how), losses_and_state("moco", **how))
 
 
+def test_micro_batches_in_bfloat16():
+    """Inside of a call Keras gives variables as tensors of 16 bits, which have no mark of what is learnt."""
+    built = encoder(dtype="mixed_bfloat16", micro_batches=2)
+    assert built(tf.constant(IMAGES[0], tf.float32), training=True).shape == (8, 16)
+
+
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="multiple of 3"):
         encoder(micro_batches=3)(tf.constant(IMAGES[0]), training=True)
