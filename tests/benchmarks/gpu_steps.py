@@ -33,7 +33,7 @@ from moco_tf.contrast.self_test import self_test
 from moco_tf.errors import UserError
 from moco_tf.run import measure, prepare
 from moco_tf.training import device, gpu, launcher
-from moco_tf.training.collectives import horovod
+from moco_tf.training.collectives import Horovod, horovod
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = {
@@ -353,18 +353,33 @@ def images(o: argparse.Namespace, recipe: str) -> dict[str, Any]:
 
 
 def ranks(o: argparse.Namespace, number: str) -> dict[str, Any]:
-    """The step with views on so many ranks of this GPU: one over NCCL or Gloo, two over Gloo, each with its share."""
-    nccl = bool(horovod().nccl_built())
-    if nccl and number == "2":
-        raise UserError(
-            "Horovod is built with NCCL, which takes one rank a GPU; two share it over Gloo: a build for CPUs"
-        )
-    answer = o.answer.with_suffix(".ranks.json")
-    own = [str(pathlib.Path(__file__)), str(answer), *["--small"] * o.small, "bench", "r18", "views"]
-    launcher = [sys.executable, "-m", "horovod.runner.launch", "-np", number, sys.executable]
-    subprocess.run([*launcher, *own], cwd=ROOT, check=True)
+    """The step with views on so many ranks of this GPU: one over NCCL if it is there, two over Gloo."""
+    answer, nccl = o.answer.with_suffix(".ranks.json"), number == "1" and bool(horovod().nccl_built())
+    own = [str(pathlib.Path(__file__)), str(answer), *["--small"] * o.small, "bench" if nccl else "bench_over_gloo"]
+    launched = [sys.executable, "-m", "horovod.runner.launch", "-np", number, sys.executable, *own, "r18", "views"]
+    subprocess.run(launched, cwd=ROOT, check=True)
     found = json.loads(answer.read_text())
     return {**found, "nccl": nccl, "summary": f"{'NCCL' if nccl else 'Gloo'}: {found['summary']}"}
+
+
+def bench_over_gloo(o: argparse.Namespace, *words: str) -> dict[str, Any]:
+    """`bench` with exchanges from the host's memory, which no NCCL takes part in: it has one rank a GPU."""
+
+    def on_cpu(exchange: Callable[..., Any]) -> Callable[..., Any]:
+        def placed(*given: Any) -> Any:
+            with tf.device("/CPU:0"):
+                return exchange(*given)
+
+        return placed
+
+    def broadcast(ranks: Horovod, variables: list[tf.Variable]) -> None:
+        for variable in variables:
+            variable.assign(horovod().broadcast(variable.value(), root_rank=0))
+
+    Horovod.broadcast = broadcast
+    for name in ("alltoall", "allgather", "mean", "broadcast", "barrier"):
+        setattr(Horovod, name, on_cpu(getattr(Horovod, name)))
+    return bench(o, *words)
 
 
 WORKS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -377,6 +392,7 @@ WORKS: dict[str, Callable[..., dict[str, Any]]] = {
     "images": images,
     "ranks": ranks,
     "bench": bench,
+    "bench_over_gloo": bench_over_gloo,
 }
 
 if __name__ == "__main__":
