@@ -7,16 +7,19 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import tensorflow as tf
 
 from moco_tf.api import recipes
 from moco_tf.config.options import Export, Knn, Lincls
 from moco_tf.config.types import absolute
+from moco_tf.data.decoding import of_pillow
 from moco_tf.data.normalisation import NORMALISATIONS
+from moco_tf.data.sets import folder
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features, subject
@@ -29,7 +32,10 @@ from moco_tf.networks.encoder import Encoder
 from moco_tf.run import knn_evaluation, probing
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint, collectives, device, launcher
-from moco_tf.training.files import make_folder
+from moco_tf.training.files import make_folder, one_line
+
+OneImage = np.ndarray | str | os.PathLike | PIL.Image.Image
+Images = np.ndarray | str | os.PathLike | Iterable[OneImage]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +54,20 @@ class Pretrained(Loaded):
 
     _flags: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)  # what `load` was told
 
-    def embed(
-        self, images: np.ndarray | Sequence[np.ndarray], feature: str = "backbone", batch_size: int = 256
-    ) -> np.ndarray:
+    def embed(self, images: Images, feature: str = "backbone", batch_size: int = 256) -> np.ndarray:
         """Features of images, resized and cropped as in the evaluations: NxD float32, or NxC.
 
+        `moco_tf.embed` writes them to a file, with the paths, and leaves unreadable images out.
+
         Args:
-            images: uint8 NxHxWx3 (or NxHxW, NxHxWx1: gray), or a sequence of N such images of any sizes.
+            images: uint8 NxHxWx3 (or NxHxW, NxHxWx1: gray); a sequence or generator of such images of any sizes, of
+                Pillow's images or of paths; or the path of an image or of a folder, of which all images are taken in
+                the order of their paths.
             feature: "backbone", the pooled features, or "head", the head's output; neither is normalised.
             batch_size: images computed at a time.
 
         Raises:
-            UserError: the images are no such images, or another argument is not as said.
+            UserError: the images are no such images, one cannot be read, or another argument is not as said.
         """
         if feature not in ("backbone", "head"):
             raise UserError(f"feature is {feature!r}, expected 'backbone' or 'head'")
@@ -219,13 +227,26 @@ def write(folder: str | os.PathLike, encoder: Encoder, step: int, about: Mapping
     return load(place.path)
 
 
-def _batches(images: np.ndarray | Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+def _batches(images: Images, batch_size: int) -> Iterator[np.ndarray]:
     """Batches uint8 BxHxWx3 of neighbouring images of one size."""
     if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[-1] in (1, 3):
         raise UserError(f"one image of shape {images.shape} came, expected several; give images[None]")
-    for _, group in itertools.groupby(map(as_rgb, images), key=np.shape):
+    if isinstance(images, str | os.PathLike):
+        images = folder.images(os.fspath(images)) if os.path.isdir(images) else [images]
+    for _, group in itertools.groupby(map(_image, images), key=np.shape):
         while batch := list(itertools.islice(group, batch_size)):
             yield np.stack(batch)
+
+
+def _image(image: OneImage) -> np.ndarray:
+    """One image uint8 HxWx3. Raises UserError when it is none, or cannot be read."""
+    try:
+        if isinstance(image, str | os.PathLike):
+            return folder.of_paths([os.fspath(image)]).image(0)
+        return as_rgb(of_pillow(image.copy()) if isinstance(image, PIL.Image.Image) else image)
+    except (tf.errors.OpError, ValueError) as error:
+        reason = one_line(error) if isinstance(error, tf.errors.OpError) else error
+        raise UserError(f"{image} cannot be read ({reason}); mend it or leave it out") from None
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:

@@ -266,6 +266,19 @@ class ExportOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class EmbedOptions:
+    """Which vectors are written, and where."""
+
+    output: Path | None = elsewhere(None, "File to write: .npz, .npy, .csv, .parquet or .safetensors.")
+    images: str | None = option(None, "Folder, image, .txt of paths, or - for standard input, in place of a data set.")
+    split: Literal["all", "train", "test"] = option("all", "Of the data set.")
+    feature: Literal["backbone", "head", "dense"] = option(
+        "backbone", "Pooled features, the head's output, or the map before it is pooled."
+    )
+    batch_size: Count = option(256, "Images computed at a time, on each rank.")
+
+
+@dataclasses.dataclass(frozen=True)
 class ShowOptions:
     """How what --load holds is shown."""
 
@@ -392,6 +405,16 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Embed:
+    """Options of moco_tf.embed."""
+
+    encoder: LoadOptions = LoadOptions()
+    embed: EmbedOptions = EmbedOptions()
+    data: DataOptions = OF_THE_RUN
+    device: DeviceOptions = DeviceOptions(precision="float32")
+
+
+@dataclasses.dataclass(frozen=True)
 class Show:
     """Options of moco_tf.show."""
 
@@ -425,6 +448,7 @@ PROGRAMS: dict[str, type] = {
     "pretrain": Pretrain,
     "lincls": Lincls,
     "knn": Knn,
+    "embed": Embed,
     "export": Export,
     "show": Show,
     "report": Report,

@@ -187,12 +187,17 @@ def opened(file: BinaryIO) -> Image.Image:
 def _read(data: bytes, white: int) -> np.ndarray:
     """By Pillow: uint8 HxWx3. Raises ValueError."""
     with opened(io.BytesIO(data)) as image:
-        if image.mode[0] not in "IF" and max(getattr(image, "tag_v2", {}).get(_BITS, (8,))) > 8:
-            raise ValueError("a colour TIFF of 16 bits came, expected 8, as Pillow drops the lower 8; save it as PNG")
-        if image.mode[0] in "IF":
-            return _to_8_bits(_pixels(image), white)
-        image.info.pop("transparency", None)  # else Pillow warns that RGB has none
-        return _pixels(image, "RGB")
+        return of_pillow(image, white)
+
+
+def of_pillow(image: Image.Image, white: int = 0) -> np.ndarray:
+    """An image of Pillow's as `decode_rgb` gives it: uint8 HxWx3. Raises ValueError. Args: of `decode_rgb`."""
+    if image.mode[0] not in "IF" and max(getattr(image, "tag_v2", {}).get(_BITS, (8,))) > 8:
+        raise ValueError("a colour TIFF of 16 bits came, expected 8, as Pillow drops the lower 8; save it as PNG")
+    if image.mode[0] in "IF":
+        return _to_8_bits(_pixels(image), white)
+    image.info.pop("transparency", None)  # else Pillow warns that RGB has none
+    return _pixels(image, "RGB")
 
 
 def _to_8_bits(image: np.ndarray, white: int) -> np.ndarray:

@@ -188,14 +188,26 @@ def eval_batches(
         bad_images: how many are left out.
     """
     indices = np.arange(share.rank, source.num_examples, share.size)
+    return reading(source, share, prepare_one, bad_images)(indices, rank_batch)
+
+
+def reading(
+    source: Source,
+    share: Share,
+    prepare_one: Callable[[tf.Tensor], tf.Tensor] | None,
+    bad_images: BadImages,
+) -> Callable[[np.ndarray, int], Iterator[tuple]]:
+    """(indices int64 N, B) to batches as of `eval_batches`, of these images in this order. Args: of `eval_batches`."""
     if isinstance(source, ArraySource):
-        return _array_batches(source, [indices[i : i + rank_batch] for i in range(0, len(indices), rank_batch)])
+        return lambda indices, size: _array_batches(
+            source, [indices[i : i + size] for i in range(0, len(indices), size)]
+        )
     if prepare_one is None:
         raise ValueError(f"the images of {source.name} differ in size: prepare_one is needed")
     reader = RecordReader(
         source, lambda data, _: (prepare_one(source.decode(data)),), UnreadableImages(source, bad_images, share)
     )
-    return reader.batches(indices, lambda indices: np.zeros((len(indices), 0), np.int32), rank_batch)
+    return lambda indices, size: reader.batches(indices, lambda chosen: np.zeros((len(chosen), 0), np.int32), size)
 
 
 def _array_batches(source: ArraySource, index_batches: list[np.ndarray]) -> Generator[tuple, None, None]:

@@ -1,13 +1,13 @@
 """Features of a data set: every image once, resized and cropped as in tests, over all ranks."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.order import Share
-from moco_tf.data.pipeline import eval_batches
+from moco_tf.data.pipeline import reading
 from moco_tf.data.records import NO_BAD_IMAGES, BadImages
 from moco_tf.data.sources import Source
 from moco_tf.data.views.geometry import resize_center_crop, resize_center_crop_one
@@ -47,13 +47,15 @@ def embedder(
 
     Args:
         encoder: of the features.
-        feature: "backbone": BxD; "head": BxC.
+        feature: "backbone": BxD; "head": BxC; "dense": BxRxCxD, the backbone's map before it is pooled.
         mean, std: of RGB in [0, 1], to normalise with.
     """
     mean, std = tf.constant(mean), tf.constant(std)
 
     def embed(images: tf.Tensor) -> tf.Tensor:
         x = (images - mean) / std
+        if feature == "dense":
+            return encoder.backbone.feature_map(x)
         return encoder.features(x, training=False) if feature == "backbone" else encoder(x, training=False)
 
     return embed
@@ -111,19 +113,14 @@ def extract_share(
     rank, ranks = collectives.rank, collectives.size
     if source.num_examples < ranks:
         raise UserError(f"{source.name} has {source.num_examples} images, expected one for each of {ranks} ranks")
-    prepare_one, in_batch = None, geometry
-    if not source.fixed_size:  # images of many sizes: resized and cut one by one, and not again
-        prepare_one, in_batch = lambda image: resize_center_crop_one(image, *geometry), (geometry[1], geometry[1])
-    compute = _compiled(embed, in_batch)
-    count, filled = len(range(rank, source.num_examples, ranks)), 0
-    columns: tuple[np.ndarray, ...] = ()
-    for images, labels, indices in eval_batches(source, rank_batch, Share(rank, ranks), prepare_one, bad_images):
-        batch = compute(tf.constant(images)).numpy(), labels, indices
+    own, filled = np.arange(rank, source.num_examples, ranks), 0
+    count, columns = len(own), tuple[np.ndarray, ...]()
+    for batch in computing(embed, source, geometry, Share(rank, ranks), bad_images)(own, rank_batch):
         # One array, filled in place: a list of parts that is joined in the end takes the memory twice.
         columns = columns or tuple(np.empty((count, *part.shape[1:]), part.dtype) for part in batch)
         for column, part in zip(columns, batch):
             column[filled : filled + len(part)] = part
-        filled += len(indices)
+        filled += len(batch[0])
     if not filled:
         raise RankError(f"{source.name}: none of a rank's {count} images can be read; mend them, or use fewer ranks")
     features, labels, indices = (column[:filled] for column in columns)
@@ -131,6 +128,31 @@ def extract_share(
         return features, labels, indices
     order = np.argsort(indices)
     return features[order], labels[order], indices[order]
+
+
+def computing(
+    embed: Callable[[tf.Tensor], tf.Tensor],
+    source: Source,
+    geometry: tuple[int, int],
+    share: Share,
+    bad_images: BadImages = NO_BAD_IMAGES,
+) -> Callable[[np.ndarray, int], Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """(indices int64 N, B) to (features B x ..., labels B int32, indices B int64) of these images, batch by batch.
+
+    Args:
+        embed, source, geometry, bad_images: of `extract_share`.
+        share: this rank, for the list of unreadable images.
+    """
+    prepare_one, in_batch = None, geometry
+    if not source.fixed_size:  # images of many sizes: resized and cut one by one, and not again
+        prepare_one, in_batch = lambda image: resize_center_crop_one(image, *geometry), (geometry[1], geometry[1])
+    compute, read = _compiled(embed, in_batch), reading(source, share, prepare_one, bad_images)
+
+    def batches(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for images, labels, chosen in read(indices, size):
+            yield compute(tf.constant(images)).numpy(), labels, chosen
+
+    return batches
 
 
 @functools.lru_cache(maxsize=2)  # an evaluation on the way traces once, not each time

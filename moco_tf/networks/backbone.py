@@ -29,6 +29,10 @@ class Backbone(naming.Composite):
     build_size = 32  # side in pixels of the image that the variables are created with
     recompute = False  # whether the backward pass computes the activations inside `through` again
 
+    def feature_map(self, images: tf.Tensor) -> tf.Tensor:
+        """The features before they are pooled, BxHxWx3 to BxRxCxD, where a backbone has such."""
+        raise UserError(f"--feature=dense came, and {type(self).__name__} has no map of features; give backbone")
+
     def through(self, layers: Sequence[keras.layers.Layer], x: tf.Tensor, training: bool) -> tf.Tensor:
         """x through layers, one after the other. With `recompute` only what comes out is kept for the backward pass."""
 

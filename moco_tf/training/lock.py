@@ -24,10 +24,11 @@ class RunLock:
     Args:
         workdir: the run folder, which exists.
         timeout: seconds to wait for a job that is about to end, such as one that was killed.
+        flag: which flag gave the folder, for messages.
     """
 
-    def __init__(self, workdir: pathlib.Path, timeout: float = 10.0) -> None:
-        self._path, self._timeout = workdir / ".lock", timeout
+    def __init__(self, workdir: pathlib.Path, timeout: float = 10.0, flag: str = "--workdir") -> None:
+        self._path, self._timeout, self._flag = workdir / ".lock", timeout, flag
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
@@ -36,7 +37,7 @@ class RunLock:
             file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - open until release()
         except OSError as error:
             raise UserError(
-                f"--workdir={self._path.parent} cannot be written ({error.strerror}); give another folder"
+                f"{self._flag}={self._path.parent} cannot be written ({error.strerror}); give another folder"
             ) from None
         until = time.monotonic() + self._timeout
         while not _take(file):
@@ -44,9 +45,9 @@ class RunLock:
                 owner = _owner(file)
                 file.close()
                 raise UserError(
-                    f"--workdir={self._path.parent} is in use by process {owner.get('pid', '?')} on host "
-                    f"{owner.get('host', '?')}; wait for it, stop it, or give another --workdir (if it no longer runs, "
-                    f"remove {self._path})"
+                    f"{self._flag}={self._path.parent} is in use by process {owner.get('pid', '?')} on host "
+                    f"{owner.get('host', '?')}; wait for it, stop it, or give another {self._flag} (if it no longer "
+                    f"runs, remove {self._path})"
                 )
             time.sleep(0.2)
         _write(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))

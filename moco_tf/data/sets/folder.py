@@ -48,12 +48,38 @@ def load(split: str, data_dir: str | None) -> RecordSource:
     white = _white(found.folder, paths)
     if white and split != "train":  # the same for both splits
         white = _white(train_dir, _unlabelled(_find(train_dir))[0]) or white
+    return of_paths(paths, labels, class_names, white)
+
+
+def of_paths(
+    paths: list[str], labels: np.ndarray | None = None, class_names: tuple[str, ...] = (), white: int | None = None
+) -> RecordSource:
+    """The images of these files.
+
+    Args:
+        paths: N.
+        labels: int32 N; default: none.
+        class_names: of the labels.
+        white: of RecordSource; default: looked up in the files.
+    """
+    white = _white("the images", paths) if white is None else white
+    labels = np.full(len(paths), -1, np.int32) if labels is None else labels
 
     def read(path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.io.read_file(path), label
 
     encoded = np.array([os.fsencode(path) for path in paths], object)
     return RecordSource("folder", (encoded, labels), read, paths.__getitem__, labels, class_names, white=white)
+
+
+def images(place: str) -> list[str]:
+    """Paths of all images below a folder, sorted. Raises UserError: there are none."""
+    return _unlabelled(_find(place))[0]
+
+
+def has_splits(data_dir: str | None) -> bool:
+    """Whether it has train/: what else lies there are the images of one split."""
+    return os.path.isdir(os.path.join(data_dir or "", "train"))
 
 
 def is_here(data_dir: str | None) -> bool:

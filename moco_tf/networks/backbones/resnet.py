@@ -109,10 +109,14 @@ class ResNet(Backbone):
         return [self.layer1, self.layer2, self.layer3, self.layer4]
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return tf.reduce_mean(self.feature_map(x, training), axis=[1, 2])
+
+    def feature_map(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """What is pooled, the last stage's output: BxHxWx3 to BxRxCxD of the variables' dtype."""
         x = tf.nn.relu(self.bn1(self.conv1(x), training=training))
         if self.stem == "imagenet":
             # After a ReLU padding with zeros is padding with minus infinity: no maximum changes.
             x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
         for blocks in self.stages():
             x = self.through(blocks, x, training)
-        return tf.reduce_mean(tf.cast(x, self.variable_dtype), axis=[1, 2])
+        return tf.cast(x, self.variable_dtype)

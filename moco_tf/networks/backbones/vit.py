@@ -232,6 +232,11 @@ class ViT(Backbone):
             x = block(x)
         return tf.cast(self.norm(x), self.variable_dtype)
 
+    def feature_map(self, images: tf.Tensor) -> tf.Tensor:
+        """The patches' tokens in their grid, in inference: BxHxWx3 to BxRxCxD."""
+        x, (rows, columns) = self.tokens(images)[:, 1:], (side // self.patch for side in images.shape[1:3])
+        return tf.reshape(x, [-1, rows, columns, self.features])
+
     def attention(self, images: tf.Tensor) -> tf.Tensor:
         """How much the last block's class token attends to each token, by head: BxHxWx3 to BxHxT, sums 1."""
         x = self.embed(images)
