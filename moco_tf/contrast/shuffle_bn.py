@@ -26,7 +26,8 @@ def draw_permutation(seed: tf.Tensor, batch: int, ranks: int) -> tf.Tensor:
 
     Every rank draws it from the shared seed, so nothing is sent.
     """
-    permutation = tf.random.experimental.stateless_shuffle(tf.range(batch * ranks), seed, alg="philox")
+    keys = tf.random.stateless_uniform([batch * ranks], seed, None, None, tf.int32, alg="philox")
+    permutation = tf.argsort(keys)  # XLA has no stateless_shuffle
     by_row = tf.reshape(tf.transpose(tf.reshape(permutation, [batch, ranks])), [-1])
     return (by_row % ranks) * batch + by_row // ranks
 
@@ -72,6 +73,8 @@ def shuffle(images: tf.Tensor, permutation: tf.Tensor, collectives: Collectives)
     (the original gathers all G images on every rank).
     """
     batch, rank, ranks = images.shape[0], collectives.rank, collectives.size
+    if ranks == 1:  # what follows has shapes that XLA does not know
+        return collectives.alltoall(tf.gather(images, permutation), tf.constant([batch]))
     sent = tf.where(permutation // batch == rank)[:, 0]  # shuffled rows that are mine to send, so ordered by receiver
     mine = tf.gather(permutation, sent) - rank * batch
     splits = tf.math.bincount(tf.cast(sent // batch, tf.int32), minlength=ranks, maxlength=ranks)
@@ -87,7 +90,7 @@ def unshuffle(keys: tf.Tensor, permutation: tf.Tensor, collectives: Collectives)
     One allgather serves both the positives and the queue (the original gathers twice).
     """
     batch = keys.shape[0]
-    every = tf.gather(gather_keys(keys, collectives), tf.math.invert_permutation(permutation))
+    every = tf.gather(gather_keys(keys, collectives), tf.argsort(permutation))  # its inverse; XLA has no op for it
     return every[collectives.rank * batch : (collectives.rank + 1) * batch], every
 
 
