@@ -139,7 +139,7 @@ class _Schedules(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         self._step += 1
-        pretraining.set_rates(self._run, self._step)
+        pretraining.set_rates(self._run.method, pretraining.rates(self._run, self._step))
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         if not math.isfinite(logs["loss"]) and self._run.options.checkpoints.nan_policy == "stop":

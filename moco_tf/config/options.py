@@ -91,6 +91,18 @@ class DeviceOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingDeviceOptions(DeviceOptions):
+    """How this machine computes the steps of a training."""
+
+    steps_per_call: CountOrZero = may_change(
+        0, "Steps of one call of a compiled loop; 0: 10 where a GPU holds the images, see --data_on_device, else 1."
+    )
+    data_on_device: Literal["auto", "true", "false"] = may_change(
+        "auto", "All images of one size lie in the device's memory; auto: on a GPU, up to 2 GB."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class EncoderOptions:
     """The encoder's architecture, and how its training passes save memory."""
 
@@ -351,7 +363,7 @@ class Pretrain:
 
     data: DataOptions = DataOptions()
     run: RunOptions = RunOptions()
-    device: DeviceOptions = DeviceOptions()
+    device: TrainingDeviceOptions = TrainingDeviceOptions()
     encoder: EncoderOptions = EncoderOptions()
     method: MethodOptions = MethodOptions()
     views: ViewOptions = ViewOptions()
@@ -376,7 +388,7 @@ class Lincls:
     encoder: EncoderToEvaluate = EncoderToEvaluate()
     data: DataOptions = OF_THE_RUN
     run: RunOptions = RunOptions()
-    device: DeviceOptions = DeviceOptions()
+    device: TrainingDeviceOptions = TrainingDeviceOptions()
     optimizer: OptimizerOptions = OptimizerOptions(learning_rate=30.0, weight_decay=0.0)
     schedule: ScheduleOptions = ScheduleOptions(epochs=100, schedule="milestones", milestones=(60, 80))
     checkpoints: CheckpointOptions = CheckpointOptions(keep=2)

@@ -96,6 +96,7 @@ class TrainBatches:
         if not drop_remainder:
             self.steps_per_epoch = -(-source.num_examples // batch_size)
         self._crops = tuple(crops)
+        self._images: tf.Tensor | None = None  # all of them, see keep_on_device
         if isinstance(source, RecordSource):
             if not crops:
                 raise ValueError(f"the images of {source.name} differ in size: crops are needed")
@@ -103,16 +104,35 @@ class TrainBatches:
             self._decode = source.decode
             self._reader = RecordReader(source, self._cropped, self.unreadable)
 
+    def keep_on_device(self) -> None:
+        """Copies all images, which have one size, to the device; then `batches` gives indices in their place."""
+        assert isinstance(self.source, ArraySource)
+        with tf.device("/GPU:0" if device.has_gpu() else "/CPU:0"):
+            self._images = tf.identity(tf.constant(self.source.images))
+
+    @property
+    def on_device(self) -> bool:
+        """Whether all images are on the device."""
+        return self._images is not None
+
+    def fetch(self, batch: tuple) -> tuple:
+        """A batch with its images, inside of the step: looked up where they are all on the device."""
+        return batch if self._images is None else (tf.gather(self._images, batch[0]), *batch[1:])
+
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple]:
         """(images, labels int32 B, indices int64 B) for each step of the epoch from start_step on.
 
-        images: of a source of one size, uint8 array BxHxWx3; of others, a tuple of one batch of crops for each view,
-        each uint8 BxSxSx3, or that batch alone where there is one view. Where there is a GPU they are tensors on it.
+        images: indices after `keep_on_device`. Of a source of one size, uint8 array BxHxWx3; of others, a tuple of one
+        batch of crops for each view, each uint8 BxSxSx3, or that batch alone where there is one view. Where there is a
+        GPU they are tensors on it.
         """
         order = (block_order if self.order == "blocks" else epoch_order)(self.seed, epoch, self.source.num_examples)
         steps = range(start_step, self.steps_per_epoch)
         if isinstance(self.source, ArraySource):
-            batches = _array_batches(self.source, [order[self._positions(step)] for step in steps])
+            every, labels = [order[self._positions(step)] for step in steps], self.source.labels
+            if self.on_device:
+                return ((indices, labels[indices], indices) for indices in every)
+            batches = _array_batches(self.source, every)
         else:
             batches = self._record_batches(epoch, order, steps)
         return to_device(batches, "/GPU:0") if device.has_gpu() else batches

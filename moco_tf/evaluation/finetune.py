@@ -34,6 +34,8 @@ class FineTuning:
         seed: of the views.
     """
 
+    one_piece = False
+
     def __init__(
         self,
         classifiers: Classifiers,
@@ -80,7 +82,7 @@ class FineTuning:
         """Gives every rank the state of rank 0."""
         self._collectives.broadcast(tf.nest.flatten(self.state()))
 
-    def set_learning_rates(self, rates: Sequence[float]) -> None:
+    def set_learning_rates(self, rates: Sequence[tf.Tensor | float]) -> None:
         """The classifier's, and with it the backbone's."""
         (rate,), (optimizer,) = rates, self.classifiers.optimizers
         optimizer.learning_rate.assign(rate)

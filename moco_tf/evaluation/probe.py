@@ -108,6 +108,8 @@ class LinearProbe:
         seed: of the views.
     """
 
+    one_piece = False
+
     def __init__(self, classifiers: Classifiers, embed: Callable, collectives: Collectives, seed: int = 0) -> None:
         self.classifiers, self._embed, self._collectives, self._seed = classifiers, embed, collectives, seed
         self.steps_done = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_done")
@@ -129,7 +131,7 @@ class LinearProbe:
         """Gives every rank the state of rank 0."""
         self._collectives.broadcast(tf.nest.flatten(self.state()))
 
-    def set_learning_rates(self, rates: Sequence[float]) -> None:
+    def set_learning_rates(self, rates: Sequence[tf.Tensor | float]) -> None:
         """That of each classifier, R."""
         for optimizer, rate in zip(self.classifiers.optimizers, rates, strict=True):
             optimizer.learning_rate.assign(rate)
@@ -199,6 +201,10 @@ class CachedBatches:
         for step in range(start_step, self.steps_per_epoch):
             rows = order[step * self._batch_size : (step + 1) * self._batch_size][self._ranks.rank :: self._ranks.size]
             yield self._features[rows], self._labels[rows], rows
+
+    def fetch(self, batch: tuple) -> tuple:
+        """The batch itself."""
+        return batch
 
 
 def check_batch(batch_size: int, count: int, collectives: Collectives) -> None:

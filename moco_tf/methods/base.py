@@ -45,9 +45,9 @@ def unpack(data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, tf.Tensor
     return first, second, *as_int
 
 
-def _compiled(view: View, jit_compile: str) -> View:
+def _compiled(view: View, jit_compile: str, one_piece: bool) -> View:
     """Compiled by XLA as jit_compile says, see Method; "views", for a CPU, piece by piece where the view knows how."""
-    if jit_compile == "none":
+    if jit_compile == "none" or one_piece:
         return view
     if jit_compile == "views" and hasattr(view, "in_pieces"):
         return view.in_pieces()
@@ -64,7 +64,8 @@ class Method(keras.Model):
         query_encoder: the encoder that is learnt.
         collectives: what crosses ranks.
         views: the two random views of an image.
-        jit_compile: which pieces XLA compiles: "all" between collectives, "views" alone, or "none".
+        jit_compile: what XLA compiles: "all", which is the whole step of one rank as one piece, and the pieces between
+            collectives of several; the "views" alone; or "none".
         seed: of views and shuffles, the same on all ranks.
         bn: whose batch a batch norm sees: "split", the rank's own, or each of its splits; "shuffle", the same, but key
             images are shuffled across ranks and splits before (methods with a key encoder: ShuffleBN, section 3.3 of
@@ -100,9 +101,11 @@ class Method(keras.Model):
         self.loss_scale = LossScale() if query_encoder.compute_dtype == "float16" else None
         self.stop = StopRequest()
         self.compile_pieces = jit_compile == "all"
+        self.one_piece = self.compile_pieces and self.collectives.size == 1
         # One function for equal views: it is compiled once.
-        functions = {view: _compiled(view, jit_compile) for view in set(views)}
+        functions = {view: _compiled(view, jit_compile, self.one_piece) for view in set(views)}
         self.views = [functions[view] for view in views]
+        self._finish = self.piece(self._finish_step)
 
     def compile(self, optimizer: keras.optimizers.Optimizer, **kwargs: Any) -> None:  # noqa: A003
         """Sets the optimizer. Keras' own jit_compile stays off: no collective may stand inside a compiled function."""
@@ -120,6 +123,8 @@ class Method(keras.Model):
         learnt = list(self.learnt().values())
         optimizer.build(learnt)
         self.guard = Guard(len(learnt))
+        if self.one_piece:  # for whoever calls it; a loop around it is compiled with it
+            setattr(self, "train_step", tf.function(self.train_step, autograph=False, jit_compile=True))  # noqa: B010
 
     @classmethod
     def check(cls, own: Mapping[str, Value], batch_size: int) -> None:
@@ -144,8 +149,9 @@ class Method(keras.Model):
         return self.query_encoder.named_parameters()
 
     def piece(self, function: Callable) -> Callable:
-        """A part of the step without collectives, compiled when the method compiles."""
-        return tf.function(function, autograph=False, jit_compile=True) if self.compile_pieces else function
+        """A part of the step without collectives, compiled when the method compiles; as it is inside of one piece."""
+        compiles = self.compile_pieces and not self.one_piece
+        return tf.function(function, autograph=False, jit_compile=True) if compiles else function
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Outputs of the query encoder's head: BxHxWx3 float to BxC float32."""
@@ -193,7 +199,9 @@ class Method(keras.Model):
 
         A rank's wish to stop goes along.
         """
-        gradients, metrics = averaged(self.collectives, self.stop, gradients, metrics, self.compression)
+        return self._finish(*averaged(self.collectives, self.stop, gradients, metrics, self.compression))
+
+    def _finish_step(self, gradients: list[tf.Tensor], metrics: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         passes = self.guard.passes(metrics["loss"], gradients, self.steps_done + 1)
         if self.loss_scale is None:
             tf.cond(passes, lambda: self._step(gradients), lambda: None)

@@ -1,7 +1,7 @@
 """What the loop trains: a pre-training method, a linear probe or a fine-tuning."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -15,8 +15,12 @@ from moco_tf.training.update import Guard
 
 
 class Learner(Protocol):
-    """What can be trained step by step: `Method`, `LinearProbe`, `FineTuning`."""
+    """What can be trained step by step: `Method`, `LinearProbe`, `FineTuning`.
 
+    one_piece: whether XLA can compile its whole train_step.
+    """
+
+    one_piece: bool
     guard: Guard
     stop: StopRequest
     steps_done: tf.Variable
@@ -43,7 +47,10 @@ class Batches(Protocol):
     steps_per_epoch: int
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple]:
-        """(images or features, labels, indices) of each step."""
+        """A batch for each step, which is numbers on this machine's CPU or its device."""
+
+    def fetch(self, batch: Any) -> tuple:
+        """(images or features, labels, indices) of a batch, inside of the step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +91,15 @@ class TrainingTask:
         collectives: what crosses ranks.
         checkpoints: when to write them, and what stops the training.
         log_every: steps between two lines of metrics.
-        set_rates: sets what is scheduled for a step, counted from 1; returns its learning rate.
+        rates: what is scheduled for a step, counted from 1: its learning rate, then the others.
+        set_rates: sets them, inside of the step.
         about: what checkpoint.json says besides.
         begin: sets what a training starts from that has no checkpoint yet; rank 0 calls it, the others get its state.
         facts: what must be the same when the training goes on, by its name in a message.
         evaluation: a test on the way, or none.
         watch: looks at a step's metrics and says what is wrong.
         resumes: whether checkpoints are written, and the training goes on from them.
+        steps_per_call: most steps of one call, see `calls`.
     """
 
     options: Any
@@ -102,13 +111,15 @@ class TrainingTask:
     collectives: Collectives
     checkpoints: CheckpointOptions
     log_every: int
-    set_rates: Callable[[int], float]
+    rates: Callable[[int], Sequence[float]]
+    set_rates: Callable[[Sequence[tf.Tensor]], None]
     about: Callable[[], dict[str, Any]]
     begin: Callable[[], None] = sets_nothing
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     evaluation: Evaluation | None = None
     watch: Callable[[int, dict[str, float]], str] = says_nothing
     resumes: bool = True
+    steps_per_call: int = 1
 
     @property
     def per_epoch(self) -> int:

@@ -4,12 +4,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-
-import tensorflow as tf
+from typing import NamedTuple
 
 from moco_tf.config import define
 from moco_tf.errors import UserError
-from moco_tf.run import statistics
+from moco_tf.run import calls, statistics
 from moco_tf.run.learner import Batches, TrainingTask
 from moco_tf.run.resume import Start, resume
 from moco_tf.training import checkpoint, device, elastic
@@ -66,6 +65,14 @@ def train(training: TrainingTask, name: str, received: Signals, introduce: Calla
     return training.total
 
 
+class Due(NamedTuple):
+    """What is due after a step."""
+
+    logs: bool
+    evaluates: bool
+    saves: bool
+
+
 class Loop:
     """Takes the steps that are left, with metrics, tests and checkpoints when they are due.
 
@@ -84,8 +91,10 @@ class Loop:
         self.training, self.learner, self.start, self.log = training, training.learner, start, log
         self.writer, self.received, self.hang = writer, received, hang
         self.meter, self.wait = Meter(training.batch_size, start.pending), InputWait()
-        # To read what a GPU has computed, it must have computed all that it was given.
-        self.look_every = min(training.log_every, 10) if device.has_gpu() else 1
+        # To read what a GPU has computed, it must have computed all that it was given. Several ranks look more often:
+        # that one of them was asked to stop is found there alone.
+        seldom = training.log_every if training.collectives.size == 1 else min(training.log_every, 10)
+        self.look_every = seldom if device.has_gpu() else 1
 
     def run(self) -> None:
         """Takes the steps.
@@ -95,17 +104,19 @@ class Loop:
             UserError: a step was not finite, or a checkpoint cannot be written.
             HostsUpdatedInterrupt: ranks join or leave an elastic job; it runs again with them.
         """
-        t, train_step = self.training, tf.function(self.learner.train_step, autograph=False)
-        for step, batch in self.hang.steps(self.wait.timed(steps(t.batches, self.start.step, t.total))):
-            learning_rate = t.set_rates(step)
+        t, call = self.training, calls.caller(self.training)
+        of_each = self.wait.timed(steps(t.batches, self.start.step, t.total))
+        for step, batches in self.hang.steps(calls.grouped(of_each, t.steps_per_call, lambda s: any(self._due(s)))):
+            first = step - len(batches) + 1
+            rates = [t.rates(number) for number in range(first, step + 1)]
             if self.received.status:
                 self.learner.stop.ask(self.received.status)
-            with self._first_step() if step == self.start.step + 1 else contextlib.nullcontext():
-                metrics = train_step(batch)
-            self.meter.add(metrics)
-            self.log.advance()
+            with self._first_step() if first == self.start.step + 1 else contextlib.nullcontext():
+                metrics = call(batches, rates)
+            self.meter.add(metrics, len(batches))
+            self.log.advance(len(batches))
             self.writer.check()
-            self._after(step, learning_rate)
+            self._after(step, rates[-1][0])
 
     @contextlib.contextmanager
     def _first_step(self) -> Iterator[None]:
@@ -125,30 +136,40 @@ class Loop:
         print(f"{sys.argv[0]}: interrupted while the first step was compiled; nothing is lost", file=sys.stderr)
         os._exit(INTERRUPTED)  # the main thread is inside of XLA
 
-    def _after(self, step: int, learning_rate: float) -> None:
-        """What is due after a step."""
+    def _due(self, step: int) -> Due:
         t, epoch, last = self.training, step / self.training.per_epoch, step == self.training.total
-        logs = last or step % t.log_every == 0
-        evaluates = t.evaluation is not None and (last or is_due(step, epoch, t.evaluation.every))
-        saves = t.resumes and (
-            last or is_due(step, epoch, t.checkpoints.checkpoint_every, t.checkpoints.checkpoint_steps)
+        often = (t.checkpoints.checkpoint_every, t.checkpoints.checkpoint_steps)
+        return Due(
+            logs=last or step % t.log_every == 0,
+            evaluates=t.evaluation is not None and (last or is_due(step, epoch, t.evaluation.every)),
+            saves=t.resumes and (last or is_due(step, epoch, *often)),
         )
-        if not (logs or evaluates or saves or step % self.look_every == 0):
+
+    def _after(self, step: int, learning_rate: float) -> None:
+        """What is due after a call, whose last step this is."""
+        due, t, epoch, last = (
+            self._due(step),
+            self.training,
+            step / self.training.per_epoch,
+            step == self.training.total,
+        )
+        alone = self.received.status if t.collectives.size == 1 else 0  # no other rank is to be asked
+        if not (any(due) or alone or step % self.look_every == 0):
             return
         self._check_finite(step)
-        stop = 0 if last else self.learner.stop.status()
+        stop = 0 if last else alone or self.learner.stop.status()
         self.hang.restart(f"writing the metrics of step {step}")
-        if logs:
+        if due.logs:
             self._write(step, epoch, learning_rate)
-        if evaluates:
+        if due.evaluates:
             self._evaluate(step, epoch)
-        if saves or (stop and t.resumes):
+        if due.saves or (stop and t.resumes):
             self._save(step, epoch)
-        if evaluates or saves:
+        if due.evaluates or due.saves:
             self.meter.restart()
         if stop:
             self._stop(step, stop)
-        if logs and not last:
+        if due.logs and not last:
             elastic.commit(self.learner.state())
 
     def _write(self, step: int, epoch: float, learning_rate: float) -> None:
@@ -190,7 +211,7 @@ class Loop:
         with self._on_all_ranks():
             parameters = [v.value for v in learnt.values()]
             last = self._last_checkpoint()
-            message = explanation(int(guard.last), list(learnt), parameters, guard.gradient_norms, last)
+            message = explanation(int(guard.first), list(learnt), parameters, guard.gradient_norms, last)
             if self.training.checkpoints.nan_policy == "stop":
                 raise UserError(message)
             check_state(self.learner.state(), step, self._last_checkpoint)

@@ -16,6 +16,7 @@ from moco_tf.config.options import (
     OptimizerOptions,
     Pretrain,
     ScheduleOptions,
+    TrainingDeviceOptions,
     ViewOptions,
 )
 from moco_tf.contrast.self_test import self_test
@@ -25,7 +26,7 @@ from moco_tf.data.order import Share
 from moco_tf.data.pipeline import TrainBatches
 from moco_tf.data.records import BadImages
 from moco_tf.data.sets.find import load
-from moco_tf.data.sources import RecordSource, Source
+from moco_tf.data.sources import ArraySource, RecordSource, Source
 from moco_tf.data.views import recipes
 from moco_tf.data.views.geometry import RandomResizedCrop
 from moco_tf.errors import UserError
@@ -36,6 +37,8 @@ from moco_tf.run.folder import RunFolder
 from moco_tf.training import device, gpu, optimizers, schedules
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.collectives import connect as connect_ranks
+
+_ON_DEVICE = 2 * 10**9  # bytes of images that a GPU holds by itself: a quarter of the smallest that one trains on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +118,47 @@ def connect(options: DeviceOptions, seed: int, compiles: bool = True) -> Collect
     gpu.check(collectives, self_test if compiles and options.jit_compile != "false" else None)
     keras.utils.set_random_seed(seed)
     return collectives
+
+
+def placed(batches: TrainBatches, options: TrainingDeviceOptions) -> TrainBatches:
+    """The same batches; their images are all on the device if --data_on_device says so.
+
+    Raises:
+        UserError: it asks for images that differ in size.
+    """
+    images = batches.source
+    if options.data_on_device == "true" and not isinstance(images, ArraySource):
+        raise UserError(
+            f"--data_on_device=true came, but the images of {images.name} differ in size, expected those of one size; "
+            "leave it out"
+        )
+    fit = isinstance(images, ArraySource) and images.images.nbytes <= _ON_DEVICE
+    if options.data_on_device == "true" or (options.data_on_device == "auto" and device.has_gpu() and fit):
+        batches.keep_on_device()
+    return batches
+
+
+def steps_per_call(options: TrainingDeviceOptions, one_piece: bool, on_device: bool) -> int:
+    """--steps_per_call: by itself more than one where the host takes longer to start a step than a GPU to take it.
+
+    So it is with small images, which the GPU holds: a stack of batches is indices then. With large ones it would be
+    gigabytes, and a step takes so long that the host is ahead anyway.
+
+    Args:
+        options: of the device.
+        one_piece: whether the whole step is compiled as one piece.
+        on_device: whether the device holds all images.
+    """
+    return options.steps_per_call or (10 if device.has_gpu() and one_piece and on_device else 1)
+
+
+def check_calls(options: TrainingDeviceOptions, collectives: Collectives) -> None:
+    """Refuses several steps a call on several ranks, which exchange within a step."""
+    if options.steps_per_call > 1 and collectives.size > 1:
+        raise UserError(
+            f"--steps_per_call={options.steps_per_call} came on {collectives.size} ranks, expected 0 or 1: they "
+            "exchange within a step; leave it out"
+        )
 
 
 def source(options: DataOptions, split: str, collectives: Collectives) -> Source:
@@ -285,6 +329,7 @@ def check(o: Pretrain, collectives: Collectives) -> None:
     find.find("method", o.method.method).check(o.method.own, o.run.batch_size)
     check_schedule(o.schedule, o.optimizer.learning_rate)
     pieces_to_compile(o, collectives)
+    check_calls(o.device, collectives)
     _check_norms(o)
     share, splits, micro = o.run.batch_size // collectives.size, o.encoder.bn_splits, o.encoder.accumulate
     if share % (splits * micro):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from moco_tf.config.options import Pretrain
 from moco_tf.contrast.collapse import has_collapsed
@@ -13,6 +15,7 @@ from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features, knn
 from moco_tf.evaluation.scores import check_labels
+from moco_tf.methods.base import Method
 from moco_tf.networks.cost import cost
 from moco_tf.run import advice, initial, loop, prepare
 from moco_tf.run.folder import RunFolder
@@ -51,21 +54,24 @@ def pretrain(o: Pretrain) -> None:
 def training_of(run: Pretraining) -> TrainingTask:
     """What the loop is told."""
     o, folder = run.options, RunFolder.of(run.options.run.workdir or "")
+    batches = prepare.placed(run.batches, o.device)
     return TrainingTask(
         options=o,
         folder=folder,
         learner=run.method,
-        batches=run.batches,
+        batches=batches,
         batch_size=o.run.batch_size,
         total=advice.total_steps(o.schedule, run.batches.steps_per_epoch),
         collectives=run.collectives,
         checkpoints=o.checkpoints,
         log_every=o.run.log_every,
-        set_rates=lambda step: set_rates(run, step),
+        rates=lambda step: rates(run, step),
+        set_rates=lambda values: set_rates(run.method, values),
         about=lambda: about(run),
         begin=lambda: begin(run, folder),
         evaluation=monitor(run) if o.monitor.knn_every else None,
         watch=CollapseWatch(run.method.query_encoder.config["feature_dim"]),
+        steps_per_call=prepare.steps_per_call(o.device, run.method.one_piece, batches.on_device),
     )
 
 
@@ -78,15 +84,21 @@ def begin(run: Pretraining, folder: RunFolder | None) -> None:
             write_whole(folder.init, json.dumps(said, indent=1) + "\n")
 
 
-def set_rates(run: Pretraining, step: int) -> float:
-    """Sets what is scheduled for a step, counted from 1; returns its learning rate."""
-    o, method, per_epoch = run.options, run.method, run.batches.steps_per_epoch
-    learning_rate = schedules.learning_rate(step - 1, per_epoch, o.optimizer.learning_rate, o.schedule)
-    method.optimizer.learning_rate.assign(learning_rate)
+def rates(run: Pretraining, step: int) -> list[float]:
+    """What is scheduled for a step, counted from 1: the learning rate, and the key momentum where it changes."""
+    o, per_epoch = run.options, run.batches.steps_per_epoch
+    found = [schedules.learning_rate(step - 1, per_epoch, o.optimizer.learning_rate, o.schedule)]
     if o.method.key_momentum_schedule == "cosine" and "key_momentum" in o.method.own:
         base = float(str(o.method.own["key_momentum"]))
-        method.key_momentum.assign(schedules.key_momentum(step - 1, o.schedule.epochs * per_epoch, base, "cosine"))
-    return learning_rate
+        found.append(schedules.key_momentum(step - 1, o.schedule.epochs * per_epoch, base, "cosine"))
+    return found
+
+
+def set_rates(method: Method, values: Sequence[tf.Tensor | float]) -> None:
+    """Sets what `rates` gave."""
+    method.optimizer.learning_rate.assign(values[0])
+    for momentum in values[1:]:
+        method.key_momentum.assign(momentum)
 
 
 def about(run: Pretraining) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def evaluate(o: Lincls, one: Subject | None = None) -> dict[str, Any]:
     check(o)
     with signals() as received:
         collectives = prepare.connect(o.device, o.run.seed)
+        prepare.check_calls(o.device, collectives)
         given, o = o.data, results.completed(o)
         one = one or subject.load(o.encoder, o.data, o.device.precision)
         if one.encoder is None:  # the classifier's first weights are the same whether --load built an encoder or not
@@ -204,11 +205,6 @@ def train(
     """
     o, collectives = run.options, run.collectives
 
-    def set_rates(step: int) -> float:
-        rate = schedules.learning_rate(step - 1, batches.steps_per_epoch, learning_rate, o.schedule)
-        learner.set_learning_rates([rate])
-        return rate
-
     def measure(step: int, epoch: float) -> dict[str, float]:
         ((tested.top1, tested.top5),), predictions = learner.classifiers.test(queries(), tested.labels)
         tested.predictions = predictions[:, 0]
@@ -224,11 +220,13 @@ def train(
         collectives=collectives,
         checkpoints=o.checkpoints,
         log_every=o.run.log_every,
-        set_rates=set_rates,
+        rates=lambda step: [schedules.learning_rate(step - 1, batches.steps_per_epoch, learning_rate, o.schedule)],
+        set_rates=learner.set_learning_rates,
         about=lambda: about(run),
         facts={"encoder": run.subject.weights, "training images": run.train.num_examples},
         evaluation=Test(o.probe.eval_every, measure, lambda values: ""),
         resumes=resumes,
+        steps_per_call=max(1, o.device.steps_per_call),
     )
     learner.guard.every_gradient = o.checkpoints.nan_policy == "skip"
     said = advice.of_steps(o.schedule, batches.steps_per_epoch)
@@ -334,6 +332,7 @@ def augmented(run: Probing) -> tuple[TrainBatches, Callable[..., tf.Tensor]]:
         prepare.crops([view]),
         run.bad_images,
     )
+    batches = prepare.placed(batches, o.device)
     compile_view = device.pieces_to_compile(o.device.jit_compile) != "none"
     return batches, tf.function(in_step, autograph=False, jit_compile=True) if compile_view else in_step
 

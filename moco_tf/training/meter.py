@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+import numpy as np
 import tensorflow as tf
 
 Batch = TypeVar("Batch")
@@ -21,24 +22,27 @@ class Meter:
 
     def __init__(self, batch_size: int, pending: dict[str, list[float]] | None = None) -> None:
         self._batch_size = batch_size
-        self._values: dict[str, list[tf.Tensor | float]] = collections.defaultdict(list)
+        self._values: dict[str, list[tuple[tf.Tensor | list[float], int]]] = collections.defaultdict(list)
         for name, values in (pending or {}).items():
-            self._values[name] += values
+            self._values[name].append((values, len(values)))
         self.restart()
 
     def restart(self) -> None:
         """Starts the time for the images per second again."""
         self._since, self._steps = time.monotonic(), 0
 
-    def add(self, metrics: dict[str, tf.Tensor]) -> None:
-        """Counts a step. Its metrics stay on the device until they are read."""
-        self._steps += 1
-        for name, value in metrics.items():
-            self._values[name].append(value)
+    def add(self, metrics: dict[str, tf.Tensor], steps: int = 1) -> None:
+        """Counts the steps of a call. Their metrics, the first `steps` numbers, stay on the device until read."""
+        self._steps += steps
+        for name, values in metrics.items():
+            self._values[name].append((values, steps))
 
     def pending(self) -> dict[str, list[float]]:
         """The metrics since the last reading, for a checkpoint: a resumed run then reads the same means."""
-        return {name: [float(value) for value in column] for name, column in self._values.items()}
+        return {
+            name: [float(value) for values, steps in column for value in np.atleast_1d(values)[:steps]]
+            for name, column in self._values.items()
+        }
 
     def read(self) -> dict[str, float]:
         """Means over the steps where a metric is finite; without metrics that never were."""

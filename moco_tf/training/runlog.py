@@ -44,10 +44,10 @@ class RunLog:
         self._began = time.monotonic()  # unlike time.time() it never jumps
         _open_logs.append(self)
 
-    def advance(self) -> None:
-        """Counts one step."""
+    def advance(self, steps: int = 1) -> None:
+        """Counts steps."""
         if self.enabled:
-            self._bar.update(1)
+            self._bar.update(steps)
 
     def show(self, text: str, refresh: bool = False) -> None:
         """Shows a text beside the progress bar: at once, or with its next step."""

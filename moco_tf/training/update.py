@@ -53,7 +53,7 @@ def compressed_mean(collectives: Collectives, tensors: list[tf.Tensor], dtype: s
 class Guard:
     """Leaves out the optimizer's step when the loss is not finite, and counts it on the device for the host to read.
 
-    left_out: number of such steps. last: the newest of them, counted from 1. gradient_norms: its gradients' norms.
+    left_out: number of such steps. first: the first of them, counted from 1. gradient_norms: its gradients' norms.
     every_gradient: whether all gradients are checked too, which reads them once more; set it before the first step.
 
     Args:
@@ -62,7 +62,7 @@ class Guard:
 
     def __init__(self, gradients: int) -> None:
         self.left_out = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_left_out")
-        self.last = tf.Variable(0, trainable=False, dtype=tf.int64, name="last_left_out")
+        self.first = tf.Variable(0, trainable=False, dtype=tf.int64, name="first_left_out")
         self.gradient_norms = tf.Variable(tf.zeros([gradients]), trainable=False, name="gradient_norms")
         self.every_gradient = False
 
@@ -73,9 +73,11 @@ class Guard:
             finite = tf.reduce_all([finite, *(tf.reduce_all(tf.math.is_finite(g)) for g in gradients)])
 
         def note() -> None:
+            norms = tf.stack([tf.cast(tf.norm(g), tf.float32) for g in gradients])
+            first = self.left_out == 0
+            self.first.assign(tf.where(first, step, self.first))
+            self.gradient_norms.assign(tf.where(first, norms, self.gradient_norms))
             self.left_out.assign_add(1)
-            self.last.assign(step)
-            self.gradient_norms.assign(tf.stack([tf.cast(tf.norm(g), tf.float32) for g in gradients]))
 
         tf.cond(finite, lambda: None, note)
         return finite

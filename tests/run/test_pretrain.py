@@ -82,7 +82,7 @@ class Said(list):
 
     say, enabled, pause = list.append, True, 10.0
 
-    def advance(self):
+    def advance(self, steps):
         pass
 
     def show(self, text, refresh=False):
@@ -141,7 +141,7 @@ def test_a_run_watches_for_a_collapse(tmp_path):
         return {"loss": tf.constant(1.0), "contrast_top1": tf.constant(0.0), "feature_std": std}
 
     method = SimpleNamespace(
-        train_step=train_step, guard=update.Guard(1), stop=stop.StopRequest(), learnt=dict, state=dict
+        train_step=train_step, one_piece=False, guard=update.Guard(1), stop=stop.StopRequest(), learnt=dict, state=dict
     )
     o = tiny(batch_size=4)
     training = TrainingTask(
@@ -154,7 +154,8 @@ def test_a_run_watches_for_a_collapse(tmp_path):
         collectives=SingleProcess(),
         checkpoints=o.checkpoints,
         log_every=2,
-        set_rates=lambda step: 0.1,
+        rates=lambda step: [0.1],
+        set_rates=lambda rates: None,
         about=dict,
         watch=pretraining.CollapseWatch(16),
         resumes=False,

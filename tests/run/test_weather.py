@@ -200,7 +200,7 @@ def test_gradient_that_is_not_finite(policy, taken):
     assert int(method.guard.left_out) == (not taken) and int(method.steps_done) == 1
     assert all(np.array_equal(before[name], value) for name, value in values_of(method).items()) != taken
     if not taken:
-        assert int(method.guard.last) == 1 and np.isnan(method.guard.gradient_norms.numpy()).tolist().index(True) == 3
+        assert int(method.guard.first) == 1 and np.isnan(method.guard.gradient_norms.numpy()).tolist().index(True) == 3
         method.apply([tf.ones_like(v) for v in method.query_encoder.parameters()], {"loss": tf.constant(1.0)})
         assert any(np.any(before[name] != value) for name, value in values_of(method).items())
     else:
@@ -214,7 +214,7 @@ def test_weights_do_not_take_part_in_a_step_of_such_a_loss(loss):
     before = values_of(method)
     graph(method, [tf.ones_like(v) for v in method.query_encoder.parameters()], tf.constant(loss, tf.float32))
     assert all(np.array_equal(before[name], value) for name, value in values_of(method).items())
-    assert int(method.guard.left_out) == int(method.guard.last) == 1
+    assert int(method.guard.left_out) == int(method.guard.first) == 1
 
 
 def test_largest_norms():

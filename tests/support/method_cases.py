@@ -25,14 +25,17 @@ def takes(name):
     return {argument.name for argument in find.arguments("method", name)} | find.find("method", name).given()
 
 
-def build(name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32", optimizer=SGD, **kwargs):
+def build(
+    name, ranks=None, splits=1, jit_compile="none", seed=1, dtype="float32", optimizer=SGD, arch="resnet10", **kwargs
+):
     """The method with a network that is the same at every call; kwargs: of the method, beside or instead of ours."""
     keras.utils.set_random_seed(5)
     kind = find.find("method", name)
 
     def encoder():
         head, dim = ("linear", CLASSES) if kind.classifies else ("mlp", 8)
-        return Encoder("resnet10", stem="cifar", width=4, bn_splits=splits, head=head, feature_dim=dim, dtype=dtype)
+        own = {"stem": "cifar", "width": 4} if arch == "resnet10" else {}
+        return Encoder(arch, **own, bn_splits=splits, head=head, feature_dim=dim, dtype=dtype)
 
     own = {"queue_size": 40, "num_examples": IMAGES, "negatives": 7, "temperature": 0.2, "key_momentum": 0.9}
     own = {argument: own[argument] for argument in takes(name) if argument in own} | kwargs
