@@ -86,7 +86,9 @@ class DeviceOptions:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = may_change(
         "auto", "auto: bfloat16 where it is fast; float16 scales the loss."
     )
-    jit_compile: Literal["auto", "true", "false"] = may_change("auto", "XLA; auto: all on a GPU, views on a CPU.")
+    jit_compile: Literal["auto", "true", "views", "false"] = may_change(
+        "auto", "XLA compiles all, the views, or nothing; auto: what is fastest on a GPU, views on a CPU."
+    )
     threads: CountOrZero = may_change(0, "CPU threads of this process; 0: the cores divided by the ranks here.")
 
 

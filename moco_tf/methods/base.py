@@ -46,10 +46,10 @@ def unpack(data: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, tf.Tensor
 
 
 def _compiled(view: View, jit_compile: str, one_piece: bool) -> View:
-    """Compiled by XLA as jit_compile says, see Method; "views", for a CPU, piece by piece where the view knows how."""
+    """Compiled by XLA as jit_compile says, see Method; on a CPU piece by piece where the view knows how."""
     if jit_compile == "none" or one_piece:
         return view
-    if jit_compile == "views" and hasattr(view, "in_pieces"):
+    if jit_compile == "views" and hasattr(view, "in_pieces") and not device.has_gpu():
         return view.in_pieces()
     return tf.function(view, autograph=False, jit_compile=True)
 

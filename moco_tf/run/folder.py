@@ -30,6 +30,7 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"  # the same numbers, views, embeddings
         self.normalisation = self.path / "normalisation.json"  # mean and deviation, where they were measured
         self.init = self.path / "init.json"  # what --init took, where it was given
+        self.compiled = self.path / "compiled.json"  # what --jit_compile=auto chose on a GPU
         self.unreadable = self.path / "unreadable.txt"  # images that could not be read
         self.report = self.path / "report.html"
         self.result = self.path / RESULT  # of a folder of results

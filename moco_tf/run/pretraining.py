@@ -1,6 +1,7 @@
 """Pre-training: what the loop is told, and what is printed of it."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.config import define
 from moco_tf.config.options import Pretrain
 from moco_tf.contrast.collapse import has_collapsed
 from moco_tf.data.records import BadImages
@@ -17,11 +19,12 @@ from moco_tf.evaluation import features, knn
 from moco_tf.evaluation.scores import check_labels
 from moco_tf.methods.base import Method
 from moco_tf.networks.cost import cost
-from moco_tf.run import advice, initial, loop, prepare
+from moco_tf.run import advice, calls, compile_choice, initial, loop, prepare
 from moco_tf.run.folder import RunFolder
 from moco_tf.run.learner import Evaluation, TrainingTask
 from moco_tf.run.prepare import Pretraining
 from moco_tf.training import device, schedules
+from moco_tf.training.collectives import Collectives
 from moco_tf.training.files import write_whole
 from moco_tf.training.stop import signals
 
@@ -39,7 +42,8 @@ def pretrain(o: Pretrain) -> None:
         collectives = prepare.connect(o.device, o.run.seed)
         if not o.run.workdir:
             raise UserError("--workdir is missing; give the run folder to write to, for example --workdir=runs/first")
-        run = prepare.pretraining(o, collectives)
+        faster = compile_choice.chosen(o, collectives, lambda each: seconds_of_a_step(each, collectives))
+        run = dataclasses.replace(prepare.pretraining(faster, collectives), options=o)
         training = training_of(run)
 
         def introduce(start: int) -> None:
@@ -73,6 +77,16 @@ def training_of(run: Pretraining) -> TrainingTask:
         watch=CollapseWatch(run.method.query_encoder.config["feature_dim"]),
         steps_per_call=prepare.steps_per_call(o.device, run.method.one_piece, batches.on_device),
     )
+
+
+def seconds_of_a_step(o: Pretrain, collectives: Collectives) -> float:
+    """How long a step of such a pre-training takes, on its first batches, without what it would write."""
+    run = prepare.pretraining(define.replaced(o, workdir=None, knn_every=0), collectives)
+    training = training_of(run)
+    call, most = calls.caller(training), training.steps_per_call
+    few = itertools.islice(itertools.cycle(run.batches.batches(0)), most)
+    batches, rates = list(few), [training.rates(1)] * most
+    return compile_choice.seconds_of(lambda: call(batches, rates)["loss"]) / most
 
 
 def begin(run: Pretraining, folder: RunFolder | None) -> None:

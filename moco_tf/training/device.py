@@ -78,17 +78,17 @@ def pieces_to_compile(jit_compile: str) -> str:
     """The pieces that XLA compiles, see `Method`: on a CPU it makes views faster and convolutions slower.
 
     Raises:
-        UserError: "true" came, and XLA must not compile here, see `gpu.check`; with "auto" it does not, and that is
-            said.
+        UserError: "true" or "views" came, and XLA must not compile here, see `gpu.check`; with "auto" it does not, and
+            that is said.
     """
     if jit_compile != "false" and (reason := gpu.why_not_compile()):
-        if jit_compile == "true":
-            raise UserError(f"--jit_compile=true came, expected auto or false on this machine: {reason}")
+        if jit_compile != "auto":
+            raise UserError(f"--jit_compile={jit_compile} came, expected auto or false on this machine: {reason}")
         launcher.note(f"computing without XLA: {reason}")
         return "none"
     if jit_compile == "auto":
         return "all" if has_gpu() else "views"
-    return {"true": "all", "false": "none"}[jit_compile]
+    return {"true": "all", "views": "views", "false": "none"}[jit_compile]
 
 
 def _multiplies_bfloat16() -> bool:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
-from support import golden_losses, method_cases
+from support import golden_losses, method_cases, noise
 from support.checkpoints import state_at
 from support.programs import metrics
 
@@ -28,20 +28,13 @@ CASES |= {"moco_after": {"name": "moco", "key_update": "after"}, "moco_symmetric
 TOTAL, SAVED = 7, 5  # steps, which 4 a call do not divide, nor the 3 of an epoch; the step of a checkpoint on the way
 
 
-def source():
-    rng = np.random.default_rng(3)
-    images = rng.integers(0, 256, (method_cases.IMAGES, 8, 8, 3), np.uint8)
-    labels = rng.integers(0, method_cases.CLASSES, method_cases.IMAGES)
-    return ArraySource("noise", images, labels, tuple("abcd"))
-
-
 class Training:
     """A tiny method, built once, that can be trained in any folder; its program is compiled once."""
 
     def __init__(self, case, jit_compile, steps_per_call, on_device=False):
         self.method = method_cases.build(**CASES[case], jit_compile=jit_compile, arch="support.tiny_net")
         self.steps_per_call, self.call = steps_per_call, None
-        self.batches = TrainBatches(source(), method_cases.BATCH, 0)
+        self.batches = TrainBatches(noise.load("train", None), method_cases.BATCH, 0)
         if on_device:
             self.batches.keep_on_device()
 
@@ -180,7 +173,7 @@ def test_calls_end_where_something_is_due():
 
 
 def test_images_on_the_device_are_the_same_in_the_same_order():
-    near, far = (TrainBatches(source(), 8, seed=4) for _ in range(2))
+    near, far = (TrainBatches(noise.load("train", None), 8, seed=4) for _ in range(2))
     near.keep_on_device()
     assert near.on_device and not far.on_device
     for epoch, start in ((0, 0), (3, 2)):
@@ -193,7 +186,7 @@ def test_images_on_the_device_are_the_same_in_the_same_order():
 
 def test_what_auto_chooses(monkeypatch):
     """On a GPU images of 2 GB at most, and 10 steps a call with them when all is one piece; nothing on a CPU."""
-    options, small = TrainingDeviceOptions(), TrainBatches(source(), 8, 0)
+    options, small = TrainingDeviceOptions(), TrainBatches(noise.load("train", None), 8, 0)
     large = TrainBatches(ArraySource("large", np.broadcast_to(np.uint8(0), (5000, 400, 400, 3))), 8, 0)
     assert not prepare.placed(small, options).on_device and prepare.steps_per_call(options, True, True) == 1
     monkeypatch.setattr(device, "has_gpu", lambda: True)
