@@ -110,7 +110,9 @@ class EncoderOptions:
 
     init: Path | None = elsewhere(None, "Start from the weights of whatever --load takes; head and queue if they fit.")
     arch: str = option("resnet50", "Backbone, a file of moco_tf/networks/backbones or a module of yours (my.convnext).")
-    head: Literal["linear", "mlp", "mlp_bn"] = option("mlp", "Linear; Linear-ReLU-Linear; Linear-BN-ReLU-Linear.")
+    head: Literal["linear", "mlp", "mlp_bn", "mlp_bn2", "mlp_bn3"] = option(
+        "mlp", "Linear; Linear-ReLU-Linear; Linear-BN-ReLU-Linear; MoCo v3's with a BN at the end, of 2 or 3 layers."
+    )
     hidden_dim: CountOrZero = option(0, "Hidden width of an MLP head; 0: the width of the pooled features.")
     feature_dim: Count = option(128, "C, width of the head's output.")
     head_init: Literal["torch", "normal"] = may_change("torch", "uniform 1/sqrt(fan_in), or N(0, 0.01) and bias 0.")
@@ -130,7 +132,7 @@ class MethodOptions:
     bn: Literal["split", "shuffle", "sync"] = may_change(
         "shuffle",
         "Batch norms see the rank's own batch (or its --bn_splits); the same, but keys are shuffled across ranks and "
-        "splits (ShuffleBN); or the batch of all ranks (SyncBN).",
+        "splits (ShuffleBN; moco_v3, which shuffles nothing, takes sync for it); or the batch of all ranks (SyncBN).",
     )
     compression: Literal["none", "float16"] = may_change("none", "Send gradients to other ranks in half the bytes.")
 

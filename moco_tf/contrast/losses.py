@@ -1,6 +1,6 @@
-"""InfoNCE against a queue of keys.
+"""InfoNCE against a queue of keys, or against the keys of the global batch.
 
-B per-rank batch, C feature dimension, K queue size.
+B per-rank batch, G global batch, C feature dimension, K queue size.
 """
 
 import tensorflow as tf
@@ -25,6 +25,26 @@ def info_nce(logits: tf.Tensor) -> tf.Tensor:
     # -log softmax = softplus(log-sum-exp of the negatives - the positive): keeps the digits of a loss near 0 and of its
     # gradient, which 1 + small and 1 - softmax would round off.
     return tf.reduce_mean(tf.nn.softplus(tf.reduce_logsumexp(logits[:, 1:], axis=1) - logits[:, 0]))
+
+
+def info_nce_of_batch(
+    q: tf.Tensor, keys: tf.Tensor, first_key: int, temperature: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The InfoNCE loss against the keys of the global batch, times 2 tau (MoCo v3, algorithm 1), and its accuracy.
+
+    Args:
+        q: normalised queries of this rank, BxC.
+        keys: normalised keys of all ranks, GxC; no gradient flows into them.
+        first_key: where the keys of this rank's images begin; query i's is row first_key + i.
+        temperature: tau.
+
+    Returns:
+        The loss, the share of queries whose own key is the nearest, and among the five nearest: scalars.
+    """
+    logits = tf.einsum("bc,gc->bg", q, tf.stop_gradient(keys)) / temperature  # BxG
+    own = tf.range(q.shape[0]) + first_key
+    loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(own, logits))
+    return 2.0 * temperature * loss, *nearest_is_positive(logits, tf.range(keys.shape[0])[None, :] == own[:, None])
 
 
 def contrast_accuracy(logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -17,11 +17,17 @@ _STEMS = {3: "cifar", 7: "imagenet"}
 _NAME = re.compile(
     r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01])|fc(\.\d)?)\.(weight|bias|running_(mean|var))"
 )
-_NORM = {f"fc.1.{part}" for part in ("weight", "bias", "running_mean", "running_var")}
+_STATISTICS = ("running_mean", "running_var")
+_NORM1, _NORM4 = ({f"fc.{n}.{part}" for part in ("weight", "bias", *_STATISTICS)} for n in (1, 4))
 _HEADS = {  # the last layer, and all names
     "linear": ("fc.weight", {"fc.weight", "fc.bias"}),
     "mlp": ("fc.2.weight", {"fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"}),
-    "mlp_bn": ("fc.3.weight", {"fc.0.weight", "fc.3.weight", "fc.3.bias", *_NORM}),
+    "mlp_bn": ("fc.3.weight", {"fc.0.weight", "fc.3.weight", "fc.3.bias", *_NORM1}),
+    "mlp_bn2": ("fc.3.weight", {"fc.0.weight", "fc.3.weight", *_NORM1, *(f"fc.4.{part}" for part in _STATISTICS)}),
+    "mlp_bn3": (
+        "fc.6.weight",
+        {"fc.0.weight", "fc.3.weight", "fc.6.weight", *_NORM1, *_NORM4, *(f"fc.7.{part}" for part in _STATISTICS)},
+    ),
 }
 
 
@@ -84,11 +90,11 @@ def _head(state: Mapping[str, np.ndarray], pooled: int) -> tuple[str, int, int]:
     if not found:
         return "none", pooled, 0
     kind = next((kind for kind, (_, names) in _HEADS.items() if found == names), None)
-    matrices = [name for name in found - _NORM if name.endswith(".weight")]
+    matrices = [name for name in found - _NORM1 - _NORM4 if name.endswith(".weight")]
     if kind is None or any(np.ndim(state[name]) != 2 for name in matrices):
         raise UserError(
             f"the head ({listed(found)}) is unknown; expected Linear (fc), Linear-ReLU-Linear (fc.0, fc.2), "
-            "Linear-BN-ReLU-Linear (fc.0 without bias, fc.1, fc.3) or none"
+            "Linear-BN-ReLU-Linear (fc.0 without bias, fc.1, fc.3), MoCo v3's (BN after each Linear) or none"
         )
     return kind, len(state[_HEADS[kind][0]]), 0 if kind == "linear" else len(state["fc.0.weight"])
 

@@ -89,8 +89,8 @@ def _convolution(x: keras.KerasTensor, layers: Layers, name: str, strides: int) 
     return keras.layers.Conv2D(filters, side, strides, padding, use_bias=False, name=name)(x)
 
 
-def _norm(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
+def _norm(x: keras.KerasTensor, name: str, learnt: bool = True) -> keras.KerasTensor:
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, center=learnt, scale=learnt, name=name)(x)
 
 
 def _block(x: keras.KerasTensor, layers: Layers, name: str) -> keras.KerasTensor:
@@ -108,12 +108,11 @@ def _block(x: keras.KerasTensor, layers: Layers, name: str) -> keras.KerasTensor
 
 
 def _head(x: keras.KerasTensor, layers: Layers) -> keras.KerasTensor:
-    """Linear layers, a batch norm where a layer has four variables, and a ReLU before the last of several layers."""
-    for name, values in layers.items():
-        if len(layers) > 1 and name == list(layers)[-1]:
-            x = keras.layers.ReLU()(x)
-        if len(values) == 4:
-            x = _norm(x, name)
+    """Linear layers with a ReLU before each but the first, and batch norms, whose variables are vectors."""
+    for i, (name, values) in enumerate(layers.items()):
+        if values[0].ndim == 1:
+            x = _norm(x, name, learnt=len(values) == 4)
         else:
+            x = keras.layers.ReLU()(x) if i else x
             x = keras.layers.Dense(values[0].shape[1], use_bias=len(values) == 2, name=name)(x)
     return x

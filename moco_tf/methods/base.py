@@ -58,7 +58,7 @@ class Method(keras.Model):
     """A method of pre-training: a query encoder and a train_step of its own.
 
     num_views: views of each image that a step looks at. uses_labels: whether train_step needs labels. classifies:
-    whether the encoder's head is a linear classifier, one output a class.
+    whether the encoder's head is a linear classifier, one output a class. norms: what bn="shuffle" stands for.
 
     Args:
         query_encoder: the encoder that is learnt.
@@ -69,12 +69,13 @@ class Method(keras.Model):
         seed: of views and shuffles, the same on all ranks.
         bn: whose batch a batch norm sees: "split", the rank's own, or each of its splits; "shuffle", the same, but key
             images are shuffled across ranks and splits before (methods with a key encoder: ShuffleBN, section 3.3 of
-            MoCo); "sync", the batch of all ranks (SyncBN). With "split" statistics that a query shares with its key
-            may give the positives away; with "sync" they still share them, but those of more images say less of one.
+            MoCo; a method without shuffles takes "sync" for it); "sync", the batch of all ranks (SyncBN). With "split"
+            statistics that a query shares with its key may give the positives away; with "sync" they still share them,
+            but those of more images say less of one.
         compression: "float16" sends gradients to other ranks in half the bytes; "none" as they are.
     """
 
-    num_views, uses_labels, classifies = 2, False, False
+    num_views, uses_labels, classifies, norms = 2, False, False, "shuffle"
     guard: Guard  # made by compile
 
     def __init__(
@@ -92,6 +93,7 @@ class Method(keras.Model):
             raise ValueError(f"jit_compile is {jit_compile!r}; expected 'all', 'views' or 'none'")
         if bn not in ("split", "shuffle", "sync"):
             raise ValueError(f"bn is {bn!r}; expected 'split', 'shuffle' or 'sync'")
+        bn = self.norms if bn == "shuffle" else bn
         self.query_encoder = query_encoder
         self.collectives = collectives or SingleProcess()
         if bn == "sync" and jit_compile == "all" and self.collectives.size > 1:

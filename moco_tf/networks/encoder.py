@@ -22,7 +22,8 @@ class Encoder(keras.Model):
     Args:
         arch: the backbone: a name of networks/backbones/ or a Python module, see `Backbone`.
         head: "linear" (MoCo v1), "mlp" (Linear-ReLU-Linear: MoCo v2, SimCLR), "mlp_bn" (Linear without bias-BN-ReLU-
-            Linear) or "none" (the pooled features themselves).
+            Linear), "mlp_bn2" or "mlp_bn3" (so many Linear without bias, a BN after each, ReLU between, the last BN
+            without scale and offset: MoCo v3 on a ResNet and on a ViT) or "none" (the pooled features themselves).
         feature_dim: C, width of the head's output.
         hidden_dim: width of an MLP head's hidden layer; 0 is the width of the pooled features, as in MoCo v2.
         head_init: "torch" (uniform within 1/sqrt(fan_in), bias too) or "normal" (N(0, 0.01), bias 0).

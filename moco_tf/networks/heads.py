@@ -44,7 +44,12 @@ def linear(widths: Sequence[int], use_bias: bool = True, init: str = "torch", dt
 
 
 def mlp(
-    widths: Sequence[int], norm: bool = False, init: str = "torch", bn_splits: int = 1, dtype: Any = None
+    widths: Sequence[int],
+    norm: bool = False,
+    init: str = "torch",
+    bn_splits: int = 1,
+    dtype: Any = None,
+    last: str = "bias",
 ) -> Sequential:
     """A multi-layer perceptron: Linear-ReLU-Linear, or Linear-BN-ReLU-Linear, or longer; its variables are created.
 
@@ -54,13 +59,16 @@ def mlp(
         init: "torch" (uniform within 1/sqrt(inputs), bias too) or "normal" (N(0, 0.01), bias 0).
         bn_splits: strided splits of the batch in each batch norm.
         dtype: Keras' dtype policy; a method gives that of its encoder, `encoder.dtype_policy`.
+        last: what the last layer has: a "bias"; "nothing"; or "norm", a batch norm without scale and offset.
     """
     layers: list[keras.layers.Layer] = []
     for inputs, units in zip(widths[:-2], widths[1:-1]):
         layers.append(linear((inputs, units), not norm, init, dtype))
         layers += [BatchNorm(splits=bn_splits, dtype=dtype)] if norm else []
         layers.append(keras.layers.ReLU(dtype=dtype))
-    made = Sequential([*layers, linear(widths[-2:], True, init, dtype)], dtype=dtype)
+    layers.append(linear(widths[-2:], last == "bias", init, dtype))
+    layers += [BatchNorm(splits=bn_splits, scale="none", dtype=dtype)] if last == "norm" else []
+    made = Sequential(layers, dtype=dtype)
     made(tf.zeros([1, widths[0]]))
     return made
 
@@ -70,5 +78,7 @@ HEADS: dict[str, Callable[..., keras.layers.Layer | None]] = {
     "linear": lambda widths, init, dtype, bn_splits: linear(widths, init=init, dtype=dtype),
     "mlp": mlp,
     "mlp_bn": partial(mlp, norm=True),
+    "mlp_bn2": partial(mlp, norm=True, last="norm"),
+    "mlp_bn3": lambda widths, **kwargs: mlp([*widths[:2], *widths[1:]], norm=True, last="norm", **kwargs),
     "none": lambda *_, **__: None,
 }

@@ -25,15 +25,18 @@ class BatchNorm(keras.layers.Layer):
         momentum: weight of the new batch in the running statistics (PyTorch's sense).
         epsilon: added to the variance.
         splits: number of strided splits of the batch; the batch size must be a multiple of it.
+        scale: what the learnt scale starts with, "ones" or "zeros"; "none": neither scale nor offset is learnt.
 
     Shapes: BxHxWxC or BxC in, the same out. Scale, offset and statistics are float32 under mixed precision.
     """
 
-    def __init__(self, momentum: float = 0.1, epsilon: float = 1e-5, splits: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self, momentum: float = 0.1, epsilon: float = 1e-5, splits: int = 1, scale: str = "ones", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if splits < 1:
             raise ValueError(f"splits is {splits}; expected 1 or more")
-        self.momentum, self.epsilon, self.splits = momentum, epsilon, splits
+        self.momentum, self.epsilon, self.splits, self.scale = momentum, epsilon, splits, scale
         # XLA replaces the kernel by E[x^2] - E[x]^2, which loses digits where the mean is larger than the deviation (10
         # times the error, as measured). Subtracting the first image's mean first mends this and is free: XLA fuses it.
         self.for_xla = False
@@ -46,8 +49,9 @@ class BatchNorm(keras.layers.Layer):
                 shape=(input_shape[-1],), name=name, initializer=initializer, trainable=trainable, autocast=False
             )
 
-        self.gamma = vector("gamma", "ones", True)
-        self.beta = vector("beta", "zeros", True)
+        if self.scale != "none":
+            self.gamma = vector("gamma", self.scale, True)
+            self.beta = vector("beta", "zeros", True)
         self.running_mean = vector("running_mean", "zeros", False)
         self.running_variance = vector("running_variance", "ones", False)
 
@@ -56,13 +60,19 @@ class BatchNorm(keras.layers.Layer):
         y = self._normalise_batch(x) if training else self._normalise_running(x)
         return tf.reshape(y, tf.shape(inputs)) if len(inputs.shape) != 4 else y
 
+    def _scale_and_offset(self) -> tuple[tf.Tensor, tf.Tensor]:
+        if self.scale == "none":
+            return tf.ones_like(self.running_mean.value), tf.zeros_like(self.running_mean.value)
+        return tf.convert_to_tensor(self.gamma.value), tf.convert_to_tensor(self.beta.value)
+
     def _normalise_running(self, x: tf.Tensor) -> tf.Tensor:
         if x.dtype == tf.float64:
             return self._scaled(x, self.running_mean.value, self.running_variance.value)
+        scale, offset = self._scale_and_offset()
         return tf.raw_ops.FusedBatchNormV3(
             x=x,
-            scale=self.gamma.value,
-            offset=self.beta.value,
+            scale=scale,
+            offset=offset,
             mean=self.running_mean.value,
             variance=self.running_variance.value,
             epsilon=self.epsilon,
@@ -79,10 +89,11 @@ class BatchNorm(keras.layers.Layer):
             return self._from_channels(y, tf.shape(x)) if n > 1 else y
         shift = tf.stop_gradient(tf.reduce_mean(split[:1], axis=[0, 1, 2])) if self.for_xla else None
         split = split - shift if self.for_xla else split
+        scale, offset = self._scale_and_offset()
         out = tf.raw_ops.FusedBatchNormV3(
             x=split,
-            scale=tf.tile(self.gamma.value, [n]),
-            offset=tf.tile(self.beta.value, [n]),
+            scale=tf.tile(scale, [n]),
+            offset=tf.tile(offset, [n]),
             mean=tf.zeros([0], tf.float32),
             variance=tf.zeros([0], tf.float32),
             epsilon=self.epsilon,
@@ -94,8 +105,8 @@ class BatchNorm(keras.layers.Layer):
         return self._from_channels(out.y, tf.shape(x)) if n > 1 else out.y
 
     def _normalise_over_ranks(self, x: tf.Tensor, collectives: Collectives) -> tf.Tensor:
-        gamma, beta, shift = (tf.convert_to_tensor(v.value) for v in (self.gamma, self.beta, self.running_mean))
-        y, mean, variance = normalise_over_ranks(x, gamma, beta, shift, self.epsilon, collectives)
+        shift = tf.convert_to_tensor(self.running_mean.value)
+        y, mean, variance = normalise_over_ranks(x, *self._scale_and_offset(), shift, self.epsilon, collectives)
         self._move(self.running_mean, mean)
         self._move(self.running_variance, variance)
         return y
@@ -109,7 +120,7 @@ class BatchNorm(keras.layers.Layer):
         return self._scaled(x, mean, variance)
 
     def _scaled(self, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
-        gamma, beta = (tf.tile(v.value, [x.shape[-1] // v.shape[0]]) for v in (self.gamma, self.beta))
+        gamma, beta = (tf.tile(v, [x.shape[-1] // v.shape[0]]) for v in self._scale_and_offset())
         return (x - mean) / tf.sqrt(variance + self.epsilon) * gamma + beta
 
     def _move(self, running: keras.Variable, batch: tf.Tensor) -> None:
@@ -129,5 +140,5 @@ class BatchNorm(keras.layers.Layer):
         return tf.reshape(tf.transpose(y, [0, 3, 1, 2, 4]), shape)
 
     def get_config(self) -> dict:
-        own = {"momentum": self.momentum, "epsilon": self.epsilon, "splits": self.splits}
+        own = {"momentum": self.momentum, "epsilon": self.epsilon, "splits": self.splits, "scale": self.scale}
         return {**super().get_config(), **own}

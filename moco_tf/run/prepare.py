@@ -314,7 +314,7 @@ def pieces_to_compile(o: Pretrain, collectives: Collectives) -> str:
         UserError: the flags ask for both.
     """
     pieces = device.pieces_to_compile(o.device.jit_compile)
-    if o.method.bn != "sync" or collectives.size == 1 or pieces != "all":
+    if not _sync(o) or collectives.size == 1 or pieces != "all":
         return pieces
     if o.device.jit_compile == "true":
         raise UserError(
@@ -322,6 +322,11 @@ def pieces_to_compile(o: Pretrain, collectives: Collectives) -> str:
             "compile the collectives inside of the encoder; change the one or the other"
         )
     return "views"
+
+
+def _sync(o: Pretrain) -> bool:
+    """Whether batch norms see the batch of all ranks."""
+    return (find.find("method", o.method.method).norms if o.method.bn == "shuffle" else o.method.bn) == "sync"
 
 
 def check(o: Pretrain, collectives: Collectives) -> None:
@@ -340,7 +345,7 @@ def check(o: Pretrain, collectives: Collectives) -> None:
 
 
 def _check_norms(o: Pretrain) -> None:
-    if o.method.bn != "sync":
+    if not _sync(o):
         return
     if o.encoder.bn_splits > 1:
         raise UserError(

@@ -154,7 +154,10 @@ def test_architectures_of_one_file(package):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("mocco", ["--method=mocco came", "one of moco, npid", "(did you mean moco?)", "a Python module such as"]),
+        (
+            "mocco",
+            ["--method=mocco came", "one of moco, moco_v3, npid", "(did you mean moco?)", "Python module such as"],
+        ),
         ("zzz", ["--method=zzz came", "one of moco"]),
         ("my_package.none", ["--method=my_package.none is no module that Python finds", "PYTHONPATH"]),
         ("no_package.byol", ["--method=no_package.byol is no module"]),

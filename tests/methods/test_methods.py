@@ -19,7 +19,7 @@ each_method = pytest.mark.parametrize("name", method_cases.METHODS)
 
 
 def test_every_method_is_here():
-    expected = {"moco", "npid", "simclr", "supcon_in", "supcon_out", "supcon_suploss", "supervised"}
+    expected = {"moco", "moco_v3", "npid", "simclr", "supcon_in", "supcon_out", "supcon_suploss", "supervised"}
     assert expected <= set(method_cases.METHODS)
     for name in method_cases.METHODS:
         assert find.find("method", name).__name__.lower() == name.replace("_", "")
@@ -89,8 +89,9 @@ def check(name, trace, arrays, expected, state):
         way = length(state[key] - start[key] for key in learnt)
         assert length(arrays[key] - state[key] for key in learnt) <= 0.01 * way, group
         rest -= learnt
+    least = 1e-5 if name == "moco_v3" else 1e-6  # its predictor sees features whose mean is 0 but for rounding
     for key in rest:
-        largest = max(1e-6, np.abs(state[key]).max())
+        largest = max(least, np.abs(state[key]).max())
         np.testing.assert_allclose(arrays[key], state[key], atol=5e-3 * largest, err_msg=key)
 
 

@@ -1,7 +1,7 @@
 """ResNet-10/18/34/50/101/152 (He et al., 2016) with torchvision's structure, padding, initialisation and names.
 
 The bottleneck puts its stride into the 3x3 convolution ("v1.5"), as torchvision does. The last gamma of a block starts
-at one, as in MoCo.
+at one, as in MoCo v1 and v2, or at zero, as in MoCo v3.
 """
 
 from typing import Any, Literal
@@ -32,14 +32,18 @@ class Block(Composite):
         convs: (filters, kernel_size, strides) of each convolution.
         project: whether the shortcut is a strided 1x1 convolution.
         splits: strided splits of the batch in each batch norm.
+        scale: what the last batch norm's scale starts with.
     """
 
-    def __init__(self, convs: list[tuple[int, int, int]], project: bool, splits: int, **kwargs: Any) -> None:
+    def __init__(
+        self, convs: list[tuple[int, int, int]], project: bool, splits: int, scale: str, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.depth = len(convs)
         for i, conv in enumerate(convs, start=1):
             setattr(self, f"conv{i}", Conv2D(*conv, dtype=self.dtype_policy))
-            setattr(self, f"bn{i}", BatchNorm(splits=splits, dtype=self.dtype_policy))
+            first = scale if i == self.depth else "ones"
+            setattr(self, f"bn{i}", BatchNorm(splits=splits, scale=first, dtype=self.dtype_policy))
         self.downsample: list[keras.layers.Layer] = []
         if project:
             stride = max(strides for _, _, strides in convs)
@@ -70,6 +74,7 @@ class ResNet(Backbone):
         bottleneck: whether a block is 1x1, 3x3 and 1x1 convolutions in place of two of 3x3.
         stem: imagenet (7x7 stride 2, max-pool) or cifar (3x3 stride 1, no max-pool).
         width: channels of the first stage (64 in the paper).
+        zero_init_residual: whether a residual block's last batch norm starts with scale 0: the block as the identity.
         bn_splits: strided splits of the batch in each batch norm.
     """
 
@@ -79,13 +84,14 @@ class ResNet(Backbone):
         bottleneck: bool,
         stem: Literal["imagenet", "cifar"] = "imagenet",
         width: Count = 64,
+        zero_init_residual: bool = False,
         bn_splits: Count = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if stem not in ("imagenet", "cifar"):
             raise ValueError(f"stem is {stem!r}; expected 'imagenet' or 'cifar'")
-        self.stem = stem
+        self.stem, self.scale = stem, "zeros" if zero_init_residual else "ones"
         kernel_size, strides = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = Conv2D(width, kernel_size, strides, dtype=self.dtype_policy)
         self.bn1 = BatchNorm(splits=bn_splits, dtype=self.dtype_policy)
@@ -101,7 +107,7 @@ class ResNet(Backbone):
             if bottleneck:
                 convs = [(filters, 1, 1), (filters, 3, stride), (4 * filters, 1, 1)]
             project = i == 0 and (stride > 1 or bottleneck)
-            blocks.append(Block(convs, project, splits, dtype=self.dtype_policy))
+            blocks.append(Block(convs, project, splits, self.scale, dtype=self.dtype_policy))
         return blocks
 
     def stages(self) -> list[list[Block]]:
