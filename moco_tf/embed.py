@@ -2,7 +2,7 @@
 
     python -m moco_tf.embed --load=runs/v2 --output=vectors.parquet
     python -m moco_tf.embed --load=runs/v2 --images=photos --output=vectors.npz
-    find photos -name '*.jpg' | python -m moco_tf.embed --load=runs/v2 --images=- --output=vectors.npy
+    ls photos/*.jpg | python -m moco_tf.embed --images=- --output=vectors.npy
 
 The images are all of the run's own, unless --images or --dataset names others. The end of the output's name says the
 format: .npz, .parquet and .csv hold vectors, paths, splits and labels; .npy and .safetensors the vectors alone, and a

@@ -20,6 +20,7 @@ from absl import app, flags
 
 from moco_tf.config import define, recipes, usage
 from moco_tf.errors import FirstRankError, RankError, UserError
+from moco_tf.run import defaults
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import launcher
 
@@ -63,6 +64,7 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
 
     def parse(argv: list[str]) -> Options:
         try:
+            argv = defaults.words(options, argv)
             if asked := set(argv) & set(usage.WORDS):
                 words = define.words_of(options, argv, flags.FlagValues())
                 full = any("full" in word for word in asked)
@@ -75,7 +77,7 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
             _stop(name, error, 2)
         if others := define.ignored(parsed, flags.FLAGS):
             launcher.note(f"not used, as other methods or backbones have these flags: {' '.join(others)}")
-        return parsed
+        return defaults.completed(parsed)
 
     def call(parsed: Options) -> None:
         try:

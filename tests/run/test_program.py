@@ -11,7 +11,7 @@ from support.programs import ROOT
 
 from moco_tf.config import define, usage
 from moco_tf.config.options import PROGRAMS, Pretrain
-from moco_tf.run import program
+from moco_tf.run import defaults, program
 
 SAID = """WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
 I0000 00:00:1795714973.020670   13357 port.cc:153] oneDNN custom operations are on.
@@ -71,6 +71,42 @@ def test_flags_cfg_of_a_copied_run(tmp_path, monkeypatch):
             flags.Error, match=f"copy/flags.cfg names another folder, --workdir={run}, .*give --workdir={copy}"
         ):
             check(*words)
+
+
+def completed(program, *words):
+    """The options of a command line as a program gets them."""
+    argv = defaults.words(PROGRAMS[program], [program, *words])
+    return define.values_of(defaults.completed(define.parse(PROGRAMS[program], argv)))
+
+
+def test_bare_commands(tmp_path, monkeypatch, capsys):
+    """What they take is said; what is given stands; without a run --load stays missing."""
+    monkeypatch.chdir(tmp_path)
+    assert completed("lincls")["load"] is None
+    bare = completed("pretrain")
+    assert bare == completed(
+        "pretrain", "--flagfile=fashion_mnist_moco", f"--workdir={tmp_path}/runs/fashion_mnist_moco"
+    )
+    assert bare["batch_size"] % 8 == 0 and bare["queue_size"] < 60000
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "no flags came: taking --flagfile=fashion_mnist_moco"
+    assert said[1] == f"--workdir={tmp_path}/runs/fashion_mnist_moco; the same command goes on there"
+    assert completed("pretrain", "--dataset=cifar10", "--method=simclr")["workdir"] == f"{tmp_path}/runs/cifar10_simclr"
+    for age, name in enumerate(("old", "new", "older")):
+        place = tmp_path / "runs" / name / "checkpoints" / "step-00000007"
+        place.mkdir(parents=True)
+        os.utime(place, (1000 - abs(age - 1), 1000 - abs(age - 1)))
+    (tmp_path / "runs" / "none").mkdir()
+    new = f"{tmp_path}/runs/new"
+    capsys.readouterr()
+    for name in ("lincls", "knn", "embed", "show"):
+        assert completed(name)["load"] == completed(name, "--load")["load"] == new
+        assert capsys.readouterr().err.splitlines()[-1] == f"--load={new}, the newest run in runs/"
+    export = completed("export", "--load", "--test_resize=3")
+    assert (export["load"], export["output"], export["test_resize"]) == (new, f"{new}/encoder", 3)
+    assert completed("export", "--format=pth")["output"] is None
+    assert completed("knn", "--load", f"{tmp_path}/runs/old")["load"] == f"{tmp_path}/runs/old"
+    assert completed("lincls", "--baseline=raw_pixels")["load"] is None
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

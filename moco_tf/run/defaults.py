@@ -1,0 +1,56 @@
+"""What a command leaves out: the settings of a bare pretrain, the run folder, the run to load. All of it is said."""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from moco_tf.config import define
+from moco_tf.config.options import Export, Pretrain
+from moco_tf.run.folder import RunFolder
+from moco_tf.training import launcher
+
+RUNS = "runs"  # the folder of runs
+_RECIPE = "fashion_mnist_moco"  # fits the default data set; 128 images a step, which 8 ranks share
+
+
+def words(program: type, argv: Sequence[str]) -> list[str]:
+    """The command line: pretrain without any flag takes a recipe; a --load without a value is left out."""
+    if program is Pretrain and not argv[1:]:
+        _say(f"no flags came: taking --flagfile={_RECIPE}")
+        return [*argv, f"--flagfile={_RECIPE}"]
+    following = [*argv[1:], "--"]
+    return [word for word, after in zip(argv, following) if not (word == "--load" and after.startswith("--"))]
+
+
+def completed(options: Any) -> Any:
+    """The options with runs/DATASET_METHOD to pre-train in, or with the newest run under runs/ to load."""
+    values = define.values_of(options)
+    if isinstance(options, Pretrain):
+        if values["workdir"] is None:
+            method = str(values["method"]).rpartition(".")[2]
+            options = define.replaced(
+                options, workdir=str(pathlib.Path(RUNS, f"{values['dataset']}_{method}").absolute())
+            )
+            _say(f"--workdir={options.run.workdir}; the same command goes on there")
+        return options
+    if values.get("load", "") is not None or values.get("baseline") == "raw_pixels" or not (run := newest()):
+        return options
+    own = {"load": str(run)}
+    if isinstance(options, Export) and values["output"] is None and values["format"] == "savedmodel":
+        own["output"] = str(run / "encoder")
+    _say(" ".join(define.word(name, value) for name, value in own.items()) + f", the newest run in {RUNS}/")
+    return define.replaced(options, **own)
+
+
+def _say(line: str) -> None:
+    if launcher.is_first_rank():
+        print(line, file=sys.stderr, flush=True)  # what `show --json` prints is for other programs
+
+
+def newest() -> pathlib.Path | None:
+    """The run folder under runs/ whose newest checkpoint is the newest; None without any."""
+    found = {
+        path: path.parents[1] for path in pathlib.Path(RUNS).absolute().glob(f"*/{RunFolder('').checkpoints}/step-*")
+    }
+    return found[max(found, key=lambda path: path.stat().st_mtime)] if found else None
