@@ -109,7 +109,19 @@ class Results:
             first, *more = textwrap.wrap(text, _WIDTH - 35) or [""]
             lines.append(f"{name:<28} {record['seconds']:>4.0f}  {first}")
             lines += [f"{'':35}{line}" for line in more]
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *self.ratios()]) + "\n"
+
+    def ratios(self) -> Iterator[str]:
+        """How many times as fast a training with views is as PyTorch's steps without: eager, and with torch.compile."""
+        for recipe in ("r18", "r50"):
+            ours, theirs = (self.records.get(f"{name}-{recipe}", {}) for name in ("train", "torch"))
+            if ours.get("status") == theirs.get("status") == "done":
+                eager, compiled = (
+                    ours["images_per_second"] / theirs[form]["images_per_second"]["median"]
+                    for form in ("eager", "compile")
+                )
+                yield f"{recipe}: a training with views is {eager:.2f} times as fast as PyTorch's eager step"
+                yield f"without, {compiled:.2f} times as fast as it is with torch.compile"
 
 
 def run(step: Step, out: pathlib.Path, options: list[str], limit: float) -> dict:

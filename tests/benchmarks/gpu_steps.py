@@ -41,7 +41,7 @@ RECIPES = {
     "r50": ["--flagfile=flags/pretrain/imagenet_moco_v2.cfg"],
     "r50-b32": ["--flagfile=flags/pretrain/imagenet_moco_v2.cfg", "--batch_size=32"],
 }
-SMALL = ["--arch=resnet10", "--width=8", "--batch_size=16", "--image_size=32", "--queue_size=256", "--bn_splits=2"]
+SMALL = ["--arch=resnet10", "--width=16", "--batch_size=16", "--image_size=32", "--queue_size=256", "--bn_splits=2"]
 # Of a training that is watched: (first start, second start), in steps.
 LENGTH = {"r18": (1500, 1600), "r50": (250, 270)}
 SMALL_LENGTH = (20, 40)

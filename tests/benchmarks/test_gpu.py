@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import compare
 import gpu
 import gpu_steps
 import pytest
@@ -22,6 +23,17 @@ if work == "hang":
 if work == "fail":
     sys.exit("it was no good")
 json.dump({"figure": 1.5, "summary": "word " * 30}, open(answer, "w"))
+"""
+
+TORCH = """
+import json, os, sys
+assert not {"PYTHONPATH", "LD_LIBRARY_PATH", "XLA_FLAGS"} & os.environ.keys()
+settings = json.loads(sys.stdin.readline())
+assert settings["precision"] == "bfloat16"
+print(json.dumps({"torch": "9.9"}), flush=True)
+for line in sys.stdin:
+    answer = {"seconds": 0.25 if settings["compile"] else 0.5} if "steps" in line else {"bytes": 1}
+    print(json.dumps(answer), flush=True)
 """
 
 
@@ -66,6 +78,19 @@ def test_every_step_is_recorded_however_it_ends(stub, capsys):
     assert gpu.main([f"--out={stub}", "--only=f"]) == 1  # "hangs" is still there
     again = records(stub)
     assert (again["first"]["figure"], again["fails"]["figure"]) == (1.5, 2.5)
+
+
+def test_the_table_compares_with_pytorch(tmp_path):
+    """3,000 images/s in training, where PyTorch's step takes 2,000 and 2,400."""
+    results = gpu.Results(tmp_path, small=False)
+    results.add("train-r50", {"status": "done", "seconds": 1, "summary": "", "images_per_second": 3000})
+    assert "PyTorch" not in results.table()
+    rates = {form: {"images_per_second": {"median": rate}} for form, rate in (("eager", 2000), ("compile", 2400))}
+    results.add("torch-r50", {"status": "done", "seconds": 1, "summary": "", **rates})
+    assert results.table().endswith(
+        "r50: a training with views is 1.50 times as fast as PyTorch's eager step\n"
+        "without, 1.25 times as fast as it is with torch.compile\n"
+    )
 
 
 def test_what_does_not_fit_is_refused(stub, monkeypatch):
@@ -133,6 +158,20 @@ def test_a_step_on_a_cpu(tmp_path):
     assert 0 < rate["min"] <= rate["median"] <= rate["max"] and found["first_step_seconds"] > 0
     assert found["flops_per_second"] > 0 and "images/s" in found["summary"]
     json.dumps(found)
+
+
+def test_pytorch_beside(tmp_path, monkeypatch):
+    """A program that answers as torch_moco.py does: batches of 16 in 0.5 s, in 0.25 s with torch.compile."""
+    rival = tmp_path / "python"
+    rival.write_text(f"#!{sys.executable}\n{TORCH}")
+    rival.chmod(0o755)
+    monkeypatch.setattr(compare, "_PAUSE", 0)
+    for name in ("PYTHONPATH", "LD_LIBRARY_PATH", "XLA_FLAGS"):
+        monkeypatch.setenv(name, "of TensorFlow")
+    found = gpu_steps.torch(argparse.Namespace(torch=str(rival), small=True), "r18")
+    rates = {form: found[form]["images_per_second"]["median"] for form in ("eager", "compile")}
+    assert rates == {"eager": 32.0, "compile": 64.0} and found["torch"] == "9.9"
+    assert found["summary"] == "PyTorch 9.9: eager 32 (32 to 32) images/s, compile 64 (64 to 64) images/s"
 
 
 def test_the_script_itself(tmp_path):
