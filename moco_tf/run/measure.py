@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import tensorflow as tf
@@ -21,8 +21,9 @@ import tensorflow as tf
 from moco_tf.config import define, options
 from moco_tf.data.normalisation import normalisation
 from moco_tf.data.sources import ArraySource, RecordSource, Source
-from moco_tf.methods.base import as_given
-from moco_tf.run import prepare
+from moco_tf.methods.base import Method, as_given
+from moco_tf.run import calls, prepare
+from moco_tf.run.learner import TrainingTask
 from moco_tf.training import device
 from moco_tf.training.collectives import Collectives, Horovod
 
@@ -127,6 +128,17 @@ def sent(name: str, given: int, ranks: int) -> int:
     return round(given * (ranks - 1) * share)
 
 
+class _Steps(NamedTuple):
+    """What `calls.caller` takes of a training whose schedules stand still."""
+
+    steps_per_call: int
+    learner: Method
+    batches: "Bench"  # has fetch
+
+    def set_rates(self, rates: Sequence[tf.Tensor]) -> None:
+        """Leaves the optimizer as it is."""
+
+
 class Bench:
     """A recipe's step, measured on random batches and with its input; every rank takes part in every measurement.
 
@@ -145,8 +157,14 @@ class Bench:
         self.run = prepare.pretraining(nothing_saved, cast(Collectives, self.counting), train, mean_and_std)
         self.method = self.run.method
         self.method.synchronise()
-        self.step = tf.function(self.method.train_step, autograph=False)
+        self.batches = prepare.placed(self.run.batches, o.device)
+        self.step = tf.function(lambda data: self.method.train_step(self.fetch(data)), autograph=False)
         self.data = random_batches(self.run.train, self.run.size, batch, self.method.num_views)
+        if self.batches.on_device:
+            _, labels, indices = self.data["views"]
+            self.data["views"] = indices, labels, indices
+        self.per_call = prepare.steps_per_call(o.device, self.method.one_piece, self.batches.on_device)
+        self._several = calls.caller(cast(TrainingTask, _Steps(self.per_call, self.method, self)))
         self.rates: dict[str, dict[str, Spread]] = {}
         self.collectives: dict[str, dict[str, int]] = {}
 
@@ -179,6 +197,8 @@ class Bench:
             "image_size": self.run.size,
             "precision": encoder.compute_dtype,
             "compiled": prepare.pieces_to_compile(self.o, self.ranks),
+            "steps_per_call": self.per_call,
+            "data_on_device": self.batches.on_device,
             "ranks": self.ranks.size,
             "horovod": isinstance(self.ranks, Horovod),
         }
@@ -194,16 +214,20 @@ class Bench:
             self.start(kind)
             self.rates[kind] = self.rates_of([self.turn(kind) for _ in range(self.o.bench.repeats)])
 
+    def fetch(self, batch: Any) -> Any:
+        """A batch with its images, inside of the step, see TrainBatches.fetch; prepared ones are no indices."""
+        return batch if isinstance(batch[0], tuple) else self.batches.fetch(batch)
+
     def start(self, kind: str, steps: int = 0) -> None:
         """Traces the step for a kind of images and warms it up, with so many steps or `warmup_steps`."""
-        if kind == "prepared":
-            views, self.method.views = self.method.views, [as_given] * 2
-            self.step.get_concrete_function(self.data[kind])  # float images: of all calls, only theirs find this graph
-            self.method.views = views
+        views = self.method.views
+        if kind == "prepared":  # float images: of all calls, only theirs find this graph
+            self.method.views = [as_given] * 2
         else:
             found = self.counting.during(lambda: self.step.get_concrete_function(self.data[kind]))
             self.collectives = found or self.collectives  # a graph that is there is not traced again
         self._turn(itertools.repeat(self.data[kind]), steps or self.o.bench.warmup_steps)
+        self.method.views = views
 
     def turn(self, kind: str) -> float:
         """Seconds a step in one repeat."""
@@ -212,7 +236,7 @@ class Bench:
     def with_input(self, trains: bool) -> dict[str, Spread]:
         """Rates of the input, and of the step with it if it trains; the share of time spent waiting for batches."""
         o = self.o.bench
-        endless = (batch for epoch in itertools.count() for batch in self.run.batches.batches(epoch))
+        endless = (batch for epoch in itertools.count() for batch in self.batches.batches(epoch))
         self._turn(endless, o.warmup_steps, trains)
         seconds, waited = zip(*(self._turn(endless, o.bench_steps, trains) for _ in range(o.repeats)))
         endless.close()
@@ -226,11 +250,12 @@ class Bench:
         self.ranks.barrier()
         metrics: dict[str, tf.Tensor] = {}
         waited, start = 0.0, time.perf_counter()
-        for _ in range(steps):
+        for done in range(0, steps, self.per_call):
             asked = time.perf_counter()
-            batch = next(batches)
+            group = list(itertools.islice(batches, min(self.per_call, steps - done)))
             waited += time.perf_counter() - asked
-            metrics = self.step(batch) if trains else {}
+            if trains:
+                metrics = self.step(group[0]) if self.per_call == 1 else self._several(group, [[0.0]] * len(group))
         for value in metrics.values():
             value.numpy()  # a GPU works in order: what can be read is the end of all before
         return (time.perf_counter() - start) / steps, waited / steps

@@ -84,7 +84,7 @@ def test_all_figures(folder, bare_python, tmp_path, capsys):
     assert figures.keys() == measured | {"recipe", "bench", "flags", "machine", "versions"}
     assert figures["torch"] is None
     assert figures["step"].keys() == {"views", "prepared"}
-    check_positive(figures, zero=["sent_bytes", "horovod"])
+    check_positive(figures, zero=["sent_bytes", "horovod", "data_on_device"])
     for rates in (*figures["step"].values(), figures["input"], figures["both"]):
         for part in ("ms", "images_per_second"):
             assert rates[part]["min"] <= rates[part]["median"] <= rates[part]["max"]
@@ -115,7 +115,7 @@ def test_two_ranks(tmp_path):
     figures = json.loads(path.read_text())
     assert figures["input"] is figures["both"] is None
     assert figures["recipe"]["horovod"] and figures["recipe"]["ranks"] == 2
-    check_positive(figures)
+    check_positive(figures, zero=["data_on_device"])
     given = {name: row["bytes"] for name, row in figures["collectives"].items()}
     assert given == bytes_by_hand(8)
     half, same = figures["collectives"]["alltoall"]["sent_bytes"], figures["collectives"]["allreduce"]["sent_bytes"]
@@ -176,6 +176,19 @@ def test_the_step_is_that_of_pretrain(policy, precision, folder):
     theirs = prepare.pretraining(parse("pretrain", *flags), SingleProcess()).method
     ours = measure.Bench(parse("bench", *flags), SingleProcess()).method
     assert ours.guard.every_gradient is theirs.guard.every_gradient is (policy == "skip" and precision == "float32")
+
+
+def test_several_steps_a_call_on_images_that_the_device_holds():
+    """Seven steps are calls of 3, 3 and 1; prepared images go through the same loop."""
+    values = {**TINY, "dataset": "mnist", "fake": "true", "steps_per_call": 3, "data_on_device": "true"}
+    found = measure.Bench(parse("bench", *arguments("debug/pretrain.cfg", **values)), SingleProcess())
+    assert found.data["views"][0].dtype == "int64" and found.recipe()["steps_per_call"] == 3
+    sizes = []
+    several, found._several = found._several, lambda group, rates: sizes.append(len(group)) or several(group, rates)
+    for kind in ("views", "prepared"):
+        found.start(kind, steps=7)
+    assert sizes == [3, 3, 1] * 2 and int(found.method.steps_done) == 14
+    assert found.turn("views") > 0 and found.with_input(trains=True)["images_per_second"]["min"] > 0
 
 
 @pytest.mark.parametrize("more", [{}, {"bn": "sync", "compression": "float16"}])
