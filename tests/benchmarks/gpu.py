@@ -25,8 +25,10 @@ _WIDTH = 80
 
 PRECISIONS = ("bfloat16", "float16", "float32")  # float32 is TF32 where the GPU has it
 # The small form has the first dozen steps, without those that others differ from by numbers alone, and two benchmarks.
-_NOT_SMALL = ("parity-float64", "ranks-1")
-_SMALL_BENCHES = ("r18-float32-views", "r50-float32-views-no-xla")
+_NOT_SMALL = ("parity-float64", "ranks-1", "train-auto-r50")
+_SMALL_BENCHES = ("r18-float32-views-true", "r50-float32-views-false")
+# What XLA compiles, all, nothing or the views, and a benchmark's seconds.
+_XLA = {"--jit_compile=true": 110, "--jit_compile=false": 45, "--jit_compile=views": 60}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +63,14 @@ def every_step(small: bool) -> list[Step]:
         Step("input-r50", 40, ("images", "r50")),
         Step("ranks-1", 120, ("ranks", "1"), "horovod"),
         Step("ranks-2", 150, ("ranks", "2"), "horovod"),
+        Step("train-auto-r50", 330, ("train", "r50", "--jit_compile=auto")),
     ]
     for precision in PRECISIONS:
-        for compiled, seconds in (("true", 110), ("false", 45)):
+        for xla, seconds in _XLA.items():
             for kind in ("views", "prepared"):
                 for recipe in ("r18", "r50", "r50-b32"):
-                    name = f"{recipe}-{precision}-{kind}" + ("" if compiled == "true" else "-no-xla")
-                    work = ("bench", recipe, kind, f"--precision={precision}", f"--jit_compile={compiled}")
-                    found.append(Step(name, seconds, work))
+                    name = f"{recipe}-{precision}-{kind}-{xla.removeprefix('--jit_compile=')}"
+                    found.append(Step(name, seconds, ("bench", recipe, kind, f"--precision={precision}", xla)))
     if not small:
         return found
     return [s for s in found if s.name in _SMALL_BENCHES or not (s.work[0] == "bench" or s.name in _NOT_SMALL)]

@@ -112,11 +112,17 @@ def checks(o: argparse.Namespace) -> dict[str, Any]:
     return {**found, "summary": f"{device.description()}; " + ("; ".join(wrong) or "nothing is wrong")}
 
 
-def train(o: argparse.Namespace, recipe: str) -> dict[str, Any]:
-    """A real training, started twice: images a second, the GPU's busy share and memory, seconds to the first steps."""
+def train(o: argparse.Namespace, recipe: str, xla: str = "--jit_compile=true") -> dict[str, Any]:
+    """A real training, started twice: images a second, the GPU's busy share and memory, seconds to the first steps.
+
+    XLA compiles everything, unless it is to be chosen: that takes several compilations.
+    """
     with tempfile.TemporaryDirectory() as folder:
         log = pathlib.Path(folder, "metrics.jsonl")
-        flags = flags_of(recipe, o, *data_of(recipe, o), f"--workdir={folder}", "--checkpoint_every=0", "--epochs=1000")
+        flags = flags_of(
+            recipe, o, *data_of(recipe, o), f"--workdir={folder}", "--checkpoint_every=0", "--epochs=1000", xla
+        )
+        flags += ["--jit_compile=auto"] if o.small else []  # a network compiled for a CPU takes long to compile
         first, second = SMALL_LENGTH if o.small else LENGTH[recipe]
         cold, warm = (watched(log, [*flags, f"--steps={steps}"]) for steps in (first, second))
     busy = "not known" if cold["busy"] is None else f"{cold['busy']:.0%} busy"
