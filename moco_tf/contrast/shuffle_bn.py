@@ -77,7 +77,8 @@ def shuffle(images: tf.Tensor, permutation: tf.Tensor, collectives: Collectives)
         return collectives.alltoall(tf.gather(images, permutation), tf.constant([batch]))
     sent = tf.where(permutation // batch == rank)[:, 0]  # shuffled rows that are mine to send, so ordered by receiver
     mine = tf.gather(permutation, sent) - rank * batch
-    splits = tf.math.bincount(tf.cast(sent // batch, tf.int32), minlength=ranks, maxlength=ranks)
+    # Not bincount, which has no deterministic form on a GPU.
+    splits = tf.math.count_nonzero(sent[:, None] // batch == tf.range(ranks, dtype=sent.dtype), axis=0)
     received = collectives.alltoall(tf.gather(images, mine), splits)  # ordered by sender, then by shuffled row
     arrival = tf.argsort(shuffled_rows(permutation, batch, collectives) // batch, stable=True)
     # Whatever the permutation, a rank receives exactly its batch.

@@ -1,11 +1,13 @@
 """Convolution as PyTorch pads and initialises it, in forms that are faster on a CPU where there are such."""
 
+import functools
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from moco_tf.networks import cpu
+from moco_tf.training import device
 
 
 @keras.saving.register_keras_serializable("moco_tf")
@@ -43,3 +45,20 @@ class Conv2D(keras.layers.Layer):
         own = {"filters": self.filters, "kernel_size": self.kernel_size, "strides": self.strides}
         own["kernel_initializer"] = keras.initializers.serialize(self.kernel_initializer)
         return {**super().get_config(), **own}
+
+
+def max_pool(x: tf.Tensor) -> tf.Tensor:
+    """Maxima of 3x3 pixels, two apart, with padding 1, of what a ReLU gives: BxHxWxC to BxOxPxC."""
+    # After a ReLU padding with zeros is padding with minus infinity: no maximum changes.
+    x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    # XLA on GPUs has no deterministic gradient of max-pooling, and refuses it then.
+    by_slices = device.has_gpu() and device.is_deterministic()
+    return max_pool_by_slices(x) if by_slices else tf.nn.max_pool2d(x, 3, 2, "VALID")
+
+
+def max_pool_by_slices(x: tf.Tensor) -> tf.Tensor:
+    """tf.nn.max_pool2d(x, 3, 2, "VALID"); of equal maxima the first gets the gradient."""
+    rows, columns = x.shape[1] - 2, x.shape[2] - 2
+    return functools.reduce(
+        tf.maximum, [x[:, i : i + rows : 2, j : j + columns : 2] for i in range(3) for j in range(3)]
+    )

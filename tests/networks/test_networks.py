@@ -6,6 +6,8 @@ import tensorflow as tf
 from support import parity_cases, parity_files, parity_weights
 
 from moco_tf.formats.torchvision import get_weights, set_weights
+from moco_tf.networks import conv
+from moco_tf.networks.conv import max_pool_by_slices
 from moco_tf.networks.encoder import Encoder
 from moco_tf.networks.norm import BatchNorm
 
@@ -113,3 +115,29 @@ def test_encoder_survives_a_config_round_trip():
     set_weights(again, get_weights(encoder))
     x = np.random.default_rng(2).normal(size=(2, 16, 16, 3)).astype(np.float32)
     np.testing.assert_array_equal(encoder(x), again(x))
+
+
+@pytest.mark.parametrize("size", [8, 9, 11])
+def test_max_pool_by_slices(size):
+    """As TensorFlow's, gradients too; many equal values, as after a ReLU."""
+    x = tf.nn.relu(tf.round(2 * tf.random.stateless_normal([2, size, size, 3], [1, 2])))
+    up = tf.random.stateless_normal([2, (size - 3) // 2 + 1, (size - 3) // 2 + 1, 3], [3, 4])
+    found = []
+    for pool in (max_pool_by_slices, lambda x: tf.nn.max_pool2d(x, 3, 2, "VALID")):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = pool(x)
+        found.append((y.numpy(), tape.gradient(y, x, up).numpy()))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-6)
+
+
+def test_max_pool_of_deterministic_runs(monkeypatch):
+    """By slices on a GPU alone: there XLA has no deterministic gradient of max-pooling."""
+    called = []
+    monkeypatch.setattr(conv, "max_pool_by_slices", lambda x: called.append(x.shape))
+    for gpu, exact in ((False, True), (True, False), (True, True)):
+        monkeypatch.setattr(conv.device, "has_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(conv.device, "is_deterministic", lambda exact=exact: exact)
+        conv.max_pool(tf.zeros([1, 6, 6, 2]))
+    assert called == [(1, 8, 8, 2)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.checkpoints import state_at
 from support.processes import pretraining, wait, wait_for
-from support.programs import TINY, learnt, make_photos, metrics
+from support.programs import TINY, call, learnt, make_photos, metrics
 
 STEPS = 72  # of ten kills; fewer kills need fewer
 
@@ -80,6 +80,21 @@ def test_two_ranks_killed_again_and_again_end_as_if_left_alone(kills, recipe, tm
     check_equal(killed, straight, steps)
     statistics = state_at(killed, steps)["rank_statistics/.ATTRIBUTES/VARIABLE_VALUE"]
     assert len(statistics) == 2 and np.any(statistics[0] != statistics[1])  # each rank's own
+
+
+def test_deterministic_run_that_is_killed_equals_one_that_is_not_so(recipe, tmp_path):
+    """On a CPU --deterministic changes nothing."""
+    killed, straight, log = tmp_path / "killed", tmp_path / "straight", tmp_path / "log"
+    recipe = {**recipe, "steps": 8, "threads": 0}
+    exact = {**recipe, "deterministic": True}
+    with pretraining(1, log, workdir=killed, **exact) as processes:
+        wait_for(lambda: any((killed / "checkpoints").glob("step-*")), processes)
+        processes[0].send_signal(signal.SIGKILL)
+    with pretraining(1, log, workdir=killed, **exact) as processes:
+        assert wait(processes) == [0], log.read_text()[-3000:]
+    assert log.read_text().count("resuming from") == 1
+    call("pretrain", "debug/pretrain.cfg", workdir=straight, **recipe)
+    check_equal(killed, straight, 8)
 
 
 @pytest.mark.horovod

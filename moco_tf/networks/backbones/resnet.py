@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from moco_tf.config.types import Count
 from moco_tf.networks.backbone import Backbone
-from moco_tf.networks.conv import Conv2D
+from moco_tf.networks.conv import Conv2D, max_pool
 from moco_tf.networks.naming import Composite
 from moco_tf.networks.norm import BatchNorm
 
@@ -121,8 +121,7 @@ class ResNet(Backbone):
         """What is pooled, the last stage's output: BxHxWx3 to BxRxCxD of the variables' dtype."""
         x = tf.nn.relu(self.bn1(self.conv1(x), training=training))
         if self.stem == "imagenet":
-            # After a ReLU padding with zeros is padding with minus infinity: no maximum changes.
-            x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
+            x = max_pool(x)
         for blocks in self.stages():
             x = self.through(blocks, x, training)
         return tf.cast(x, self.variable_dtype)
