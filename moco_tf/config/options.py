@@ -89,6 +89,7 @@ class DeviceOptions:
     jit_compile: Literal["auto", "true", "views", "false"] = may_change(
         "auto", "XLA compiles all, the views, or nothing; auto: what is fastest on a GPU, views on a CPU."
     )
+    deterministic: bool = may_change(False, "The same bits in every run on such a GPU; slower. See docs/gpu.md.")
     threads: CountOrZero = may_change(0, "CPU threads of this process; 0: the cores divided by the ranks here.")
 
 

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from moco_tf.contrast.key_queue import KeyQueue
 from moco_tf.contrast.shuffle_bn import unshuffle
+from moco_tf.training import compiled
 from moco_tf.training.collectives import SingleProcess
 from moco_tf.training.files import one_line
 
@@ -40,9 +41,10 @@ def _shuffle_and_enqueue(
     """The shuffled images, and the keys in their own order, which the queue takes."""
 
     @tf.function(autograph=False, jit_compile=True)
-    def compiled(images: tf.Tensor, keys: tf.Tensor, permutation: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def both(images: tf.Tensor, keys: tf.Tensor, permutation: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         _, every = unshuffle(keys, permutation, SingleProcess())
         queue.enqueue(every)
         return tf.gather(images, permutation), every
 
-    return compiled(images, keys, permutation)
+    with compiled.first_use():
+        return both(images, keys, permutation)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from moco_tf.errors import UserError
 from moco_tf.run import calls, statistics
 from moco_tf.run.learner import Batches, TrainingTask
 from moco_tf.run.resume import Start, resume
-from moco_tf.training import checkpoint, device, elastic
+from moco_tf.training import checkpoint, compiled, device, elastic
 from moco_tf.training.checkpoint_writer import Writer
 from moco_tf.training.collectives import broadcast_result
 from moco_tf.training.files import make_folder, write_whole
@@ -121,17 +122,21 @@ class Loop:
     @contextlib.contextmanager
     def _first_step(self) -> Iterator[None]:
         """Says how long the step is compiled. Ctrl-C then ends a program: nothing is there that could be lost."""
-        if not self.log.enabled:
-            yield
-            return
-        end = self._end_at_once if self.received.in_program else None
-        with FirstStep(lambda s: self.log.show(f"compiling, {s:.0f} s", True), max(1.0, self.log.pause), end):
+        log, began = self.log, time.monotonic()
+        end = self._end_at_once if log.enabled and self.received.in_program else None
+        watch: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if log.enabled:
+            watch = FirstStep(lambda s: log.show(f"compiling, {s:.0f} s", True), max(1.0, log.pause), end)
+        with compiled.first_use(), watch:
             if end and self.received.status == INTERRUPTED:  # noted before the context watched
                 end()
             yield
-        self.log.show("")
+        log.show("")
+        if (seconds := time.monotonic() - began) >= 1:
+            log.say(f"first step: {seconds:.1f} s{compiled.said()}")
 
     def _end_at_once(self) -> None:
+        compiled.interrupted()
         self.log.close()
         print(f"{sys.argv[0]}: interrupted while the first step was compiled; nothing is lost", file=sys.stderr)
         os._exit(INTERRUPTED)  # the main thread is inside of XLA

@@ -24,7 +24,7 @@ from moco_tf.data.sources import ArraySource, RecordSource, Source
 from moco_tf.methods.base import Method, as_given
 from moco_tf.run import calls, prepare
 from moco_tf.run.learner import TrainingTask
-from moco_tf.training import device
+from moco_tf.training import compiled, device
 from moco_tf.training.collectives import Collectives, Horovod
 
 Batch = tuple[Any, tf.Tensor, tf.Tensor]  # images or two of these, labels, indices
@@ -226,7 +226,8 @@ class Bench:
         else:
             found = self.counting.during(lambda: self.step.get_concrete_function(self.data[kind]))
             self.collectives = found or self.collectives  # a graph that is there is not traced again
-        self._turn(itertools.repeat(self.data[kind]), steps or self.o.bench.warmup_steps)
+        with compiled.first_use():
+            self._turn(itertools.repeat(self.data[kind]), steps or self.o.bench.warmup_steps)
         self.method.views = views
 
     def turn(self, kind: str) -> float:

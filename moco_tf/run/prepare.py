@@ -34,7 +34,7 @@ from moco_tf.evaluation.scores import check_labels
 from moco_tf.methods.base import Method, View
 from moco_tf.networks.encoder import Encoder
 from moco_tf.run.folder import RunFolder
-from moco_tf.training import device, gpu, optimizers, schedules
+from moco_tf.training import compiled, device, gpu, optimizers, schedules
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.collectives import connect as connect_ranks
 
@@ -113,6 +113,9 @@ def connect(options: DeviceOptions, seed: int, compiles: bool = True) -> Collect
         seed: of initialisation.
         compiles: whether XLA may compile something, which is tested then.
     """
+    compiled.start(options.deterministic)
+    if options.deterministic:
+        tf.config.experimental.enable_op_determinism()
     collectives = connect_ranks()
     device.configure(options.threads, collectives.local_size)
     gpu.check(collectives, self_test if compiles and options.jit_compile != "false" else None)

@@ -22,7 +22,7 @@ from moco_tf.config import define, recipes, usage
 from moco_tf.errors import FirstRankError, RankError, UserError
 from moco_tf.run import defaults
 from moco_tf.run.folder import RunFolder
-from moco_tf.training import launcher
+from moco_tf.training import compiled, cuda, launcher
 
 # What needs less memory, of the flags that a program has.
 _SMALLER = ("batch_size", "accumulate", "recompute", "precision", "image_size", "queue_size")
@@ -35,7 +35,8 @@ _LOADING = r"^WARNING: All log messages before absl::InitializeLog|^[IW][0-9]{4}
 _NO_GPU = "|failed call to cuInit"
 # And on processors without AVX-512, at the first step: no error, another kernel computes it.
 _NO_AVX512 = "|oneDNN supports DT_INT32 only on platforms with AVX-512"
-_DRIVER = pathlib.Path("/proc/driver/nvidia")
+# And when it reads compiled code that was kept: it tries text first.
+_KEPT_CODE = "|Error parsing text-format tensorflow.XlaSerializedCacheEntry"
 
 # What libjpeg writes of damaged files while it reads them, besides its error; unreadable.txt names those.
 _OF_JPEG = (
@@ -105,7 +106,8 @@ def _check_folder(options: Any, argv: Sequence[str]) -> None:
 
 def _call(name: str, main: Callable[[Options], None], options: Options) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; a user's own setting stands
-    with _without(_LOADING + ("" if _DRIVER.exists() else _NO_GPU)):
+    compiled.start(bool(define.values_of(options).get("deterministic")))
+    with _without(_LOADING + ("" if cuda.DRIVER.exists() else _NO_GPU)):
         import tensorflow as tf
 
         tf.config.list_physical_devices()
@@ -117,10 +119,12 @@ def _call(name: str, main: Callable[[Options], None], options: Options) -> None:
     logging.set_verbosity(logging.WARNING)
     stop.Signals.in_program = True
     try:
-        with _without(_OF_JPEG + _NO_AVX512):
+        with _without(_OF_JPEG + _NO_AVX512 + _KEPT_CODE):
             elastic.run(lambda: main(options), int(str(define.values_of(options).get("threads", 0))))
         for line in records.left_out():
             print(line, flush=True)
+    except compiled.UnusableCode as error:
+        _begin_anew(name, error)
     except UserError as error:
         _stop(name, error, 1)
     except stop.Stopped as stopped:
@@ -184,6 +188,16 @@ def _stop(name: str, error: BaseException | str, status: int) -> NoReturn:
         error = f"{_this_rank()}: {error}"
     _say(name, error)
     _exit(status)
+
+
+def _begin_anew(name: str, error: UserError) -> NoReturn:
+    """Starts the same command in this process, where that ends no other rank's job."""
+    if launcher.of_several_ranks():
+        _stop(name, RankError(error), 1)
+    _close_logs()
+    _say(name, f"{error}: done")
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell
 
 
 def _met_alone(error: UserError) -> bool:

@@ -4,9 +4,10 @@ import os
 import pathlib
 
 import tensorflow as tf
+from tensorflow.python.framework import config
 
 from moco_tf.errors import UserError
-from moco_tf.training import gpu, launcher
+from moco_tf.training import cuda, gpu, launcher
 
 
 def configure(threads: int, ranks_here: int) -> None:
@@ -50,20 +51,25 @@ def has_gpu() -> bool:
     return bool(tf.config.get_visible_devices("GPU"))
 
 
+def is_deterministic() -> bool:
+    """Whether TensorFlow computes alike in every run, see --deterministic."""
+    return bool(config.is_op_determinism_enabled())
+
+
 def description() -> str:
     """The device of this process in words: the GPU's name and memory, or why it is a CPU."""
     gpus = tf.config.get_visible_devices("GPU")
     if gpus:
         name = str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
         return f"{name}{_memory(name)}"
-    if gpu.DRIVER.exists():
+    if cuda.DRIVER.exists():
         return "CPU: no GPU is visible to TensorFlow though this machine has an NVIDIA driver; see BUILD.md"
     return f"CPU, {threads()} threads"
 
 
 def _memory(name: str) -> str:
     """The memory of a GPU of that name, which TensorFlow does not tell."""
-    sizes = [memory for other, _, memory in gpu.nvidia_smi() if other == name]
+    sizes = [memory for other, _, memory in cuda.nvidia_smi() if other == name]
     return f", {sizes[0]} of memory" if sizes else ""
 
 

@@ -4,50 +4,26 @@ Each check is a function of `Found`, what this machine has; docs/gpu.md has them
 it, and why TensorFlow sees no GPU: `python -m moco_tf.training.gpu`.
 """
 
-import ctypes
 import dataclasses
 import functools
 import json
 import os
-import pathlib
-import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from moco_tf.errors import UserError
-from moco_tf.training import launcher
+from moco_tf.training import cuda, launcher
 from moco_tf.training.collectives import Collectives
-
-Version = tuple[int, ...]
-DRIVER = pathlib.Path("/proc/driver/nvidia")
+from moco_tf.training.cuda import Tool, Version, shown
 
 # The oldest driver of each major version of CUDA (its minor versions are compatible), by NVIDIA's table.
 _DRIVERS: dict[int, Version] = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
-# What TensorFlow 2.21 opens before it looks for a GPU, and the packages of pip's in which it looks for that, besides
-# LD_LIBRARY_PATH and the system's folders: the run path of libtensorflow_framework.so, which cuSOLVER's is not on.
-_LIBRARIES = "cudart.so.12 cublas.so.12 cublasLt.so.12 cufft.so.11 cusolver.so.11 cusparse.so.12 cudnn.so.9"
-_RUN_PATH = ("cublas", "cuda_cupti", "cuda_runtime", "cudnn", "cufft", "cusparse", "nccl")
-# XLA takes the first ptxas from 11.8 on that is not this one.
-_OLDEST_PTXAS, _REFUSED_PTXAS = (11, 8), (12, 3, 103)
 _WRONG_PTXAS = (12, 0), (12, 6, 85)  # from, to below: NVIDIA's bug 4826023
 _LEAST_CUDNN = (9, 24)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tool:
-    """A program: where it is, and its version."""
-
-    path: str
-    version: Version
-
-    def __str__(self) -> str:
-        return f"{self.path} of version {shown(self.version)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,117 +189,25 @@ def found() -> Found:
     """What this machine has; little more than a look where there is no NVIDIA driver."""
     gpus = tf.config.get_visible_devices("GPU")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    rows = [] if hidden else nvidia_smi()
-    names = [row[0] for row in rows] or ([] if hidden else _models())
+    rows = [] if hidden else cuda.nvidia_smi()
+    names = [row[0] for row in rows] or ([] if hidden else cuda.models())
     if not (gpus or names):
         return Found()
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-    missing = () if gpus else tuple(f"lib{name}" for name in _LIBRARIES.split() if not load(f"lib{name}"))
-    holding = [next(iter(_pip().glob(f"*/lib/{name}")), None) for name in missing]
-    taken, passed_over = assemblers()
+    missing = () if gpus else tuple(f"lib{name}" for name in cuda.LIBRARIES.split() if not cuda.load(f"lib{name}"))
+    holding = [next(iter(cuda.pip().glob(f"*/lib/{name}")), None) for name in missing]
+    taken, passed_over = cuda.assemblers()
     return Found(
         cards=tuple((str(d.get("device_name", "GPU")), tuple(d.get("compute_capability", ()))) for d in details),
         driver_cards=tuple(names),
-        driver=version_in(rows[0][1]) if rows else (),
-        cuda=version_in(str(tf.sysconfig.get_build_info().get("cuda_version", ""))),
-        cudnn=cudnn_version(),
+        driver=cuda.version_in(rows[0][1]) if rows else (),
+        cuda=cuda.version_in(str(tf.sysconfig.get_build_info().get("cuda_version", ""))),
+        cudnn=cuda.cudnn_version(),
         ptxas=taken,
         passed_over=passed_over,
         missing=missing,
         folders=tuple(dict.fromkeys(str(path.parent) for path in holding if path)) if all(holding) else (),
     )
-
-
-def _models() -> list[str]:
-    """Names of the GPUs that the driver shows."""
-    texts = [path.read_text() for path in sorted(DRIVER.glob("gpus/*/information"))]
-    return [match[1] for text in texts if (match := re.search(r"^Model:\s*(.+?)\s*$", text, re.MULTILINE))]
-
-
-@functools.cache
-def nvidia_smi() -> list[list[str]]:
-    """[name, driver's version, memory] of the machine's GPUs; empty without NVIDIA's tool."""
-    tool = shutil.which("nvidia-smi")
-    if not tool:
-        return []
-    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        rows = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [fields for row in rows if len(fields := [field.strip() for field in row.split(",")]) == 3]
-
-
-def assemblers() -> tuple[Tool | None, tuple[Tool, ...]]:
-    """The ptxas that XLA takes, and those that it finds before and passes over."""
-    passed_over: list[Tool] = []
-    for path in _places_of_ptxas():
-        if version := _version_of(path):
-            tool = Tool(str(path), version)
-            if version >= _OLDEST_PTXAS and version != _REFUSED_PTXAS:
-                return tool, tuple(passed_over)
-            passed_over.append(tool)
-    return None, tuple(passed_over)
-
-
-def _places_of_ptxas() -> Iterator[pathlib.Path]:
-    """Where XLA of TensorFlow 2.21 looks, in its order."""
-    given = re.findall(r"--xla_gpu_cuda_data_dir=(\S+)", os.environ.get("XLA_FLAGS", ""))
-    yield pathlib.Path(given[-1] if given else "./cuda_sdk_lib", "bin", "ptxas")
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        yield pathlib.Path(folder, "ptxas")
-    packages = pathlib.Path(tf.__file__).parents[1]
-    beside = [packages / "nvidia/cuda_nvcc", packages.parent / "nvidia/cuda_nvcc", packages / "tensorflow/cuda"]
-    for root in [pathlib.Path("/usr/local/cuda"), pathlib.Path("/opt/cuda"), *beside, *packages.parents[2:4]]:
-        yield root / "bin" / "ptxas"
-
-
-def _version_of(tool: pathlib.Path) -> Version:
-    """The version that a program of CUDA prints; () where it is not there or does not run."""
-    if not tool.is_file():
-        return ()
-    try:
-        text = subprocess.run([tool, "--version"], capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    match = re.search(r"\bV(\d+)\.(\d+)\.(\d+)\b", text)
-    return tuple(map(int, match.groups())) if match else ()
-
-
-def load(name: str) -> ctypes.CDLL | None:
-    """A library as TensorFlow finds it; None if it cannot be loaded."""
-    given = [pathlib.Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if folder]
-    folders = [*given, *(_pip() / package / "lib" for package in _RUN_PATH)]
-    path = next((folder / name for folder in folders if (folder / name).exists()), name)
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
-        return None
-
-
-def _pip() -> pathlib.Path:
-    """The folder of NVIDIA's packages that pip installs."""
-    return pathlib.Path(tf.__file__).parents[1] / "nvidia"
-
-
-def cudnn_version() -> Version:
-    """The version of the library that TensorFlow loads; () without one."""
-    library = load("libcudnn.so.9")
-    if library is None:
-        return ()
-    library.cudnnGetVersion.restype = ctypes.c_size_t
-    number = library.cudnnGetVersion()
-    return number // 10000, number // 100 % 100, number % 100
-
-
-def version_in(text: str) -> Version:
-    """The numbers of a version's text."""
-    return tuple(int(number) for number in re.findall(r"\d+", text))
-
-
-def shown(version: Version) -> str:
-    """A version as text."""
-    return ".".join(map(str, version))
 
 
 def report() -> dict[str, Any]:

@@ -275,6 +275,7 @@ def resume(o: argparse.Namespace) -> dict[str, Any]:
         *small,
         "--checkpoint_every=0",
         "--checkpoint_steps=10",
+        "--deterministic",
         "--log_every=1",
         "--steps=40",
     ]

@@ -5,13 +5,13 @@ import os
 import pytest
 import tensorflow as tf
 
-from moco_tf.training import device, gpu
+from moco_tf.training import cuda, device
 
 
 @pytest.fixture
 def card(tmp_path, monkeypatch):
     """A machine with two kinds of GPUs, of which TensorFlow sees the second."""
-    gpu.nvidia_smi.cache_clear()
+    cuda.nvidia_smi.cache_clear()
     smi = tmp_path / "nvidia-smi"
     smi.write_text(
         "#!/bin/sh\necho 'NVIDIA T4, 580.65.06, 15360 MiB'\necho 'NVIDIA H100 80GB HBM3, 580.65.06, 81559 MiB'\n"
@@ -22,7 +22,7 @@ def card(tmp_path, monkeypatch):
     details = {"device_name": "NVIDIA H100 80GB HBM3", "compute_capability": (9, 0)}
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda card: details)
     yield
-    gpu.nvidia_smi.cache_clear()
+    cuda.nvidia_smi.cache_clear()
 
 
 def test_gpu(card):
@@ -36,6 +36,6 @@ def test_gpu_without_its_tool(card, monkeypatch):
 
 @pytest.mark.parametrize("driver", [True, False])
 def test_cpu(driver, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "DRIVER", tmp_path if driver else tmp_path / "none")
+    monkeypatch.setattr(cuda, "DRIVER", tmp_path if driver else tmp_path / "none")
     words = "no GPU is visible to TensorFlow though this machine has an NVIDIA driver; see BUILD.md" if driver else ""
     assert words in device.description() and device.description().startswith("CPU")

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 from moco_tf.errors import UserError
-from moco_tf.training import collectives, device, gpu, launcher
-from moco_tf.training.gpu import Found, Tool
+from moco_tf.training import collectives, cuda, device, gpu, launcher
+from moco_tf.training.cuda import Tool
+from moco_tf.training.gpu import Found
 
 H100 = ("NVIDIA H100 80GB HBM3", (9, 0))
 GOOD = Found(
@@ -215,9 +216,9 @@ def test_which_assembler_xla_takes(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", path)
     monkeypatch.setenv("XLA_FLAGS", "")
     passed_over = (Tool(old, (11, 7, 99)), Tool(first, (12, 3, 103)))
-    assert gpu.assemblers() == (Tool(second, (12, 5, 82)), passed_over)
+    assert cuda.assemblers() == (Tool(second, (12, 5, 82)), passed_over)
     monkeypatch.setenv("XLA_FLAGS", f"--xla_foo=1 --xla_gpu_cuda_data_dir={tmp_path / 'g'}")
-    assert gpu.assemblers() == (Tool(given, (12, 9, 86)), ())
+    assert cuda.assemblers() == (Tool(given, (12, 9, 86)), ())
 
 
 def test_what_a_blind_machine_has(tmp_path, monkeypatch):
@@ -229,25 +230,25 @@ def test_what_a_blind_machine_has(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "cusolver" / "lib").mkdir(parents=True)
     (tmp_path / "cusolver" / "lib" / "libcusolver.so.11").touch()
-    monkeypatch.setattr(gpu, "_pip", lambda: tmp_path)
-    monkeypatch.setattr(gpu, "load", lambda name: None if name in ("libcusolver.so.11", "libcudnn.so.9") else name)
-    gpu.nvidia_smi.cache_clear()
+    monkeypatch.setattr(cuda, "pip", lambda: tmp_path)
+    monkeypatch.setattr(cuda, "load", lambda name: None if name in ("libcusolver.so.11", "libcudnn.so.9") else name)
+    cuda.nvidia_smi.cache_clear()
     found = gpu.found.__wrapped__()
     assert found.driver_cards == ("NVIDIA L4",) and found.driver == (470, 10, 1) and found.cards == ()
     assert found.missing == ("libcusolver.so.11", "libcudnn.so.9") and found.folders == ()
-    monkeypatch.setattr(gpu, "cudnn_version", lambda: (9, 24, 0))
-    monkeypatch.setattr(gpu, "load", lambda name: None if name == "libcusolver.so.11" else 1)
+    monkeypatch.setattr(cuda, "cudnn_version", lambda: (9, 24, 0))
+    monkeypatch.setattr(cuda, "load", lambda name: None if name == "libcusolver.so.11" else 1)
     assert gpu.found.__wrapped__().folders == (str(tmp_path / "cusolver" / "lib"),)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # the user wants none
     assert gpu.found.__wrapped__() == Found()
-    gpu.nvidia_smi.cache_clear()
+    cuda.nvidia_smi.cache_clear()
 
 
 def test_models_that_the_driver_shows(tmp_path, monkeypatch):
     (tmp_path / "gpus" / "0").mkdir(parents=True)
     (tmp_path / "gpus" / "0" / "information").write_text("Model: \t\t NVIDIA A10G\nIRQ:   \t\t 10\n")
-    monkeypatch.setattr(gpu, "DRIVER", tmp_path)
-    assert gpu._models() == ["NVIDIA A10G"]
+    monkeypatch.setattr(cuda, "DRIVER", tmp_path)
+    assert cuda.models() == ["NVIDIA A10G"]
 
 
 def test_report_is_json(machine):
