@@ -21,7 +21,7 @@ from moco_tf.config import define
 from moco_tf.config.options import Pretrain
 from moco_tf.errors import UserError
 from moco_tf.run.folder import RunFolder
-from moco_tf.training import device, gpu
+from moco_tf.training import compiled, device, gpu
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.files import make_folder, one_line, write_whole
 
@@ -84,8 +84,9 @@ def choose(candidates: Iterable[str], measure: Callable[[str], float]) -> Kept:
 
 def seconds_of(call: Callable[[], tf.Tensor]) -> float:
     """Seconds of a call, without the two that trace, compile and warm up; what it returns is read after every fifth."""
-    for _ in range(2):
-        call().numpy()
+    with compiled.first_use():
+        for _ in range(2):
+            call().numpy()
     rounds, began = 0, time.perf_counter()
     while (spent := time.perf_counter() - began) < _ENOUGH:
         rounds += 1
