@@ -5,7 +5,7 @@
 # The same command again goes on where a stopped one was.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 workdir=$(realpath -m "${1:-$root/runs/compare}")
-methods=(moco moco_symmetric simclr npid supcon_in supcon_out supcon_suploss supervised)
+methods=(moco moco_symmetric moco_v3 simclr npid supcon_in supcon_out supcon_suploss supervised)
 [ -d /usr/share/datasets/fashion-mnist ] || apt dataset-fashion-mnist || true
 cd "$root"
 

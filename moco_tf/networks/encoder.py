@@ -71,12 +71,15 @@ class Encoder(keras.Model):
         return tf.cast(x, self.variable_dtype)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        if training and self.micro_batches > 1:
-            row = tf.TensorSpec([self.features_out], self.variable_dtype)
-            encode = partial(self._encode, training=True)
-            norms = naming.having("moves", [part for _, part in self._parts()])  # in bfloat16 `norms` fails in a call
-            return by_micro_batches(encode, images, self.micro_batches, row, norms)
-        return self._encode(images, training)
+        if not (training and self.micro_batches > 1):
+            return self._encode(images, training)
+        if not self.backbone_norms():  # the head sees the whole batch
+            row = tf.TensorSpec([self.backbone.features], self.variable_dtype)
+            features = by_micro_batches(partial(self.features, training=True), images, self.micro_batches, row, [])
+            return self.project(features, training=True)
+        row = tf.TensorSpec([self.features_out], self.variable_dtype)
+        norms = naming.having("moves", [part for _, part in self._parts()])  # in bfloat16 `norms` fails in a call
+        return by_micro_batches(partial(self._encode, training=True), images, self.micro_batches, row, norms)
 
     def _encode(self, images: tf.Tensor, training: bool) -> tf.Tensor:
         return self.project(self.features(images, training=training), training=training)
@@ -123,11 +126,16 @@ class Encoder(keras.Model):
                 found.append(layer)
         return found
 
+    def backbone_norms(self) -> list[BatchNorm]:
+        """The batch norms of the backbone; a ViT with the patch stem has none."""
+        return naming.having("moves", [self.backbone])
+
     def save_memory(self, micro_batches: int = 1, recompute: bool = False) -> None:
         """Makes training passes hold less activations, for a second forward pass, see `memory`.
 
         Args:
-            micro_batches: that a batch is divided into; batch norms look at one at a time.
+            micro_batches: that a batch is divided into; batch norms look at one at a time, but a head on a backbone
+                without any has the whole batch.
             recompute: whether only the outputs of the backbone's stages are kept.
         """
         if recompute or micro_batches > 1:

@@ -355,10 +355,10 @@ def _check_norms(o: Pretrain) -> None:
             f"--bn=sync came with --bn_splits={o.encoder.bn_splits}, expected 1: its batch is that of all ranks; leave "
             "one out"
         )
-    if o.encoder.accumulate > 1 or o.encoder.recompute:
+    if (o.encoder.accumulate > 1 or o.encoder.recompute) and encoder(o.encoder, "float32").backbone_norms():
         raise UserError(
             "--bn=sync came with --accumulate or --recompute, expected neither: a second forward pass would exchange "
-            "the statistics once more; leave the one or the other out"
+            "the statistics once more; leave the one or the other out, or take a ViT, whose trunk has no batch norm"
         )
 
 

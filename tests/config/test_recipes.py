@@ -219,7 +219,72 @@ SEMI_SUPERVISED = {
     "weight_decay": 0.0,
 }
 
+# MoCo v3: README_v3's tables of the parity cases.
+V3 = {
+    **PRETRAIN,
+    **COSINE_PER_STEP,
+    "dataset": "imagenet2012",
+    "image_size": 224,
+    "normalise": "auto",
+    "method": "moco_v3",
+    "head_init": "torch",
+    "hidden_dim": 4096,
+    "feature_dim": 256,
+    "views": "moco_v3",
+    "key_momentum": 0.99,
+    "key_momentum_schedule": "cosine",
+    "bn": "sync",
+    "batch_size": 4096,
+    "warmup_start": 0.0,
+}
+V3_RESNET = {
+    **{"arch": "resnet50", "stem": "imagenet", "zero_init_residual": True, "head": "mlp_bn2", "temperature": 1.0},
+    **{"optimizer": "lars", "momentum": 0.9, "weight_decay": 1e-6, "crop_scale": (0.2, 1.0), "warmup_epochs": 10.0},
+}
+V3_VIT = {
+    **{"patch": 16, "heads": 12, "stem": "patch", "freeze_patch": True, "head": "mlp_bn3", "temperature": 0.2},
+    **{"optimizer": "adamw", "learning_rate": 2.4e-3, "weight_decay": 0.1, "warmup_epochs": 40.0, "epochs": 300},
+}
+V3_VIT = {name: value for name, value in V3.items() if name != "width"} | V3_VIT  # 0: the architecture's
+V3_RESNET = {**V3, **V3_RESNET}
+V3_CIFAR = {**CIFAR, "hidden_dim": 2048, "views": "cifar", "batch_size": 512, "epochs": 300, "temperature": 0.2}
+V3_PROBE = {
+    **PROBE,
+    **SGD,
+    **COSINE_PER_EPOCH,
+    "dataset": "imagenet2012",
+    "image_size": 224,
+    "test_resize": 256,
+    "train_view": "crop_flip",
+    "weight_decay": 0.0,
+    "batch_size": 1024,
+    "epochs": 90,
+    "first_epoch": 0,
+}
 RECIPES = {
+    "pretrain/imagenet_moco_v3_r50.cfg": {**V3_RESNET, "learning_rate": 9.6, "epochs": 100},
+    "pretrain/imagenet_moco_v3_r50_300.cfg": {**V3_RESNET, "learning_rate": 4.8, "epochs": 300},
+    "pretrain/imagenet_moco_v3_r50_1000.cfg": {
+        **V3_RESNET,
+        "learning_rate": 4.8,
+        "epochs": 1000,
+        "weight_decay": 1.5e-6,
+        "key_momentum": 0.996,
+    },
+    "pretrain/imagenet_moco_v3_vits.cfg": {**V3_VIT, "arch": "vit_small"},
+    "pretrain/imagenet_moco_v3_vitb.cfg": {**V3_VIT, "arch": "vit_base"},
+    "pretrain/cifar10_moco_v3.cfg": {
+        **V3_RESNET,
+        **V3_CIFAR,
+        "arch": "resnet18",
+        "stem": "cifar",
+        "learning_rate": 0.6,
+        "weight_decay": 1.5e-6,
+        "crop_scale": None,
+    },
+    "pretrain/cifar10_moco_v3_vit.cfg": {**V3_VIT, **V3_CIFAR, "arch": "vit_tiny", "patch": 4, "learning_rate": 3e-4},
+    "lincls/imagenet_moco_v3_r50.cfg": {**V3_PROBE, "learning_rate": 0.4},
+    "lincls/imagenet_moco_v3_vit.cfg": {**V3_PROBE, "learning_rate": 12.0},
     "pretrain/imagenet_moco_v1.cfg": {**V1, **FACEBOOK},
     "pretrain/imagenet_moco_v2.cfg": {**V2, **FACEBOOK},
     "pretrain/imagenet_moco_v2_800ep.cfg": {**V2, **FACEBOOK, "epochs": 800},
@@ -397,13 +462,24 @@ CROPS = {
     **{name: (0.2, 1.0) for name in RECIPES if name.startswith("pretrain/imagenet") or name.endswith("_s4.cfg")},
     "pretrain/cifar10_simclr.cfg": (0.2, 1.0),
     "lincls/cifar10_s4.cfg": (0.08, 1.0),
+    **dict.fromkeys(("pretrain/imagenet_moco_v3_vits.cfg", "pretrain/imagenet_moco_v3_vitb.cfg"), (0.08, 1.0)),
 }
 
 # (steps an epoch, ((epoch from 0, learning rate at its first step), ...)), from the formulas of the recipes.
 QUARTER = 0.5 * (1 + math.sqrt(0.5))  # of half a cosine, a quarter of the way down
+LAST_OF_90 = math.sin(math.pi / 180) ** 2  # of half a cosine, what the last of 90 epochs has
 S4_WARMUP = ((0, 0.0), (1, 0.024), (2.6, 0.0624), (4, 0.096), (5, 0.12))  # 0.12 e / 5
 S4_1000 = ((204, 0.06 * (1 + math.cos(math.pi / 5))), (1000, 0.0))  # half a cosine over the 995 epochs that are left
 RATES = {
+    "pretrain/imagenet_moco_v3_r50.cfg": (312, ((0, 0.0), (5, 4.8), (10, 9.6), (55, 4.8), (100, 0.0))),
+    "pretrain/imagenet_moco_v3_r50_300.cfg": (312, ((0, 0.0), (5, 2.4), (10, 4.8), (155, 2.4), (300, 0.0))),
+    "pretrain/imagenet_moco_v3_r50_1000.cfg": (312, ((0, 0.0), (5, 2.4), (10, 4.8), (505, 2.4), (1000, 0.0))),
+    "pretrain/imagenet_moco_v3_vits.cfg": (312, ((0, 0.0), (20, 1.2e-3), (40, 2.4e-3), (170, 1.2e-3), (300, 0.0))),
+    "pretrain/imagenet_moco_v3_vitb.cfg": (312, ((0, 0.0), (20, 1.2e-3), (40, 2.4e-3), (170, 1.2e-3), (300, 0.0))),
+    "pretrain/cifar10_moco_v3.cfg": (97, ((0, 0.0), (5, 0.3), (10, 0.6), (155, 0.3), (300, 0.0))),
+    "pretrain/cifar10_moco_v3_vit.cfg": (97, ((0, 0.0), (20, 1.5e-4), (40, 3e-4), (170, 1.5e-4), (300, 0.0))),
+    "lincls/imagenet_moco_v3_r50.cfg": (1251, ((0, 0.4), (45, 0.2), (60, 0.1), (89.5, 0.4 * LAST_OF_90))),
+    "lincls/imagenet_moco_v3_vit.cfg": (1251, ((0, 12.0), (45, 6.0), (60, 3.0), (89.5, 12 * LAST_OF_90))),
     # e counts from 1: the 1st epoch has e = 1, the 200th e = 200
     "pretrain/cifar10_moco.cfg": (97, ((0, 0.0599962989744), (99, 0.03), (199, 0.0))),
     "pretrain/cifar10_moco_symmetric.cfg": (97, ((0, 0.0599962989744), (99, 0.03), (199, 0.0))),
@@ -521,8 +597,8 @@ def test_program_takes_the_options(name):
 def test_crop_is_the_published_one(name):
     own = values(name)
     view = own.get("views") or own["train_view"]
-    crop = views.view(view, own["image_size"], crop_scale=own.get("crop_scale")).crop
-    assert (crop.size, tuple(crop.scale)) == (own["image_size"], CROPS[name])
+    for each in views.views(view, own["image_size"], crop_scale=own.get("crop_scale")):
+        assert (each.crop.size, tuple(each.crop.scale)) == (own["image_size"], CROPS[name])
 
 
 @pytest.mark.parametrize("name", FILES)
