@@ -1,23 +1,30 @@
-"""Which of our ResNets the weights of a file of another program are of, by names and shapes.
+"""Which of our ResNets and ViTs the weights of a file of another program are of, by names and shapes.
 
-Names are torchvision's, arrays have PyTorch's layout. Our own checkpoints say what they are of.
+Names are torchvision's or timm's, arrays have PyTorch's layout. Our own checkpoints say what they are of.
 """
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from moco_tf.errors import UserError
+from moco_tf.networks.backbones import vit
 from moco_tf.networks.backbones.resnet import VARIANTS
 
 BLOCKS = {(variant["bottleneck"], variant["depths"]): name for name, variant in VARIANTS.items()}
+VIT_MARK = "blocks.0.attn.qkv.weight"  # what a ViT is told by
+VIT_HEADS = 12  # of all published MoCo v3 networks; no file says how many
+HEAD = ("fc.", "head.")  # what the names of a head's variables start with, on a ResNet and on a ViT
 _STEMS = {3: "cifar", 7: "imagenet"}
 _NAME = re.compile(
     r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01])|fc(\.\d)?)\.(weight|bias|running_(mean|var))"
 )
 _STATISTICS = ("running_mean", "running_var")
+_VIT_PROJECTION = {"patch": "patch_embed.proj.weight", "conv": "patch_embed.proj.12.weight"}
 _NORM1, _NORM4 = ({f"fc.{n}.{part}" for part in ("weight", "bias", *_STATISTICS)} for n in (1, 4))
 _HEADS = {  # the last layer, and all names
     "linear": ("fc.weight", {"fc.weight", "fc.bias"}),
@@ -62,6 +69,57 @@ def describe(state: Mapping[str, np.ndarray]) -> Architecture:
     return Architecture(arch or "", conv1[0], _STEMS[conv1[2]], *_head(state, conv1[0] * (32 if bottleneck else 8)))
 
 
+def configuration(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The arguments of networks.encoder.Encoder for an encoder's weights.
+
+    Raises:
+        UserError: neither a ResNet nor a ViT that is built here; says what was found.
+    """
+    return _describe_vit(state) if VIT_MARK in state else vars(describe(state))
+
+
+def _describe_vit(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    shapes = {name: np.shape(value) for name, value in state.items()}
+    stem = "conv" if "patch_embed.proj.12.weight" in state else "patch"
+    projection, hidden = shapes.get(_VIT_PROJECTION[stem], ()), shapes.get("blocks.0.mlp.fc1.weight", ())
+    if len(projection) != 4 or len(hidden) != 2:
+        raise UserError(
+            f"the weights ({listed(state)}) are of no ViT that is built here; expected timm's names of a "
+            f"VisionTransformer with {' or '.join(_VIT_PROJECTION.values())} and MLPs of two layers"
+        )
+    dim, depth = hidden[1], len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    named = next((arch for arch, variant in vit.VARIANTS.items() if variant["dim"] == dim), "vit_small")
+    own = {"width": dim, "depth": depth, "heads": VIT_HEADS, "mlp_ratio": hidden[0] // dim, "stem": stem}
+    patch = vit.CONV_PATCH if stem == "conv" else projection[-1]
+    head, feature_dim, hidden_dim = _head(_with_fc(state), dim)
+    return {"arch": named, **own, "patch": patch, "head": head, "feature_dim": feature_dim, "hidden_dim": hidden_dim}
+
+
+def fixed_image_size(positions: np.ndarray, patch: int) -> int:
+    """The side in pixels of the images that a ViT's position embedding is for.
+
+    Args:
+        positions: 1xTxD, as a file has it.
+        patch: side of a patch in pixels.
+
+    Raises:
+        UserError: it is not the fixed one that is computed here.
+    """
+    tokens, dim = np.shape(positions)[-2:] if np.ndim(positions) == 3 else (0, 0)
+    grid = math.isqrt(max(tokens - 1, 0))
+    if tokens != grid**2 + 1 or dim % 4 or np.abs(positions[0] - vit.positions(grid, grid, dim)).max() > 1e-5:
+        raise UserError(
+            "the position embedding is a learnt one, or of a grid that is no square; expected fixed sines and cosines "
+            "in two dimensions, as MoCo v3's: give such a ViT"
+        )
+    return grid * patch
+
+
+def _with_fc(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights with the name of a ResNet's head, fc, for a ViT's."""
+    return {re.sub("^head", "fc", name): value for name, value in state.items()}
+
+
 def _other(state: Mapping[str, np.ndarray], conv1: tuple[int, ...], arch: str | None) -> str:
     """What a network is called that is none of ours; empty for ours."""
     narrow, grouped = (np.shape(state.get(f"layer1.0.conv{n}.weight", (0,))) for n in (1, 2))
@@ -100,12 +158,12 @@ def _head(state: Mapping[str, np.ndarray], pooled: int) -> tuple[str, int, int]:
 
 
 def without_unknown_head(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """An encoder's weights; without those of its head, fc, if that is none of ours."""
+    """An encoder's weights; without those of its head if that is none of ours."""
     try:
-        _head(state, 0)
+        _head(_with_fc(state), 0)
         return dict(state)
     except UserError:
-        return {name: value for name, value in state.items() if not name.startswith("fc.")}
+        return {name: value for name, value in state.items() if not name.startswith(HEAD)}
 
 
 def check_against(state: Mapping[str, np.ndarray], expected_shapes: Mapping[str, tuple[int, ...]]) -> None:

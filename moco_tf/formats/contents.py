@@ -43,7 +43,7 @@ def contents(path: str) -> dict[str, Any]:
         "optimizer": bool(checkpoint.read_group(place, "optimizer")) if ours else state.optimizer,
         "step": loaded.step,
         "epoch": _epoch(run, about["step"]) if ours else state.epoch,
-        "image_size": loaded.image_size if ours else None,
+        "image_size": loaded.image_size or None,
         "test_resize": loaded.test_resize if ours else None,
         "normalisation": {"mean": loaded.mean, "std": loaded.std} if ours else None,
         **{name: about.get(name) for name in ("method", "dataset", "batch_size", "ranks")},

@@ -1,8 +1,9 @@
 """Weights that other programs wrote, by content: the encoders in a file, the queue, and what else is there.
 
-Read are PyTorch's files, .safetensors and moco.tensorflow's .npz files. An encoder is whatever has a ResNet's names
-behind a common prefix, however deep: MoCo's `encoder_q.`, a library's `backbone.`, DistributedDataParallel's `module.`,
-a checkpoint's `state_dict`. Names follow torchvision, arrays PyTorch's layout: kernels OIHW, matrices (out, in).
+Read are PyTorch's files, .safetensors and moco.tensorflow's .npz files. An encoder is whatever has the names
+of a ResNet or ViT behind a common prefix, however deep: MoCo's `encoder_q.`, MoCo v3's `base_encoder.`, a library's
+`backbone.`, DistributedDataParallel's `module.`, a checkpoint's `state_dict`. Names follow torchvision and timm, arrays
+PyTorch's layout: kernels OIHW, matrices (out, in).
 """
 
 import functools
@@ -19,14 +20,26 @@ import numpy as np
 
 from moco_tf.errors import UserError
 from moco_tf.formats import pth, tensorpack
-from moco_tf.formats.architecture import check_against, listed, printable, without_unknown_head
+from moco_tf.formats.architecture import (
+    VIT_HEADS,
+    VIT_MARK,
+    check_against,
+    configuration,
+    fixed_image_size,
+    listed,
+    printable,
+    without_unknown_head,
+)
 from moco_tf.formats.torch_pickle import STORAGE_TYPES
 
 MAX_BYTES = 16 * 2**30  # ResNet-50 four times as wide, with its key encoder and optimizer, has 5 GB
 MAX_ENCODERS = 100  # each costs a look at all names
 MAX_HEADER_BYTES = 100 * 2**20  # of a .safetensors
-_MARK = "layer1.0.conv1.weight"  # what an encoder is found by
-_PART = re.compile(r"((conv|bn|layer)\d+|fc)\.")
+_PARTS = {  # what an encoder is found by: what of the names behind its prefix are its own
+    "layer1.0.conv1.weight": re.compile(r"((conv|bn|layer)\d+|fc)\."),
+    VIT_MARK: re.compile(r"(cls_token|pos_embed)$|(patch_embed|blocks|norm|head)\."),
+}
+_PROGRAMS = {"encoder_q.": "moco", "base_encoder.": "moco-v3"}  # by the end of the prefix
 _NUMBERED = re.compile(r"(?P<prefix>.*\.|)(?P<number>\d+)\.0\.conv1\.weight")
 _FOLLOWS = re.compile(r"(^|[._])(k|key|momentum|teacher|target|ema)[._]")  # a moving average of the query encoder
 _QUEUE = re.compile(r"(^|\.)queue(_ptr)?$")
@@ -46,6 +59,7 @@ class Foreign:
         queue: KxC float32, None if there is none.
         queue_pointer: the row that is replaced next, None if it is not known.
         epoch, arch: as the file says.
+        image_size: side in pixels of the images that a ViT's position embedding is for; 0: not known.
         optimizer: whether an optimizer's state is there, too.
         notes: lines about what was chosen and what left out.
     """
@@ -57,6 +71,7 @@ class Foreign:
     queue_pointer: int | None = None
     epoch: int | None = None
     arch: str | None = None
+    image_size: int = 0
     optimizer: bool = False
     notes: tuple[str, ...] = ()
 
@@ -155,20 +170,22 @@ def _from_tensorpack(arrays: dict[str, np.ndarray]) -> Foreign:
 
 def _from_torch(data: Any, suffix: str = ".pth") -> Foreign:
     """Of nested dicts, as torch.save or a .safetensors holds them."""
-    expected = "expected a ResNet's state_dict, or a checkpoint with one"
+    expected = "expected a ResNet's or ViT's state_dict, or a checkpoint with one"
     if not isinstance(data, dict):
         raise UserError(f"the file holds a {printable(data)}; {expected}")
     flat = _torchvision_names(dict(_flat(data, "", set())))
-    roots = [name.removesuffix(_MARK) for name in flat if f".{name}".endswith(f".{_MARK}")]
+    marks = [(name, mark) for name in flat for mark in _PARTS if f".{name}".endswith(f".{mark}")]
+    roots = [name.removesuffix(mark) for name, mark in marks]
     if len(roots) > MAX_ENCODERS:
         raise UserError(f"the file holds {len(roots)} networks, expected a few; give one with fewer")
     if not roots:
-        raise UserError(f"no encoder (conv1.weight, {_MARK}) among {listed(flat)}; {expected}")
+        raise UserError(f"no encoder (conv1.weight, {', '.join(_PARTS)}) among {listed(flat)}; {expected}")
     query = next((root for root in roots if not _FOLLOWS.search(root)), roots[0])
     encoder = _encoder(flat, query)
     key, key_encoder = _key_encoder(flat, encoder, [r for r in roots if r != query and _FOLLOWS.search(r)])
     queue, pointer, used = _queue(flat, by_columns=True)
     used |= {query + name for name in encoder} | {f"{key}{name}" for name in key_encoder or ()}
+    size, assumed = _of_vit(encoder, key_encoder)
     return Foreign(
         encoder=encoder,
         key_encoder=key_encoder,
@@ -176,10 +193,26 @@ def _from_torch(data: Any, suffix: str = ".pth") -> Foreign:
         queue_pointer=pointer,
         epoch=data["epoch"] if type(data.get("epoch")) is int else None,
         arch=data["arch"] if isinstance(data.get("arch"), str) else None,
-        source=f"moco {suffix}.tar" if query.endswith("encoder_q.") else f"torchvision {suffix}",
+        source=_source(query, "timm" if VIT_MARK in encoder else "torchvision", suffix),
+        image_size=size,
         optimizer=isinstance(data.get("optimizer"), dict),
-        notes=tuple(_notes(flat, roots, query, key, used)),
+        notes=(*_notes(flat, roots, query, key, used), *assumed),
     )
+
+
+def _of_vit(encoder: dict[str, np.ndarray], key_encoder: dict[str, np.ndarray] | None) -> tuple[int, list[str]]:
+    """The image size of a ViT's position embedding, which is taken out, and what is assumed of the network."""
+    positions = [weights.pop("pos_embed", None) for weights in (encoder, key_encoder or {})][0]
+    if VIT_MARK not in encoder:
+        return 0, []
+    size = 0 if positions is None else fixed_image_size(positions, configuration(encoder)["patch"])
+    return size, [f"{VIT_HEADS} attention heads are assumed: a file does not say how many"]
+
+
+def _source(prefix: str, names: str, suffix: str) -> str:
+    """What a file is, in words, by its encoder's prefix, or by whose names it has."""
+    known = [f"{program} {suffix}.tar" for end, program in _PROGRAMS.items() if prefix.endswith(end)]
+    return known[0] if known else f"{names} {suffix}"
 
 
 def _flat(data: Mapping[Any, Any], prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
@@ -213,7 +246,8 @@ def _torchvision_names(flat: dict[str, Any]) -> dict[str, Any]:
 def _encoder(flat: Mapping[str, Any], root: str) -> dict[str, np.ndarray]:
     """The encoder behind a prefix as float32, with its head if that is known."""
     inner = {name[len(root) :]: value for name, value in flat.items() if name.startswith(root)}
-    inner = {name: value for name, value in inner.items() if _PART.match(name) and not name.endswith(_COUNTED)}
+    part = next(part for mark, part in _PARTS.items() if mark in inner)
+    inner = {name: value for name, value in inner.items() if part.match(name) and not name.endswith(_COUNTED)}
     inner = without_unknown_head(inner)
     wrong = [name for name, value in inner.items() if not isinstance(value, np.ndarray) or value.dtype.kind != "f"]
     if wrong:
@@ -267,8 +301,8 @@ def _notes(flat: Mapping[str, Any], roots: list[str], query: str, key: str | Non
 
 def _left_out(names: Collection[str]) -> str:
     return (
-        f"left out: {listed(set(names))}; read are a ResNet, a linear or MLP head, a key encoder like it and a queue "
-        "of two dimensions"
+        f"left out: {listed(set(names))}; read are a ResNet or ViT, a linear or MLP head, a key encoder like it and a "
+        "queue of two dimensions"
     )
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from moco_tf.data.normalisation import NORMALISATIONS
 from moco_tf.errors import UserError
 from moco_tf.formats import foreign
-from moco_tf.formats.architecture import describe
+from moco_tf.formats.architecture import configuration
 from moco_tf.formats.base import Loaded
 from moco_tf.formats.foreign import Foreign
 from moco_tf.formats.torchvision import check_weights, set_weights, to_torch_layout
@@ -31,7 +31,8 @@ def load(path: str, dtype: str = "float32", untrained: bool = False) -> Loaded:
 
     Args:
         path: a run folder (its newest whole checkpoint is used), a checkpoint's folder, or a file of PyTorch,
-            a .safetensors or a moco.tensorflow .npz that holds a ResNet by torchvision's names, whatever their prefix.
+            a .safetensors or a moco.tensorflow .npz that holds a ResNet by torchvision's names, or a ViT by timm's,
+            whatever their prefix.
         dtype: Keras' dtype policy of the encoder.
         untrained: keeps the fresh initialisation of the same architecture.
 
@@ -122,10 +123,11 @@ def build(place: pathlib.Path, state: Foreign, dtype: str = "float32", untrained
     """
     if not place.is_dir():
         try:
-            encoder = _build(vars(describe(state.encoder)), state.encoder, dtype, untrained)
+            encoder = _build(configuration(state.encoder), state.encoder, dtype, untrained)
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
-        return Loaded(encoder, str(place), state.source, None, 0, *NORMALISATIONS["imagenet"], state.notes)
+        size, imagenet = state.image_size, NORMALISATIONS["imagenet"]
+        return Loaded(encoder, str(place), state.source, None, size, *imagenet, state.notes)
     about = checkpoint.describe(place)
     try:
         _check(about)

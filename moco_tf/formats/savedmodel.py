@@ -19,6 +19,7 @@ from moco_tf.data.views.geometry import center_crop_matrix
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.formats import base
+from moco_tf.formats.architecture import HEAD
 from moco_tf.formats.base import Loaded
 from moco_tf.networks.encoder import Encoder
 
@@ -109,8 +110,8 @@ class Exported(tf.Module):
         self.named_variables = {name: v.value for name, v in network.named_variables().items()}
         self.variables = list(self.named_variables.values())
         learnt = {name: v.value for name, v in network.named_parameters().items()}
-        self.trainable_variables = [v for name, v in learnt.items() if not name.startswith("fc.")]
-        self.head_variables = [v for name, v in learnt.items() if name.startswith("fc.")]
+        self.trainable_variables = [v for name, v in learnt.items() if not name.startswith(HEAD)]
+        self.head_variables = [v for name, v in learnt.items() if name.startswith(HEAD)]
 
     def _define_functions(self, network: Encoder, sizes: tuple[int, int], mean: tf.Tensor, std: tf.Tensor) -> None:
         size, _ = sizes

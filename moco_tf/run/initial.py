@@ -6,7 +6,7 @@ import numpy as np
 
 from moco_tf.errors import UserError
 from moco_tf.formats import load
-from moco_tf.formats.architecture import describe
+from moco_tf.formats.architecture import HEAD, configuration
 from moco_tf.formats.foreign import Foreign
 from moco_tf.formats.torchvision import get_weights, set_weights
 from moco_tf.methods.base import Method
@@ -76,11 +76,11 @@ def _take_queue(queue: Any, state: Foreign, same_head: bool) -> str:
 
 
 def _head(weights: Weights) -> Weights:
-    return {name: value for name, value in weights.items() if name.startswith("fc.")}
+    return {name: value for name, value in weights.items() if name.startswith(HEAD)}
 
 
 def _backbone(weights: Weights) -> Weights:
-    return {name: value for name, value in weights.items() if not name.startswith("fc.")}
+    return {name: value for name, value in weights.items() if not name.startswith(HEAD)}
 
 
 def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
@@ -89,7 +89,7 @@ def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
 
 def _holds(state: Foreign) -> str:
     try:
-        found = describe(_backbone(state.encoder))
+        found = configuration(_backbone(state.encoder))
     except UserError:
         return "holds another network"
-    return f"holds --arch={found.arch} --stem={found.stem} --width={found.width}"
+    return "holds " + " ".join(f"--{name}={found[name]}" for name in ("arch", "stem", "width"))
