@@ -16,6 +16,7 @@ from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.formats.architecture import BLOCKS
 from moco_tf.formats.torchvision import set_weights
+from moco_tf.networks.backbones import vit
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training.files import one_line
 
@@ -110,6 +111,17 @@ def check_resnet(name: str, encoder: Encoder) -> None:
 def is_resnet(encoder: Encoder) -> bool:
     """Whether the backbone is one of this package's ResNets."""
     return encoder.config["arch"] in BLOCKS.values()
+
+
+def is_vit(encoder: Encoder) -> bool:
+    """Whether the backbone is one of this package's ViTs."""
+    return encoder.config["arch"] in vit.VARIANTS
+
+
+def fixed_positions(subject: Loaded) -> np.ndarray:
+    """TxD: the position embedding that a ViT computes for its images."""
+    grid = subject.image_size // subject.encoder.config["patch"]
+    return subject.encoder.backbone.positions(grid, grid).numpy()
 
 
 def evaluate(encoder: Encoder, subject: Loaded, images: list[tf.Tensor]) -> dict[str, np.ndarray]:

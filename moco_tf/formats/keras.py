@@ -4,8 +4,8 @@
     outputs = encoder(images)  # RGB from 0 to 255, BxSxSx3 -> {"features": BxD, "projection": BxC of length one}
 
 An image whose largest value is above 0 and at most 1 gives NaN: it has values from 0 to 1, almost black from 0 to 255.
-Layers have torchvision's names. In inference outputs equal the encoder's; in training Keras' batch norm takes the whole
-batch (no splits) and moves its running variance with the biased estimate.
+Layers have torchvision's names, or timm's. In inference outputs equal the encoder's; in training Keras' batch norm
+takes the whole batch (no splits) and moves its running variance with the biased estimate.
 """
 
 import pathlib
@@ -15,15 +15,15 @@ import numpy as np
 import tensorflow as tf
 from keras.models import load_model
 
-from moco_tf.formats import base
+from moco_tf.formats import base, keras_vit
+from moco_tf.formats.architecture import HEAD
 from moco_tf.formats.base import Loaded
-from moco_tf.networks.encoder import Encoder
+from moco_tf.formats.keras_layers import Layers, convolution, norm
 
 SUFFIX, ANY_SIZE = ".keras", False
-Layers = dict[str, list[np.ndarray]]  # values by layer, in an order that Keras takes, too
 
 _USE = """\
-    encoder = keras.models.load_model("{name}")  # needs Keras only: layers have torchvision's names
+    encoder = keras.models.load_model("{name}")  # needs Keras only: layers have the encoder's names
     outputs = encoder(images)  # RGB from 0 to 255, BxSxSx3, S = {size} -> {outputs}; from 0 to 1: NaN
     classifier = keras.Model(encoder.input, keras.layers.Dense(10)(encoder.output["features"]))  # to be fine-tuned
 """
@@ -34,9 +34,10 @@ In training its batch norms take the whole batch; the encoder's took {bn_splits}
 
 
 def write(subject: Loaded, path: pathlib.Path) -> None:
-    """Writes the file. Raises UnfitEncoder unless the encoder is a ResNet."""
-    base.check_resnet("keras", subject.encoder)
-    _build(subject.encoder, subject.mean, subject.std).save(path)
+    """Writes the file. Raises UnfitEncoder unless the encoder is a ResNet or a ViT."""
+    if not base.is_vit(subject.encoder):
+        base.check_resnet("keras", subject.encoder)
+    _build(subject).save(path)
 
 
 def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -55,24 +56,23 @@ def use(subject: Loaded, name: str) -> str:
     return template.format(name=name, outputs=shapes, bn_splits=config["bn_splits"], resize=subject.resize, **numbers)
 
 
-def _build(encoder: Encoder, mean: tuple[float, ...], std: tuple[float, ...]) -> keras.Model:
+def _build(subject: Loaded) -> keras.Model:
     """The encoder of Keras' own layers, float32: images BxHxWx3 from 0 to 255 -> features BxD, projection BxC."""
-    layers: Layers = {}
+    encoder, vit, layers = subject.encoder, base.is_vit(subject.encoder), Layers()
     for name, variable in encoder.named_variables().items():
         layers.setdefault(name.rpartition(".")[0], []).append(np.asarray(variable.value))
-    images = keras.Input((None, None, 3), name="images")
-    moments = {"mean": [255 * m for m in mean], "variance": [(255 * s) ** 2 for s in std]}
+    side = subject.image_size if vit else None
+    images = keras.Input((side, side, 3), name="images")
+    moments = {"mean": [255 * m for m in subject.mean], "variance": [(255 * s) ** 2 for s in subject.std]}
     brightest = keras.ops.max(images, axis=(1, 2, 3), keepdims=True, initial=0)  # which an empty batch needs
     x = keras.ops.where((brightest > 0) & (brightest <= 1), float("nan"), images)
     x = keras.layers.Normalization(**moments, name="normalise")(x)
-    imagenet = encoder.config["stem"] == "imagenet"
-    x = keras.layers.ReLU()(_norm(_convolution(x, layers, "conv1", 2 if imagenet else 1), "bn1"))
-    if imagenet:
-        x = keras.layers.MaxPooling2D(3, 2)(keras.layers.ZeroPadding2D(1)(x))  # zeros: no maximum after a ReLU changes
-    for block in dict.fromkeys(name.rpartition(".conv")[0] for name in layers if ".conv" in name):
-        x = _block(x, layers, block)
-    made = {"features": keras.layers.GlobalAveragePooling2D(name="features")(x)}
-    head = {name: values for name, values in layers.items() if name.partition(".")[0] == "fc"}
+    if vit:
+        x = keras_vit.features(x, layers, encoder.config["heads"], base.fixed_positions(subject))
+    else:
+        x = _pooled(x, layers, encoder.config["stem"] == "imagenet")
+    made = {"features": keras.layers.Identity(name="features")(x)}
+    head = {name: values for name, values in layers.items() if f"{name}.".startswith(HEAD)}
     if head:
         made["projection"] = keras.layers.UnitNormalization(name="projection")(_head(made["features"], head))
     model = keras.Model(images, made, name="encoder")
@@ -81,16 +81,13 @@ def _build(encoder: Encoder, mean: tuple[float, ...], std: tuple[float, ...]) ->
     return model
 
 
-def _convolution(x: keras.KerasTensor, layers: Layers, name: str, strides: int) -> keras.KerasTensor:
-    """A convolution with padding k // 2 on every side; with stride 2 Keras' "same" would pad one side only."""
-    side, _, _, filters = layers[name][0].shape
-    x = keras.layers.ZeroPadding2D(side // 2)(x) if strides > 1 and side > 1 else x
-    padding = "valid" if strides > 1 else "same"
-    return keras.layers.Conv2D(filters, side, strides, padding, use_bias=False, name=name)(x)
-
-
-def _norm(x: keras.KerasTensor, name: str, learnt: bool = True) -> keras.KerasTensor:
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, center=learnt, scale=learnt, name=name)(x)
+def _pooled(x: keras.KerasTensor, layers: Layers, imagenet_stem: bool) -> keras.KerasTensor:
+    x = keras.layers.ReLU()(norm(convolution(x, layers, "conv1", 2 if imagenet_stem else 1), "bn1"))
+    if imagenet_stem:
+        x = keras.layers.MaxPooling2D(3, 2)(keras.layers.ZeroPadding2D(1)(x))  # zeros: no maximum after a ReLU changes
+    for block in dict.fromkeys(name.rpartition(".conv")[0] for name in layers if ".conv" in name):
+        x = _block(x, layers, block)
+    return keras.layers.GlobalAveragePooling2D()(x)
 
 
 def _block(x: keras.KerasTensor, layers: Layers, name: str) -> keras.KerasTensor:
@@ -99,11 +96,11 @@ def _block(x: keras.KerasTensor, layers: Layers, name: str) -> keras.KerasTensor
     strided = 2 if f"{name}.conv3" in layers else 1
     shortcut = x
     if f"{name}.downsample.0" in layers:
-        shortcut = _norm(_convolution(x, layers, f"{name}.downsample.0", strides), f"{name}.downsample.1")
+        shortcut = norm(convolution(x, layers, f"{name}.downsample.0", strides), f"{name}.downsample.1")
     for n in range(1, strided + 2):
         x = keras.layers.ReLU()(x) if n > 1 else x
-        x = _convolution(x, layers, f"{name}.conv{n}", strides if n == strided else 1)
-        x = _norm(x, f"{name}.bn{n}")
+        x = convolution(x, layers, f"{name}.conv{n}", strides if n == strided else 1)
+        x = norm(x, f"{name}.bn{n}")
     return keras.layers.ReLU()(keras.layers.Add()([x, shortcut]))
 
 
@@ -111,7 +108,7 @@ def _head(x: keras.KerasTensor, layers: Layers) -> keras.KerasTensor:
     """Linear layers with a ReLU before each but the first, and batch norms, whose variables are vectors."""
     for i, (name, values) in enumerate(layers.items()):
         if values[0].ndim == 1:
-            x = _norm(x, name, learnt=len(values) == 4)
+            x = norm(x, name, learnt=len(values) == 4)
         else:
             x = keras.layers.ReLU()(x) if i else x
             x = keras.layers.Dense(values[0].shape[1], use_bias=len(values) == 2, name=name)(x)

@@ -24,7 +24,7 @@ import numpy as np
 
 from moco_tf.errors import UserError
 from moco_tf.formats import base, torch_pickle
-from moco_tf.formats.architecture import printable
+from moco_tf.formats.architecture import VIT_HEADS, printable
 from moco_tf.formats.base import Loaded
 from moco_tf.formats.torch_pickle import REMEDY, STORAGE_TYPES, Storage, StorageType
 from moco_tf.formats.torchvision import get_weights
@@ -37,7 +37,7 @@ MAX_PICKLE_BYTES = 256 * 2**20
 
 _USE = """\
 {here}
-    state = torch.load("{name}", weights_only=True)  # torchvision's names; the head's begin with fc
+    state = torch.load("{name}", weights_only=True)  # {names}
 """
 _HERE = """\
     python -m moco_tf.knn --load={name} --dataset=... --image_size={size} --normalise={normalisation}
@@ -46,12 +46,20 @@ _NOT_HERE = """\
 A .pth does not hold the normalisation, and --normalise has no name for this one: give moco_tf the run folder instead.
 """
 _NO_RESNET = """\
-moco_tf reads ResNets from a .pth, no other networks: give it the run folder instead.
+moco_tf reads ResNets and ViTs from a .pth, no other networks: give it the run folder instead.
+"""
+_OTHER_HEADS = """\
+A .pth does not hold the number of attention heads, {heads} here; moco_tf takes it for 12: give moco_tf the run folder.
 """
 _TORCHVISION = """\
     network = torchvision.models.{arch}()
     network.fc = torch.nn.Identity()  # Bx{D} comes out
     network.load_state_dict({{name: value for name, value in state.items() if not name.startswith("fc.")}})
+"""
+_TIMM = """\
+    shape = {{"img_size": {size}, "patch_size": {patch}, "embed_dim": {D}, "depth": {depth}, "num_heads": {heads}}}
+    network = timm.models.VisionTransformer(**shape, mlp_ratio={mlp_ratio}, num_classes=0)  # Bx{D} comes out
+    network.load_state_dict({{name: value for name, value in state.items() if not name.startswith("head.")}})
 """
 _ARCHIVE = "a {0} archive{1}; unpack it first: {2} FILE"
 _OTHER_FORMATS = {  # by how they begin, in lower case
@@ -74,22 +82,36 @@ DAMAGED += (ValueError, LookupError, RuntimeError, OverflowError, MemoryError)  
 
 
 def write(subject: Loaded, path: pathlib.Path) -> None:
-    """Writes the file, which torch.load(path, weights_only=True) reads."""
-    _write_archive(path, get_weights(subject.encoder))
+    """Writes the file, which torch.load(path, weights_only=True) reads; a ViT's has its position embedding, too."""
+    weights = get_weights(subject.encoder)
+    if base.is_vit(subject.encoder):
+        weights["pos_embed"] = base.fixed_positions(subject)[None]
+    _write_archive(path, weights)
 
 
 def outputs(path: pathlib.Path, subject: Loaded, images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """Of an encoder with the file's weights."""
-    return {"the file": base.evaluate_weights(read(path), subject, images)}
+    weights = {name: value for name, value in read(path).items() if name != "pos_embed"}  # which is computed here
+    return {"the file": base.evaluate_weights(weights, subject, images)}
 
 
 def use(subject: Loaded, name: str) -> str:
     """How to load it here and in PyTorch."""
     config, named = subject.encoder.config, base.normalisation_name(subject)
-    here = _NO_RESNET if not base.is_resnet(subject.encoder) else _HERE if named else _NOT_HERE
+    resnet, vit = base.is_resnet(subject.encoder), base.is_vit(subject.encoder)
+    readable = resnet or (vit and config["heads"] == VIT_HEADS)
+    here = (_OTHER_HEADS if vit else _NO_RESNET) if not readable else _HERE if named else _NOT_HERE
     known = (config.get("stem"), config.get("width")) == ("imagenet", 64) and config["arch"] != "resnet10"
-    template = _USE.replace("{here}", here) + (_TORCHVISION if known and base.is_resnet(subject.encoder) else "")
-    return template.format(name=name, arch=config["arch"], normalisation=named, **base.sizes(subject))
+    there = _TORCHVISION if known and resnet else _TIMM if vit and config["stem"] == "patch" else ""
+    template = _USE.replace("{here}", here) + there
+    names = "timm's names; the head's begin with head" if vit else "torchvision's names; the head's begin with fc"
+    values = {
+        "names": names,
+        **config,
+        **base.sizes(subject),
+        "depth": len(getattr(subject.encoder.backbone, "blocks", ())),
+    }
+    return template.format(name=name, normalisation=named, **values)
 
 
 def read(path: str | os.PathLike) -> Any:

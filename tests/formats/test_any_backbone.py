@@ -87,7 +87,7 @@ def test_all_formats_but_those_of_resnets(run, tmp_path, capsys):
         *("encoder.onnx", "encoder.pth", "encoder.tflite", "savedmodel")
     }
     assert pth.read(tmp_path / "out" / "encoder.pth").keys() == get_weights(encoder).keys()
-    assert "moco_tf reads ResNets from a .pth" in (tmp_path / "out" / "encoder.pth.md").read_text()
+    assert "moco_tf reads ResNets and ViTs from a .pth" in (tmp_path / "out" / "encoder.pth.md").read_text()
     card = (tmp_path / "out" / "savedmodel" / "README.md").read_text()
     assert "| architecture | of_a_user.patches, width 5, patch 4 |" in card
     for name, suffix in (("keras", ".keras"), ("detectron2", ".pkl")):

@@ -223,7 +223,8 @@ class ViT(Backbone):
         if not (isinstance(rows, int) and isinstance(columns, int)):
             return positions(rows, columns, self.features)
         with tf.init_scope():
-            return tf.constant(positions(rows, columns, self.features).numpy())
+            known = positions(rows, columns, self.features).numpy()
+        return tf.constant(known)
 
     def tokens(self, images: tf.Tensor) -> tf.Tensor:
         """All tokens after the last layer normalisation, in inference: BxHxWx3 to BxTxD."""
