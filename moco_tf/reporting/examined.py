@@ -60,6 +60,21 @@ class Embedded:
 
 
 @dataclasses.dataclass(frozen=True)
+class Attended:
+    """Some test images as a ViT attends to them.
+
+    Args:
+        images: as the network sees them, uint8 nxSxSx3, normalisation undone.
+        weights: of the last block's class token for each patch, by head: nxHxRxR.
+        patches: the patches' features, nxRxRxD.
+    """
+
+    images: np.ndarray
+    weights: np.ndarray
+    patches: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Examined:
     """A run's images as its encoder sees them.
 
@@ -74,6 +89,7 @@ class Examined:
         note: a sentence where training images stand for test images.
         sampled: a sentence where not all images were taken.
         held_out: whether the test images are the training images that --holdout leaves out.
+        attended: some of the test images; None of an encoder without attention.
     """
 
     checkpoint: str
@@ -87,6 +103,7 @@ class Examined:
     note: str
     sampled: str
     held_out: bool = False
+    attended: Attended | None = None
 
     @property
     def kind(self) -> str:

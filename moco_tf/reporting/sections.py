@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from moco_tf import __version__
-from moco_tf.reporting import accuracies, charts, classes, embedding_map, pictures, svg
+from moco_tf.reporting import accuracies, attention, charts, classes, embedding_map, pictures, svg
 from moco_tf.reporting.examined import Examination, Examined, SampledViews, Spread, attempt
 from moco_tf.reporting.results import RunRecord
 
@@ -57,6 +57,7 @@ def of_files(records: list[RunRecord]) -> dict[str, Any]:
         "no_knn": no_knn(records),
         "speed": throughput,
         "recipe": recipe(records),
+        "attention": None,
         "data": {"map": None, "charts": {one["chart"].name: one["data"] for one in every}},
     }
 
@@ -83,6 +84,7 @@ def add_images(
         made |= dict.fromkeys(("neighbours", "classes"), f"No features: {first}.")
     else:
         made |= {"neighbours": neighbours(first), "classes": class_table(records[0], first)}
+        made["attention"] = attention.section(first.attended, first.kind)
 
 
 def tiles(runs: list[RunRecord]) -> list[tuple[str, str]]:

@@ -19,9 +19,10 @@ from moco_tf.data.sources import Source
 from moco_tf.data.views import recipes
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features, neighbours, uniformity
+from moco_tf.formats.base import Loaded
 from moco_tf.formats.load import load
 from moco_tf.methods import base
-from moco_tf.reporting.examined import Embedded, Examination, Examined, SampledViews, Spread, attempt
+from moco_tf.reporting.examined import Attended, Embedded, Examination, Examined, SampledViews, Spread, attempt
 from moco_tf.reporting.results import RunRecord
 from moco_tf.run import prepare, results
 from moco_tf.run.folder import RunFolder
@@ -30,6 +31,7 @@ from moco_tf.training.collectives import SingleProcess
 
 _BATCH = 128
 _NEIGHBOURS = 8  # that the page shows
+_ATTENDED = 8  # test images whose attention the page shows
 _PAIRS = 12  # of views that the page shows
 _VIEWED = 1000  # test images whose views give alignment and uniformity
 
@@ -120,6 +122,7 @@ def embed(folder: RunFolder, options: ReportOptions) -> Examined:
         note=images.note,
         sampled=images.sampled,
         held_out=bool(o.data.holdout),
+        attended=_attended(loaded, _some(images.test, _ATTENDED, o.run.seed), geometry, bad_images),
     )
 
 
@@ -171,6 +174,32 @@ def _embedded(
     found, labels, indices = features.extract_share(embed, source, geometry, _BATCH, SingleProcess(), bad_images)
     features.check_finite(found, SingleProcess())
     return Embedded(source, indices, labels, features.normalised(found))
+
+
+def _attended(loaded: Loaded, source: Source, geometry: tuple[int, int], bad_images: BadImages) -> Attended | None:
+    """What a ViT attends to in some images; None of another encoder.
+
+    Args:
+        loaded: the encoder.
+        source: the images.
+        geometry: of `features.test_geometry`.
+        bad_images: how unreadable images are treated.
+    """
+    backbone, side = loaded.encoder.backbone, geometry[1]
+    if not hasattr(backbone, "attention"):
+        return None
+    pixels, *_ = features.extract_share(features.raw_pixels, source, geometry, _BATCH, SingleProcess(), bad_images)
+    pixels = pixels.reshape(-1, side, side, 3)
+    x = tf.constant((pixels - np.array(loaded.mean)) / np.array(loaded.std), tf.float32)
+    grid = side // backbone.patch
+    # The first token is the class token, which is no place in the image.
+    weights, patches = backbone.attention(x).numpy()[:, :, 1:], backbone.tokens(x).numpy()[:, 1:]
+    places = (-1, grid, grid)
+    return Attended(
+        (pixels * 255 + 0.5).astype(np.uint8),
+        weights.reshape(len(x), *places).astype(np.float32),
+        patches.reshape(len(x), *places[1:], patches.shape[-1]),
+    )
 
 
 def spread(folder: RunFolder, data_dir: str | None, images: int = _VIEWED) -> Spread:
