@@ -12,7 +12,8 @@ from moco_tf.formats.torchvision import get_weights, set_weights, to_torch_layou
 from moco_tf.networks.encoder import Encoder
 
 OUTPUTS, GRADIENTS = {"float64": 1e-12}, {"float64": 1e-10}  # else the parity cases' README's: 1e-5 and 2e-4
-CASES = [(name, mode) for name in ("patch", "conv") for mode in ("float64", "graph", "compiled")]
+CASES = [(name, mode) for name in ("patch", "conv") for mode in ("float64", "graph")] + [("patch", "compiled")]
+CASES += [pytest.param("conv", "compiled", marks=pytest.mark.system)]
 
 
 def vit(arch="vit_small", **values):
@@ -23,10 +24,16 @@ def load(name, mode="float64"):
     case = np.load(parity_files.path(f"float64/vit_forward_{name}.npz"))
     own = {key: int(case[key]) for key in ("depth", "heads", "patch", "mlp_ratio")}
     dtype = "float64" if mode == "float64" else "float32"
-    encoder = vit(width=int(case["dim"]), stem=str(case["stem"]), dtype=dtype, **own)
+    dim, projector = int(case["dim"]), {}
+    if "head_dim" in case:
+        projector = {"head": "mlp_bn3", "hidden_dim": int(case["head_hidden"]), "feature_dim": int(case["head_dim"])}
+    encoder = vit(width=dim, stem=str(case["stem"]), dtype=dtype, **own, **projector)
     if mode == "compiled":
         encoder.prepare_for_xla()
-    shapes = parity_weights_v3.vit_shapes(own["patch"], int(case["dim"]), own["depth"], stem=str(case["stem"]))
+    shapes = parity_weights_v3.vit_shapes(own["patch"], dim, own["depth"], stem=str(case["stem"]))
+    if projector:
+        widths = dim, projector["hidden_dim"], projector["feature_dim"]
+        shapes += parity_weights_v3.mlp_shapes("head", int(case["head_layers"]), *widths)
     set_weights(encoder, parity_weights_v3.encoder_state(int(case["weights_seed"]), shapes))
     images = parity_weights.images(int(case["images_seed"]), int(case["n"]), int(case["img_size"]))
     if mode == "float64" and name != "small":  # PyTorch's float32 sines differ from the nearest number in the last bit
@@ -64,24 +71,40 @@ def test_equals_the_public_implementation(name, mode):
     tolerance, steps = OUTPUTS.get(mode, 1e-5), encoder.backbone
     assert_near(steps.embed(images[:2]), case["eval_embedded"], tolerance)
     assert_near(steps.tokens(images[:2]), case["eval_tokens"], tolerance)
-    learnt = encoder.named_parameters()
     frozen = {n: v for n, v in encoder.named_variables().items() if n in steps.frozen}
     assert sorted([*frozen, "pos_embed"]) == sorted(case["frozen"])
-    cotangent = parity_weights_v3.cotangent(int(case["cotangent_seed"]), (len(images), steps.features))
+    learnt, trunk = encoder.named_parameters(), {n: v for n, v in encoder.named_parameters().items() if "head" not in n}
 
-    def forward(images):
+    def forward(images, training):
+        """Features and projections; the loss of the case, of the projections in training, and its gradients."""
+        seed, watched = int(case["cotangent_seed"]) + training, learnt if training else {**trunk, **frozen}
         with tf.GradientTape() as tape:
-            features = encoder.features(images)
-            loss = tf.reduce_sum(features * cotangent)
-        return features, loss, tape.gradient(loss, [v.value for v in (*learnt.values(), *frozen.values())])
+            features = encoder.features(images, training=training)
+            projected = encoder.project(features, training=training)
+            compared = projected if training else features
+            loss = tf.reduce_sum(compared * parity_weights_v3.cotangent(seed, compared.shape))
+        gradients = tape.gradient(loss, [v.value for v in watched.values()])
+        return features, projected, loss, dict(zip(watched, gradients, strict=True))
 
     run = forward if mode == "float64" else tf.function(forward, jit_compile=mode == "compiled")
-    features, loss, gradients = run(images)
-    assert_near(features, case["eval_features"], tolerance)
-    np.testing.assert_allclose(loss, case["loss_features"], rtol=10 * tolerance)
     bound = GRADIENTS.get(mode, 2e-4)
-    check_gradients(case, "grad_features", learnt, gradients[: len(learnt)], bound)
-    check_gradients(case, "grad_unfrozen", frozen, gradients[len(learnt) :], bound)
+    features, projected, loss, gradients = run(images, False)
+    assert_near(features, case["eval_features"], tolerance)
+    assert_near(projected, case["eval_projected"], tolerance)
+    np.testing.assert_allclose(loss, case["loss_features"], rtol=10 * tolerance)
+    check_gradients(case, "grad_features", trunk, [gradients[name] for name in trunk], bound)
+    check_gradients(case, "grad_unfrozen", frozen, [gradients[name] for name in frozen], bound)
+    features, projected, loss, gradients = run(images, True)
+    assert_near(features, case["train_features"], 5 * tolerance)
+    assert_near(projected, case["train_projected"], 5 * tolerance)
+    np.testing.assert_allclose(loss, case["loss_projected"], rtol=50 * tolerance)
+    check_gradients(case, "grad_projected", learnt, gradients.values(), bound)
+    for name, value in get_weights(encoder).items():
+        if "running" in name:
+            mean, norm, *first = case[f"stats_after_train/{name}"]
+            scale = 5 * tolerance * norm / np.sqrt(value.size)
+            np.testing.assert_allclose([value.mean(), *value.ravel()[:8]], [mean, *first], rtol=0, atol=4 * scale)
+            np.testing.assert_allclose(np.linalg.norm(value), norm, rtol=5 * tolerance)
 
 
 def test_vit_small_equals_the_public_implementation():
