@@ -211,7 +211,9 @@ class KnnOptions:
     k: tuple[int, ...] = may_change((200,), "Neighbours; several between commas in one pass, the first counts.")
     knn_temperature: tuple[float, ...] = may_change((0.1,), "Of the neighbours' weights; or several, each with each k.")
     weighting: Literal["weighted", "majority"] = may_change("weighted", "exp(sim / T) or one vote each.")
-    feature: Literal["head", "backbone"] = may_change("head", "The head's output or the pooled features.")
+    feature: Literal["head", "backbone", "patches"] = may_change(
+        "head", "The head's output, the pooled features (a ViT's class token), or the mean of a ViT's patches."
+    )
 
     def __post_init__(self) -> None:
         check_each("k", self.k, 1)
@@ -289,8 +291,8 @@ class EmbedOptions:
     output: Path | None = elsewhere(None, "File to write: .npz, .npy, .csv, .parquet or .safetensors.")
     images: str | None = option(None, "Folder, image, .txt of paths, or - for standard input, in place of a data set.")
     split: Literal["all", "train", "test"] = option("all", "Of the data set.")
-    feature: Literal["backbone", "head", "dense"] = option(
-        "backbone", "Pooled features, the head's output, or the map before it is pooled."
+    feature: Literal["backbone", "head", "dense", "patches"] = option(
+        "backbone", "Pooled features, the head's output, the map before it is pooled, or that map's mean."
     )
     batch_size: Count = option(256, "Images computed at a time, on each rank.")
 

@@ -47,15 +47,17 @@ def embedder(
 
     Args:
         encoder: of the features.
-        feature: "backbone": BxD; "head": BxC; "dense": BxRxCxD, the backbone's map before it is pooled.
+        feature: "backbone": BxD; "head": BxC; "dense": BxRxCxD, the backbone's map before it is pooled;
+            "patches": BxD, the mean of that map, on a ViT that of its patches in place of the class token.
         mean, std: of RGB in [0, 1], to normalise with.
     """
     mean, std = tf.constant(mean), tf.constant(std)
 
     def embed(images: tf.Tensor) -> tf.Tensor:
         x = (images - mean) / std
-        if feature == "dense":
-            return encoder.backbone.feature_map(x)
+        if feature in ("dense", "patches"):
+            found = encoder.backbone.feature_map(x)
+            return found if feature == "dense" else tf.reduce_mean(found, axis=[1, 2])
         return encoder.features(x, training=False) if feature == "backbone" else encoder(x, training=False)
 
     return embed

@@ -15,7 +15,7 @@ from moco_tf.reporting.results import RunRecord
 MANY = 25  # classes up to which each is shown, and the whole matrix; of more there is a summary
 _CONFUSIONS = 10  # the commonest; more where there are many classes
 _ENDS = 10  # classes of lowest and of highest accuracy
-_FEATURES = {"backbone": "the pooled features", "head": "the output of the head"}
+_FEATURES = {"backbone": "the pooled features", "head": "the output of the head", "patches": "the mean of the patches"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -191,15 +191,10 @@ def _attended(loaded: Loaded, source: Source, geometry: tuple[int, int], bad_ima
     pixels, *_ = features.extract_share(features.raw_pixels, source, geometry, _BATCH, SingleProcess(), bad_images)
     pixels = pixels.reshape(-1, side, side, 3)
     x = tf.constant((pixels - np.array(loaded.mean)) / np.array(loaded.std), tf.float32)
-    grid = side // backbone.patch
-    # The first token is the class token, which is no place in the image.
-    weights, patches = backbone.attention(x).numpy()[:, :, 1:], backbone.tokens(x).numpy()[:, 1:]
-    places = (-1, grid, grid)
-    return Attended(
-        (pixels * 255 + 0.5).astype(np.uint8),
-        weights.reshape(len(x), *places).astype(np.float32),
-        patches.reshape(len(x), *places[1:], patches.shape[-1]),
-    )
+    patches = backbone.feature_map(x).numpy()
+    weights = backbone.attention(x).numpy()[:, :, 1:].astype(np.float32)  # the class token is no place in the image
+    rows, columns = patches.shape[1:3]
+    return Attended((pixels * 255 + 0.5).astype(np.uint8), weights.reshape(*weights.shape[:2], rows, columns), patches)
 
 
 def spread(folder: RunFolder, data_dir: str | None, images: int = _VIEWED) -> Spread:

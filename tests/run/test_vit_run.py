@@ -4,25 +4,27 @@ import json
 
 import numpy as np
 import pytest
-from support.programs import TINY, call, learnt
+from support.programs import call
 
+from moco_tf.networks.encoder import Encoder
 from moco_tf.reporting import attention
 from moco_tf.reporting.examined import Attended
-from moco_tf.training import device
+from moco_tf.training import checkpoint, device
 
-VIT = {"arch": "vit_tiny", "width": 24, "depth": 1, "heads": 3, "patch": 4, "image_size": 16}
+VIT = {"arch": "vit_tiny", "width": 24, "depth": 1, "heads": 3, "patch": 4}
 
 
 @pytest.fixture(scope="module")
 def run(photos, tmp_path_factory):
-    """A run folder of four steps."""
+    """A run folder with one checkpoint of an encoder that has learnt nothing."""
     workdir = tmp_path_factory.mktemp("vit") / "run"
-    values = {**TINY, **VIT, "dataset": "folder", "data_dir": photos, "steps": 4, "knn_every": 0}
-    values |= {"method": "moco", "views": "cifar", "head": "mlp", "feature_dim": 8, "log_every": 1}
-    values |= {"optimizer": "adamw", "learning_rate": 1e-3, "jit_compile": "false"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "configure", lambda *_: None)
-        call("pretrain", workdir=workdir, **values)
+    encoder = Encoder(**VIT, head="mlp", feature_dim=8)
+    state = {"query_encoder": {name: v.value for name, v in encoder.named_variables().items()}}
+    about = {"encoder": dict(encoder.config), "image_size": 16, "mean": [0.4] * 3, "std": [0.2] * 3}
+    checkpoint.save(workdir / "checkpoints", 4, state, about | {"method": "moco", "dataset": "folder"}, keep=1)
+    flags = {**VIT, "image_size": 16, "dataset": "folder", "data_dir": photos, "method": "moco", "views": "cifar"}
+    (workdir / "flags.cfg").write_text("".join(f"--{name}={value}\n" for name, value in flags.items()))
+    (workdir / "metrics.jsonl").write_text('{"step": 4, "loss": 2.0}\n')
     return workdir
 
 
@@ -32,16 +34,21 @@ def in_process(monkeypatch):
     monkeypatch.setattr(device, "configure", lambda *_: None)
 
 
-def test_evaluations(run, capsys):
-    call("knn", load=run, k=5, batch_size=16)
-    call("lincls", load=run, epochs=1, batch_size=16, learning_rate=0.1)
-    for name in ("knn", "lincls"):
-        assert 0 <= json.loads((run / name / "result.json").read_text())["top1"] <= 1
+def test_evaluations(run, tmp_path, capsys):
+    for feature in ("backbone", "patches"):
+        call("knn", load=run, k=5, batch_size=16, feature=feature)
+        call("embed", load=run, split="test", feature=feature, output=tmp_path / f"{feature}.npy")
+    call("embed", load=run, split="test", feature="dense", output=tmp_path / "dense.npy")
+    call("lincls", load=run, epochs=1, batch_size=16, learning_rate=0.1, jit_compile="false")
+    results = [json.loads((run / name / "result.json").read_text()) for name in ("knn", "knn-2", "lincls")]
+    assert all(0 <= result["top1"] <= 1 for result in results) and results[1]["feature"] == "patches"
+    dense, patches = (np.load(tmp_path / f"{name}.npy") for name in ("dense", "patches"))
+    assert dense.shape == (24, 4, 4, 24)
+    np.testing.assert_allclose(dense.mean(axis=(1, 2)), patches, atol=1e-5)
     call("table", workdir=run)
     call("show", load=run)
     said = capsys.readouterr().out
     assert "vit_tiny" in said and "patch" in said
-    assert all(np.isfinite(line["loss"]) for line in learnt(run) if "loss" in line)
 
 
 def test_report_shows_attention(run):
