@@ -21,6 +21,7 @@ from moco_tf.data.views.colour import ColorJitter, RandomGrayscale
 from moco_tf.data.views.geometry import RandomHorizontalFlip
 from moco_tf.data.views.recipes import View
 from moco_tf.errors import UserError
+from moco_tf.networks.encoder import Encoder
 from moco_tf.run import measure as measuring
 from moco_tf.run.prepare import Pretraining
 from moco_tf.training import device
@@ -120,8 +121,21 @@ def settings(o: options.Bench, run: Pretraining) -> dict[str, Any]:
         "threads": device.threads(),
         "gpu": device.has_gpu(),
         "view": pil_view_of(run),
+        "vit": vit_of(run.method.query_encoder),
         "stored": (1024, *shape, 3) if shape else None,
     }
+
+
+def vit_of(encoder: Encoder) -> dict[str, int] | None:
+    """The arguments of torch_vit.ViT, but for the side of images; None for a ResNet."""
+    if not hasattr(encoder.backbone, "blocks"):
+        return None
+    if encoder.config["stem"] != "patch":
+        raise UserError(
+            "--compare=torch came with --stem=conv, expected patch: PyTorch's ViT has no other; leave it out"
+        )
+    known = {name: encoder.config[name] for name in ("heads", "patch", "mlp_ratio")}
+    return {"dim": encoder.backbone.features, "depth": len(encoder.backbone.blocks), **known}
 
 
 def no_views(run: Pretraining, rival: "TorchStep") -> str | None:

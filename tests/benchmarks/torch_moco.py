@@ -23,6 +23,7 @@ import time
 try:
     import torch
     import torch.nn.functional as F  # noqa: N812 - its usual name
+    import torch_vit  # beside this file
     from torch import nn
 except ImportError as error:
     print(json.dumps({"missing": f"{error}"}), flush=True)
@@ -66,6 +67,7 @@ class Settings:
     warmup_steps: int
     compile: bool = False  # torch.compile for both encoders; else they run eagerly
     view: dict | None = None  # pil_views.View's arguments
+    vit: dict | None = None  # torch_vit.ViT's arguments, where arch is one
     stored: tuple[int, int, int, int] | None = None  # shape of the random images that views are made of, NxHxWx3
 
 
@@ -117,7 +119,9 @@ class Block(nn.Module):
 
 
 def encoder(s: Settings) -> nn.Sequential:
-    """ResNet and head: Bx3xSxS to BxC."""
+    """ResNet or ViT, and head: Bx3xSxS to BxC."""
+    if s.vit:
+        return nn.Sequential(torch_vit.ViT(s.image_size, **s.vit), *head(s, s.vit["dim"]))
     size, stride = (7, 2) if s.stem == "imagenet" else (3, 1)
     layers = [conv(3, s.width, size, stride), norm(s.width, s.bn_splits), nn.ReLU(inplace=True)]
     layers += [nn.MaxPool2d(3, 2, 1)] if s.stem == "imagenet" else []
