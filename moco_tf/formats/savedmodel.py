@@ -21,6 +21,7 @@ from moco_tf.evaluation import features
 from moco_tf.formats import base
 from moco_tf.formats.architecture import HEAD
 from moco_tf.formats.base import Loaded
+from moco_tf.networks import naming
 from moco_tf.networks.encoder import Encoder
 
 SUFFIX, ANY_SIZE = "", True
@@ -109,7 +110,8 @@ class Exported(tf.Module):
     def _define_variables(self, network: Encoder) -> None:
         self.named_variables = {name: v.value for name, v in network.named_variables().items()}
         self.variables = list(self.named_variables.values())
-        learnt = {name: v.value for name, v in network.named_parameters().items()}
+        # What pre-training froze may be learnt, too.
+        learnt = {name: v.value for name, v in naming.learnt(network.named_variables()).items()}
         self.trainable_variables = [v for name, v in learnt.items() if not name.startswith(HEAD)]
         self.head_variables = [v for name, v in learnt.items() if name.startswith(HEAD)]
 

@@ -9,6 +9,7 @@ from support import parity_files, parity_weights, parity_weights_v3
 
 from moco_tf.errors import UserError
 from moco_tf.formats.torchvision import get_weights, set_weights, to_torch_layout
+from moco_tf.networks import cost as costs
 from moco_tf.networks.encoder import Encoder
 
 OUTPUTS, GRADIENTS = {"float64": 1e-12}, {"float64": 1e-10}  # else the parity cases' README's: 1e-5 and 2e-4
@@ -148,6 +149,12 @@ def test_parameters_are_the_papers(arch, dim, stem, published):
     frozen = 16 * 16 * 3 * dim + dim if stem == "patch" else 0
     statistics = 0 if stem == "patch" else 2 * (1 + 2 + 4 + 8) * dim // 8
     assert [total - statistics, learnt] == [published - 197 * dim, published - 197 * dim - frozen]
+
+
+def test_multiply_adds_of_vit_small_at_224_px():
+    cost = costs.cost(Encoder("vit_small", head="none", depth=2).features, 224)
+    block = 197 * 12 * 384**2 + 2 * 197**2 * 384  # products with matrices, and of tokens
+    assert cost.multiply_adds == 196 * (3 * 16**2) * 384 + 2 * block
 
 
 def test_initial_values():
