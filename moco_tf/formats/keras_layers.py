@@ -15,4 +15,5 @@ def convolution(x: keras.KerasTensor, layers: Layers, name: str, strides: int) -
 
 
 def norm(x: keras.KerasTensor, name: str, learnt: bool = True) -> keras.KerasTensor:
+    """A batch norm as PyTorch's in inference; without scale and offset unless they are learnt."""
     return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, center=learnt, scale=learnt, name=name)(x)

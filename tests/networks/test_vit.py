@@ -176,6 +176,8 @@ def test_initial_values():
     weights = get_weights(vit(patch=16, stem="conv", width=96))
     uniform("patch_embed.proj.3.weight", np.sqrt(1 / (9 * 12)))
     uniform("patch_embed.proj.12.weight", np.sqrt(1 / 96))
+    one, other = (weights[f"patch_embed.proj.{i}.weight"].ravel()[:300] for i in (0, 3))
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.3  # each layer draws its own
     assert np.abs(weights["patch_embed.proj.12.bias"]).max() > 0.5 * np.sqrt(1 / 96)
 
 

@@ -22,8 +22,6 @@ VARIANTS = {"vit_tiny": {"dim": 192}, "vit_small": {"dim": 384}, "vit_base": {"d
 BLOCKS = {"patch": 12, "conv": 11}  # the convolutional stem stands for one block
 CONV_PATCH = 16  # four convolutions of stride 2
 
-_AS_TORCH = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
-
 
 def positions(rows: int | tf.Tensor, columns: int | tf.Tensor, dim: int) -> tf.Tensor:
     """T x dim float32: zeros for the class token, then sines and cosines of each patch's row, and of its column.
@@ -75,10 +73,10 @@ class Projection(keras.layers.Layer):
     def build(self, input_shape: tuple) -> None:
         fan_in = self.size**2 * input_shape[-1]
         limit = np.sqrt(1 / fan_in if self.as_torch else 6 / (fan_in + self.dim))
-        uniform = keras.initializers.RandomUniform(-limit, limit)
+        kernel, bias = (keras.initializers.RandomUniform(-limit, limit) for _ in range(2))
         shape = (self.size, self.size, input_shape[-1], self.dim)
-        self.kernel = self.add_weight(shape=shape, initializer=uniform, name="kernel")
-        self.bias = self.add_weight(shape=shape[-1:], initializer=uniform if self.as_torch else "zeros", name="bias")
+        self.kernel = self.add_weight(shape=shape, initializer=kernel, name="kernel")
+        self.bias = self.add_weight(shape=shape[-1:], initializer=bias if self.as_torch else "zeros", name="bias")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         kernel, bias = tf.convert_to_tensor(self.kernel), tf.convert_to_tensor(self.bias)
@@ -97,7 +95,8 @@ class PatchEmbed(Composite):
             return
         layers: list[keras.layers.Layer] = []
         for part in (8, 4, 2, 1):
-            layers.append(Conv2D(dim // part, 3, 2, kernel_initializer=_AS_TORCH, **policy))
+            as_torch = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # draws the same at each call
+            layers.append(Conv2D(dim // part, 3, 2, kernel_initializer=as_torch, **policy))
             layers += [BatchNorm(splits=splits, **policy), keras.layers.ReLU(**policy)]
         self.proj = [*layers, Projection(dim, 1, as_torch=True, **policy)]
 
