@@ -142,6 +142,12 @@ class Encoder(keras.Model):
             self.norms()  # refuses layers whose statistics would move twice
         self.micro_batches, self.backbone.recompute = micro_batches, recompute
 
+    def compile_backbone(self) -> None:
+        """Has XLA compile the backbone by itself, for SyncBN's collectives in the head; not one with batch norms."""
+        if not self.backbone_norms():
+            compiled = tf.function(self.features, autograph=False, jit_compile=True)
+            setattr(self, "features", compiled)  # noqa: B010
+
     def prepare_for_xla(self) -> None:
         """Makes the batch norms compute what keeps its digits when XLA compiles the training pass."""
         self._set("for_xla", True)

@@ -287,17 +287,21 @@ def method(o: Pretrain, collectives: Collectives, views: tuple[recipes.View, rec
         asked["key_encoder"] = encoder(o.encoder, o.device.precision)
     if "num_examples" in kind.given():
         asked["num_examples"] = train.num_examples
+    pieces = pieces_to_compile(o, collectives)
     built = kind(
         query_encoder,
         **o.method.own,
         **asked,
         collectives=collectives,
         views=(in_step(views[0], train), in_step(views[1], train)),
-        jit_compile=pieces_to_compile(o, collectives),
+        jit_compile=pieces,
         seed=o.run.seed,
         bn=o.method.bn,
         compression=o.method.compression,
     )
+    if pieces != device.pieces_to_compile(o.device.jit_compile):  # SyncBN on several ranks
+        for each in built.encoders():
+            each.compile_backbone()
     built.compile(optimizer(o.optimizer))
     # In float16 gradients overflow now and then, and the loss scale sees to it.
     built.guard.every_gradient = o.checkpoints.nan_policy == "skip" and built.loss_scale is None

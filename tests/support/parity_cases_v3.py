@@ -84,6 +84,9 @@ def method(case, collectives=None, mode="float64"):
         collectives=collectives,
         jit_compile=whole if mode == "compiled" else "none",
     )
+    if mode == "compiled" and collectives.size > 1:
+        for one in encoders:
+            one.compile_backbone()
     momentum, decay = float(case.get("sgd_momentum", 0.9)), float(case["weight_decay"])
     built.compile(optimizers.build(str(case["optimizer"]), 7.0, momentum, decay))
     of_encoder, of_predictor = (weights.encoder_state(int(case["weights_seed"]), part) for part in shapes(case))
