@@ -115,9 +115,10 @@ def checks(o: argparse.Namespace) -> dict[str, Any]:
 def train(o: argparse.Namespace, recipe: str, xla: str = "--jit_compile=true") -> dict[str, Any]:
     """A real training, started twice: images a second, the GPU's busy share and memory, seconds to the first steps.
 
-    XLA compiles everything, unless it is to be chosen: that takes several compilations.
+    XLA compiles everything, unless it is to be chosen: that takes several compilations. It finds no code of others.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache
         log = pathlib.Path(folder, "metrics.jsonl")
         flags = flags_of(
             recipe, o, *data_of(recipe, o), f"--workdir={folder}", "--checkpoint_every=0", "--epochs=1000", xla

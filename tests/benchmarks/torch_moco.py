@@ -181,8 +181,8 @@ class Step:
         self.key.load_state_dict(self.query.state_dict())
         self.key.requires_grad_(False)
         if s.compile:
-            self.query.compile()
-            self.key.compile()
+            self.query.compile(dynamic=False)
+            self.key.compile(dynamic=False)
         self.pairs = list(self.key.parameters()), list(self.query.parameters())
         self.optimizer = torch.optim.SGD(
             self.query.parameters(), s.learning_rate, s.momentum, 0, s.weight_decay, s.nesterov, foreach=True
