@@ -24,7 +24,7 @@ from moco_tf.formats.torchvision import get_weights
 TORCH_PYTHON = os.environ.get("TORCH_PYTHON", sys.executable)  # another Python may be the one with PyTorch
 FILES = [name for name in formats.NAMES if formats.find(name).SUFFIX]
 PAIRS = [("keras", case) for case in CASES]  # which builds the network anew
-PAIRS += [(name, case) for name in FILES if name != "keras" for case in ("mlp_bn", "none")]
+PAIRS += [(name, case) for name in FILES if name != "keras" for case in ("mlp_bn", "none")] + [("pth", "mlp_bn3")]
 
 # Run where moco_tf cannot be imported: argv[1] is the .keras file, argv[2] the expected outputs, argv[3] what to write.
 KERAS_ALONE = """

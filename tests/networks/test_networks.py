@@ -9,6 +9,7 @@ from moco_tf.formats.torchvision import get_weights, set_weights
 from moco_tf.networks import conv
 from moco_tf.networks.conv import max_pool_by_slices
 from moco_tf.networks.encoder import Encoder
+from moco_tf.networks.heads import HEADS
 from moco_tf.networks.norm import BatchNorm
 
 FORWARD = [
@@ -107,6 +108,27 @@ def test_parameter_count_of_the_heads():
     assert count(arch="resnet18", head="linear") == 11_176_512 + 513 * 128
     assert count(arch="resnet18", head="mlp") == 11_176_512 + 513 * 512 + 513 * 128
     assert count(arch="resnet18", head="mlp_bn", hidden_dim=64) == 11_176_512 + 512 * 64 + 2 * 64 + 65 * 128
+
+
+@pytest.mark.parametrize(
+    ("pooled", "layers", "count"), [(2048, 2, 9_445_376), (384, 3, 19_415_040), (768, 3, 20_987_904)]
+)
+def test_parameter_count_of_moco_v3s_projectors(pooled, layers, count):
+    """Of a ResNet-50, ViT-Small and ViT-Base; the last batch norm has running statistics alone."""
+    head = HEADS[f"mlp_bn{layers}"]((pooled, 4096, 256), init="torch", dtype="float32", bn_splits=1)
+    assert sum(int(np.prod(v.shape)) for v in head.named_parameters().values()) == count
+    *_, last = head.named_variables()
+    assert last == f"{3 * layers - 2}.running_var" and f"{3 * layers - 2}.weight" not in head.named_variables()
+
+
+def test_blocks_that_start_as_the_identity():
+    encoder = Encoder("resnet18", stem="cifar", width=4, head="none", zero_init_residual=True)
+    scales = {
+        name: v.numpy().max() for name, v in encoder.named_variables().items() if "bn" in name and ".weight" in name
+    }
+    assert {name for name, scale in scales.items() if scale == 0} == {
+        f"layer{stage}.{block}.bn2.weight" for stage in (1, 2, 3, 4) for block in (0, 1)
+    }
 
 
 def test_encoder_survives_a_config_round_trip():

@@ -9,6 +9,7 @@ SIZE, MEAN, STD = 24, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 CASES = {
     "mlp": {"arch": "resnet10", "stem": "cifar", "head": "mlp"},
     "mlp_bn": {"arch": "resnet10", "stem": "imagenet", "head": "mlp_bn", "hidden_dim": 5, "bn_splits": 2},
+    "mlp_bn3": {"arch": "resnet10", "stem": "cifar", "head": "mlp_bn3", "hidden_dim": 5},
     "linear": {"arch": "resnet50", "stem": "imagenet", "head": "linear"},
     "none": {"arch": "resnet10", "stem": "imagenet", "head": "none"},
 }
