@@ -12,6 +12,7 @@ import tensorflow as tf
 from moco_tf.contrast import shuffle_bn
 from moco_tf.evaluation.probe import Classifiers, optimizer_state
 from moco_tf.networks.encoder import Encoder
+from moco_tf.training import compiled
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.stop import StopRequest
 from moco_tf.training.update import Guard, averaged
@@ -53,11 +54,7 @@ class FineTuning:
         optimizer.build(list(self._backbone.values()))
         if jit_compile:
             encoder.prepare_for_xla()
-        self._learn = (
-            tf.function(self._forward_backward, autograph=False, jit_compile=True)
-            if jit_compile
-            else self._forward_backward
-        )
+        self._learn = compiled.function(self._forward_backward) if jit_compile else self._forward_backward
         self.steps_done = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_done")
         self.stop, self.guard = StopRequest(), Guard(len(self.learnt()))
 

@@ -16,7 +16,7 @@ from moco_tf.config.types import Value
 from moco_tf.contrast import shuffle_bn
 from moco_tf.networks import naming
 from moco_tf.networks.encoder import Encoder
-from moco_tf.training import device
+from moco_tf.training import compiled, device
 from moco_tf.training.collectives import Collectives, SingleProcess
 from moco_tf.training.stop import StopRequest
 from moco_tf.training.update import Guard, LossScale, averaged
@@ -51,7 +51,7 @@ def _compiled(view: View, jit_compile: str, one_piece: bool) -> View:
         return view
     if jit_compile == "views" and hasattr(view, "in_pieces") and not device.has_gpu():
         return view.in_pieces()
-    return tf.function(view, autograph=False, jit_compile=True)
+    return compiled.function(view)
 
 
 class Method(keras.Model):
@@ -126,7 +126,7 @@ class Method(keras.Model):
         optimizer.build(learnt)
         self.guard = Guard(len(learnt))
         if self.one_piece:  # for whoever calls it; a loop around it is compiled with it
-            setattr(self, "train_step", tf.function(self.train_step, autograph=False, jit_compile=True))  # noqa: B010
+            setattr(self, "train_step", compiled.function(self.train_step))  # noqa: B010
 
     @classmethod
     def check(cls, own: Mapping[str, Value], batch_size: int) -> None:
@@ -153,7 +153,7 @@ class Method(keras.Model):
     def piece(self, function: Callable) -> Callable:
         """A part of the step without collectives, compiled when the method compiles; as it is inside of one piece."""
         compiles = self.compile_pieces and not self.one_piece
-        return tf.function(function, autograph=False, jit_compile=True) if compiles else function
+        return compiled.function(function) if compiles else function
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Outputs of the query encoder's head: BxHxWx3 float to BxC float32."""

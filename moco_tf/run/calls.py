@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.run.learner import TrainingTask
+from moco_tf.training import compiled
 
 Metrics = dict[str, tf.Tensor]
 Rates = Sequence[Sequence[float]]
@@ -47,14 +48,14 @@ def caller(training: TrainingTask) -> Callable[[list, Rates], Metrics]:
         stacks = tf.nest.map_structure(lambda *parts: tf.stack(parts), *batches)
         return _loop(lambda i: step(tf.nest.map_structure(lambda stack: stack[i], stacks), rates[i]), most, count)
 
-    compiled = tf.function(several if most > 1 else step, autograph=False, jit_compile=xla)
+    traced = compiled.function(several if most > 1 else step, xla)
 
     def call(batches: list, rates: Rates) -> Metrics:
         missing = most - len(batches)
         stack = np.array([*rates, *[rates[-1]] * missing])
         if most == 1:
-            return compiled(batches[0], stack[0])
-        return compiled([*batches, *batches[-1:] * missing], stack, tf.constant(len(batches)))
+            return traced(batches[0], stack[0])
+        return traced([*batches, *batches[-1:] * missing], stack, tf.constant(len(batches)))
 
     return call
 

@@ -24,7 +24,7 @@ from moco_tf.run import advice, loop, prepare, results, statistics
 from moco_tf.run.learner import Batches, TrainingTask
 from moco_tf.run.learner import Evaluation as Test
 from moco_tf.run.results import Evaluation
-from moco_tf.training import device, schedules
+from moco_tf.training import compiled, device, schedules
 from moco_tf.training.files import make_folder
 from moco_tf.training.stop import Signals, signals
 
@@ -334,7 +334,7 @@ def augmented(run: Probing) -> tuple[TrainBatches, Callable[..., tf.Tensor]]:
     )
     batches = prepare.placed(batches, o.device)
     compile_view = device.pieces_to_compile(o.device.jit_compile) != "none"
-    return batches, tf.function(in_step, autograph=False, jit_compile=True) if compile_view else in_step
+    return batches, compiled.function(in_step) if compile_view else in_step
 
 
 def check_splits(run: Probing) -> None:

@@ -17,7 +17,8 @@ import platform
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from moco_tf.errors import UserError
 from moco_tf.training import cuda, launcher
@@ -25,7 +26,9 @@ from moco_tf.training import cuda, launcher
 _DEVICE = "GPU"  # whose code is kept
 _MOST = 2**30  # bytes of code in a folder
 _FAILURES = 2  # so many, and code is not kept any more
-_NAMES = 2**18  # more functions than a program traces before its first step
+# TensorFlow numbers what it makes; see _count_to.
+_NAMES = 2**18  # more than a program makes before its first step
+_IN_TRACES = 2**12  # far more than the difference between two traces of one function
 
 
 class UnusableCode(UserError):
@@ -214,13 +217,34 @@ def first_use() -> Iterator[None]:
     if state.code is None:
         yield
         return
-    from tensorflow.python.framework import ops
-
-    # XLA finds code by its function's name, which has a number: a start that resumes would come to another one.
-    while (ops.uid() + 1) % _NAMES:
-        pass
+    _count_to(_NAMES)
     with state.code.first_use():
         yield
+
+
+def function(body: Callable, compiles: bool | None = True) -> Callable:
+    """A tf.function of Python's function that XLA compiles, or with None as its caller says; finds its code again."""
+    import tensorflow as tf
+
+    @functools.wraps(body)
+    def traced(*arguments: Any, **named: Any) -> Any:
+        result = body(*arguments, **named)
+        if state.code:
+            _count_to(_IN_TRACES)
+        return result
+
+    return tf.function(traced, autograph=False, jit_compile=compiles)
+
+
+def _count_to(multiple: int) -> None:
+    """Has TensorFlow's next number be the same in a start that resumes, which has made other things before.
+
+    XLA finds code by its function's name, which has a number that TensorFlow gives at the end of tracing it.
+    """
+    from tensorflow.python.framework import ops
+
+    while (ops.uid() + 1) % multiple:
+        pass
 
 
 def interrupted() -> None:
