@@ -92,8 +92,6 @@ class QueueSupCon(Method):
         Returns:
             The metrics, averaged over ranks.
         """
-        if self.update_first:
-            self._update_keys()
         k, keys = shuffle_bn.encode_shuffled(self._encode_keys, im_k, permutation, self.collectives)  # BxC, GxC
         key_labels = tf.ensure_shape(self.collectives.allgather(labels), [keys.shape[0]])  # G
         gradients, metrics = self._contrast(im_q, k, keys, labels, key_labels)
@@ -109,6 +107,9 @@ class QueueSupCon(Method):
         momentum_update(self.query_encoder, self.key_encoder, self.key_momentum)
 
     def _key_forward(self, images: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+        """Keys, after the moving average where it stands before them: both are one piece, after the shuffle."""
+        if self.update_first:
+            self._update_key_encoder()
         return normalised(self.key_encoder(self.view(images, SECOND_VIEW, positions), training=True))
 
     def _query_forward_backward(

@@ -76,9 +76,7 @@ class MoCo(Method):
         Returns:
             The metrics, averaged over ranks, and this rank's logits, Bx(1+K), of each direction.
         """
-        if self.update_first:
-            self._update_keys()
-        k, keys = self._keys(im_k, SECOND_VIEW, shuffles[0])  # BxC, GxC
+        k, keys = self._keys(im_k, SECOND_VIEW, shuffles[0], self.update_first)  # BxC, GxC
         if self.symmetric:
             k_other, keys_other = self._keys(im_q, FIRST_VIEW, shuffles[1])
             keys = tf.concat([keys_other, keys], axis=0)  # 2GxC: the keys of the first view come first
@@ -95,10 +93,16 @@ class MoCo(Method):
     def _update_key_encoder(self) -> None:
         momentum_update(self.query_encoder, self.key_encoder, self.key_momentum)
 
-    def _keys(self, images: tf.Tensor, use: int, permutation: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return shuffle_bn.encode_shuffled(partial(self._encode_keys, use), images, permutation, self.collectives)
+    def _keys(
+        self, images: tf.Tensor, use: int, permutation: tf.Tensor | None, update: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        encode = partial(self._encode_keys, use, update)
+        return shuffle_bn.encode_shuffled(encode, images, permutation, self.collectives)
 
-    def _key_forward(self, use: int, images: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    def _key_forward(self, use: int, update: bool, images: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+        """Keys, after the moving average where it stands before them: both are one piece, after the shuffle."""
+        if update:
+            self._update_key_encoder()
         return normalised(self.key_encoder(self.view(images, use, positions), training=True))
 
     def _query_forward_backward(

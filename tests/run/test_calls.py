@@ -25,6 +25,7 @@ from moco_tf.training.collectives import SingleProcess
 
 CASES = {name: {"name": name} for name in method_cases.METHODS}
 CASES |= {"moco_after": {"name": "moco", "key_update": "after"}, "moco_symmetric": {"name": "moco", "symmetric": True}}
+CASES |= {"moco_accumulated": {"name": "moco"}}  # in two micro-batches, and every gradient is checked
 TOTAL, SAVED = 7, 5  # steps, which 4 a call do not divide, nor the 3 of an epoch; the step of a checkpoint on the way
 
 
@@ -33,6 +34,9 @@ class Training:
 
     def __init__(self, case, jit_compile, steps_per_call, on_device=False):
         self.method = method_cases.build(**CASES[case], jit_compile=jit_compile, arch="support.tiny_net")
+        if case == "moco_accumulated":
+            self.method.query_encoder.save_memory(2)
+            self.method.guard.every_gradient = True
         self.steps_per_call, self.call = steps_per_call, None
         self.batches = TrainBatches(noise.load("train", None), method_cases.BATCH, 0)
         if on_device:

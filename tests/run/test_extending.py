@@ -76,6 +76,16 @@ def test_pretraining_moves_the_predictor_and_its_state_is_kept(trained):
     assert json.loads((newest / "checkpoint.json").read_text())["encoder"]["arch"] == "mine.convnet"
 
 
+def test_one_compiled_piece(place, trained):
+    """Four steps a call of the whole step, the method's and the optimizer's own code included."""
+    workdir = place / "runs" / "compiled"
+    several = {"jit_compile": "true", "steps_per_call": 4, "log_every": 4, "checkpoint_steps": 4}
+    call("pretrain", data_dir=place / "data", workdir=workdir, **{**FLAGS, **several})
+    single = losses(trained)
+    means = {last: np.mean([single[step] for step in range(last - 3, last + 1)]) for last in (4, 8)}
+    assert losses(workdir) == pytest.approx(means, abs=1e-2)
+
+
 def test_help_shows_the_modules_flags(place):
     done = subprocess.run(
         command("pretrain", method="mine.simsiam", arch="mine.convnet") + ["--help"],
