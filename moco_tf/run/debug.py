@@ -66,7 +66,8 @@ def run_steps(
         "rank_loss" (this rank's own loss) and the state after the step: "query_encoder" and "key_encoder"
         ({torchvision name: array in PyTorch's layout}), "queue" (KxC) and "queue_pointer".
     """
-    step = method.step if eager else tf.function(method.step, autograph=False)
+    graph = tf.function(method.step, autograph=False, jit_compile=method.one_piece or None)
+    step = method.step if eager else graph
     records = []
     for (im_q, im_k), shuffles in zip(image_pairs, permutations, strict=True):
         im_q, im_k = (tf.cast(images, method.query_encoder.compute_dtype) for images in (im_q, im_k))
