@@ -12,6 +12,8 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# What XLA compiles is small here: LLVM's optimisation takes longer than it saves, a third of the time of a compilation.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Processes of pytest-xdist share the cores: with all cores for each, small operations wait for one another.
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))

@@ -52,11 +52,11 @@ def bytes_by_hand(batch):
 
 
 def check_positive(figures, zero=()):
-    """Every number below a name that is not in `zero` is positive; None and words are passed over."""
+    """Every number below a name that is not in `zero` is positive; None, words and flags are passed over."""
     for name, value in figures.items() if isinstance(figures, dict) else enumerate(figures):
         if isinstance(value, dict | list):
             check_positive(value, zero)
-        elif isinstance(value, int | float) and name not in zero:
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name not in zero:
             assert value > 0, name
 
 
