@@ -178,7 +178,7 @@ def start(deterministic: bool = False) -> None:
     A user's own flags stand.
 
     Args:
-        deterministic: compute alike in every run on such a machine, see docs/cuda.md.
+        deterministic: compute alike in every run on such a machine, see docs/gpu.md.
     """
     if deterministic:
         _add("XLA_FLAGS", "xla_gpu_exclude_nondeterministic_ops", "true")
