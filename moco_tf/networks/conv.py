@@ -19,16 +19,17 @@ class Conv2D(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
-        he_normal = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-        self.kernel_initializer = keras.initializers.get(kernel_initializer) or he_normal
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
         # Whether it may take matrix products where they are faster. Not in exports: a SavedModel cannot store their
         # custom gradients.
         self.may_use_products = False
 
     def build(self, input_shape: tuple) -> None:
+        # Made here: an initializer draws its seed when it is made, and the order of these decides a network's weights.
+        he_normal = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
         self.kernel = self.add_weight(
             shape=(self.kernel_size, self.kernel_size, input_shape[-1], self.filters),
-            initializer=self.kernel_initializer,
+            initializer=self.kernel_initializer or he_normal,
             name="kernel",
         )
 
@@ -42,8 +43,9 @@ class Conv2D(keras.layers.Layer):
         return tf.nn.conv2d(x, kernel, self.strides, padding) if y is None else y
 
     def get_config(self) -> dict:
-        own = {"filters": self.filters, "kernel_size": self.kernel_size, "strides": self.strides}
-        own["kernel_initializer"] = keras.initializers.serialize(self.kernel_initializer)
+        own: dict[str, Any] = {"filters": self.filters, "kernel_size": self.kernel_size, "strides": self.strides}
+        given = self.kernel_initializer
+        own["kernel_initializer"] = given and keras.initializers.serialize(given)
         return {**super().get_config(), **own}
 
 

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from moco_tf.config import define
 from moco_tf.config.options import Export, Pretrain
@@ -39,13 +39,14 @@ def completed(options: Any) -> Any:
     own = {"load": str(run)}
     if isinstance(options, Export) and values["output"] is None and values["format"] == "savedmodel":
         own["output"] = str(run / "encoder")
-    _say(" ".join(define.word(name, value) for name, value in own.items()) + f", the newest run in {RUNS}/")
+    _say(" ".join(define.word(name, value) for name, value in own.items()) + f", the newest run in {RUNS}/", sys.stderr)
     return define.replaced(options, **own)
 
 
-def _say(line: str) -> None:
+def _say(line: str, file: TextIO | None = None) -> None:
+    """Prints on rank 0; beside the output of `show --json` and the like, which is for other programs, on stderr."""
     if launcher.is_first_rank():
-        print(line, file=sys.stderr, flush=True)  # what `show --json` prints is for other programs
+        print(line, file=file, flush=True)
 
 
 def newest() -> pathlib.Path | None:

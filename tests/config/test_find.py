@@ -59,7 +59,7 @@ def test_arguments_are_those_of_the_constructor():
 
 
 def test_arguments_of_a_backbone_leave_out_what_is_given():
-    assert arguments("arch", "resnet18").keys() == {"stem", "width"}
+    assert arguments("arch", "resnet18").keys() == {"stem", "width", "zero_init_residual"}
     assert kind_of(arguments("arch", "resnet18")["stem"][0]).choices == ("imagenet", "cifar")
 
 

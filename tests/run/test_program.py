@@ -88,7 +88,7 @@ def test_bare_commands(tmp_path, monkeypatch, capsys):
         "pretrain", "--flagfile=fashion_mnist_moco", f"--workdir={tmp_path}/runs/fashion_mnist_moco"
     )
     assert bare["batch_size"] % 8 == 0 and bare["queue_size"] < 60000
-    said = capsys.readouterr().err.splitlines()
+    said = capsys.readouterr().out.splitlines()
     assert said[0] == "no flags came: taking --flagfile=fashion_mnist_moco"
     assert said[1] == f"--workdir={tmp_path}/runs/fashion_mnist_moco; the same command goes on there"
     assert completed("pretrain", "--dataset=cifar10", "--method=simclr")["workdir"] == f"{tmp_path}/runs/cifar10_simclr"
