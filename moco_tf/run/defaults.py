@@ -27,7 +27,7 @@ def completed(options: Any) -> Any:
     """The options with runs/DATASET_METHOD to pre-train in, or with the newest run under runs/ to load."""
     values = define.values_of(options)
     if isinstance(options, Pretrain):
-        if values["workdir"] is None:
+        if values["workdir"] is None and type(options) is Pretrain:  # a benchmark writes none
             method = str(values["method"]).rpartition(".")[2]
             options = define.replaced(
                 options, workdir=str(pathlib.Path(RUNS, f"{values['dataset']}_{method}").absolute())

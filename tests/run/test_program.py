@@ -92,6 +92,7 @@ def test_bare_commands(tmp_path, monkeypatch, capsys):
     assert said[0] == "no flags came: taking --flagfile=fashion_mnist_moco"
     assert said[1] == f"--workdir={tmp_path}/runs/fashion_mnist_moco; the same command goes on there"
     assert completed("pretrain", "--dataset=cifar10", "--method=simclr")["workdir"] == f"{tmp_path}/runs/cifar10_simclr"
+    assert completed("bench")["workdir"] is None and completed("bench")["method"] == "moco"
     for age, name in enumerate(("old", "new", "older")):
         place = tmp_path / "runs" / name / "checkpoints" / "step-00000007"
         place.mkdir(parents=True)
