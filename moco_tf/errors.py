@@ -7,6 +7,8 @@ class UserError(Exception):
     Programs print it without a traceback and exit with status 1. Of several ranks, which all meet it, one prints.
     """
 
+    _keras_call_info_injected = True  # else Keras adds the arguments of a layer's call to the message
+
 
 class RankError(UserError):
     """A UserError that one rank may meet alone, so that it prints itself."""
