@@ -226,5 +226,7 @@ def test_what_does_not_go_together_is_refused():
         vit(stem="conv")
     with pytest.raises(UserError, match="a width of 48 came with --heads=5, expected a multiple of that and of 4"):
         vit(heads=5)
-    with pytest.raises(UserError, match="^images of 18x16 pixels came, expected multiples of --patch=4$"):
+    with pytest.raises(
+        UserError, match="^images of 18x16 pixels came, expected multiples of --patch=4; give another --image_size$"
+    ):
         vit()(tf.zeros([1, 18, 16, 3]))

@@ -208,7 +208,9 @@ class ViT(Backbone):
         """The tokens that the first block takes, positions added: BxHxWx3 to BxTxD."""
         if any(side is not None and side % self.patch for side in images.shape[1:3]):
             size = "x".join(map(str, images.shape[1:3]))
-            raise UserError(f"images of {size} pixels came, expected multiples of --patch={self.patch}")
+            raise UserError(
+                f"images of {size} pixels came, expected multiples of --patch={self.patch}; give another --image_size"
+            )
         patches = self.through([self.patch_embed], images, training)
         batch, rows, columns, dim = (
             known or count for known, count in zip(patches.shape, tf.unstack(tf.shape(patches)))
