@@ -10,6 +10,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 device=""
 if [ "${1:-}" = --gpu ]; then device=gpu; shift; fi
 python=${1:-$root/.venv/bin/python}
+case $python in -*) echo "horovod.sh: $python came, expected [--gpu] [PYTHON]" >&2; exit 1 ;; esac
 cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/moco_tf/wheels
 
 fail() { echo "horovod.sh: $*" >&2; exit 1; }

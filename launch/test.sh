@@ -12,6 +12,7 @@ if [ "${1:-}" = --system ]; then
   for tool in slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge sshd:openssh-server ssh:openssh-client ip:iproute2; do
     PATH=$PATH:/usr/sbin command -v "${tool%:*}" >/dev/null || apt "${tool#*:}" || true # a test says what it lacks
   done
+  export XLA_FLAGS=${XLA_FLAGS:-}  # here XLA's code is optimised as users have it, unlike in tests/conftest.py
   exec "$python" -m pytest -m system -rs "$@"
 fi
 "$venv/bin/ruff" check .

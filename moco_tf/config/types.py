@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -76,6 +77,11 @@ def absolute(path: str, base: str = "") -> str:
         base: the folder that it starts from; "": the working folder.
     """
     return path if not path or "://" in path else os.path.abspath(os.path.join(base, os.path.expanduser(path)))
+
+
+def cache_folder() -> pathlib.Path:
+    """Where this package keeps what it can make again, in the user's cache."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "moco_tf"
 
 
 # The names that an annotation may use where it is read without running its module.

@@ -12,6 +12,7 @@ from moco_tf.networks.heads import HEADS
 from moco_tf.networks.memory import by_micro_batches
 from moco_tf.networks.naming import Variables
 from moco_tf.networks.norm import BatchNorm
+from moco_tf.training import compiled
 from moco_tf.training.collectives import Collectives
 
 
@@ -145,8 +146,7 @@ class Encoder(keras.Model):
     def compile_backbone(self) -> None:
         """Has XLA compile the backbone by itself, for SyncBN's collectives in the head; not one with batch norms."""
         if not self.backbone_norms():
-            compiled = tf.function(self.features, autograph=False, jit_compile=True)
-            setattr(self, "features", compiled)  # noqa: B010
+            setattr(self, "features", compiled.function(self.features))  # noqa: B010
 
     def prepare_for_xla(self) -> None:
         """Makes the batch norms compute what keeps its digits when XLA compiles the training pass."""

@@ -7,7 +7,6 @@ depends on: in the run folder, so that a run that goes on computes as before, el
 
 import contextlib
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ import tensorflow as tf
 import moco_tf
 from moco_tf.config import define
 from moco_tf.config.options import Pretrain
+from moco_tf.config.types import cache_folder
 from moco_tf.errors import UserError
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import compiled, device, gpu
@@ -97,16 +97,18 @@ def seconds_of(call: Callable[[], tf.Tensor]) -> float:
 def key_of(o: Pretrain) -> str:
     """Everything that the time of a step depends on, as text."""
     versions = {"moco_tf": moco_tf.__version__, "tensorflow": tf.__version__, "keras": keras.__version__}
-    depends = [o.encoder, o.method, o.views, o.optimizer, o.device]
-    parts = {k: v for group in depends for k, v in vars(group).items() if k not in ("init", "read_order", "threads")}
-    about = {"device": device.description(), "image_size": o.data.image_size, "dataset": o.data.dataset}
+    parts: dict[str, Any] = {}
+    for group in (o.encoder, o.method, o.views, o.optimizer, o.device):
+        parts |= {**vars(group), **getattr(group, "own", {})}
+    parts = {name: value for name, value in parts.items() if name not in ("own", "init", "read_order", "threads")}
+    kept = compiled.state.folder.name if compiled.state.folder else ""  # names driver, cuDNN and ptxas
+    about = {"device": device.description(), "kept": kept, "image_size": o.data.image_size, "dataset": o.data.dataset}
     return json.dumps({**versions, **about, "batch_size": o.run.batch_size, **parts}, sort_keys=True, default=dict)
 
 
 def cache() -> pathlib.Path:
     """Where choices are kept for all runs."""
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "moco_tf" / "compiled.json"
+    return cache_folder() / "compiled.json"
 
 
 def _read(place: pathlib.Path) -> dict[str, Kept]:

@@ -152,12 +152,8 @@ class Loop:
 
     def _after(self, step: int, learning_rate: float) -> None:
         """What is due after a call, whose last step this is."""
-        due, t, epoch, last = (
-            self._due(step),
-            self.training,
-            step / self.training.per_epoch,
-            step == self.training.total,
-        )
+        due, t = self._due(step), self.training
+        epoch, last = step / t.per_epoch, step == t.total
         alone = self.received.status if t.collectives.size == 1 else 0  # no other rank is to be asked
         if not (any(due) or alone or step % self.look_every == 0):
             return

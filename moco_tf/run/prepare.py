@@ -279,6 +279,11 @@ def method(o: Pretrain, collectives: Collectives, views: tuple[recipes.View, rec
     """
     kind = find.find("method", o.method.method)
     query_encoder = encoder(o.encoder, o.device.precision, train.num_classes if kind.classifies else 0)
+    if _sync(o) and (o.encoder.accumulate > 1 or o.encoder.recompute) and query_encoder.backbone_norms():
+        raise UserError(
+            "--bn=sync came with --accumulate or --recompute, expected neither: a second forward pass would exchange "
+            "the statistics once more; leave the one or the other out, or take a ViT, whose trunk has no batch norm"
+        )
     unknown = sorted(kind.given() - {"query_encoder", "key_encoder", "num_examples"})
     if unknown:
         raise UserError(f"--method={o.method.method} has arguments without a default, {unknown}; give them defaults")
@@ -358,11 +363,6 @@ def _check_norms(o: Pretrain) -> None:
         raise UserError(
             f"--bn=sync came with --bn_splits={o.encoder.bn_splits}, expected 1: its batch is that of all ranks; leave "
             "one out"
-        )
-    if (o.encoder.accumulate > 1 or o.encoder.recompute) and encoder(o.encoder, "float32").backbone_norms():
-        raise UserError(
-            "--bn=sync came with --accumulate or --recompute, expected neither: a second forward pass would exchange "
-            "the statistics once more; leave the one or the other out, or take a ViT, whose trunk has no batch norm"
         )
 
 

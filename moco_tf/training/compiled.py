@@ -20,6 +20,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from moco_tf.config.types import cache_folder
 from moco_tf.errors import UserError
 from moco_tf.training import cuda, launcher
 
@@ -55,8 +56,7 @@ def folder(deterministic: bool = False) -> pathlib.Path | None:
         "flags": hashlib.sha256("\0".join(flags).encode()).hexdigest()[:8],
     }
     key = "_".join([platform.machine(), *names, *(f"{name}-{version}" for name, version in versions.items())])
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return cache / "moco_tf" / "xla" / re.sub(r"[^\w.-]+", "-", key)
+    return cache_folder() / "xla" / re.sub(r"[^\w.-]+", "-", key)
 
 
 class KeptCode:

@@ -89,9 +89,9 @@ def check(name, trace, arrays, expected, state):
         way = length(state[key] - start[key] for key in learnt)
         assert length(arrays[key] - state[key] for key in learnt) <= 0.01 * way, group
         rest -= learnt
-    least = 1e-5 if name == "moco_v3" else 1e-6  # its predictor sees features whose mean is 0 but for rounding
     for key in rest:
-        largest = max(least, np.abs(state[key]).max())
+        # MoCo v3's predictor sees features of mean 0 but for rounding: its first running mean has 1e-8.
+        largest = max(1e-5 if key == "parts 0.3" and name == "moco_v3" else 1e-6, np.abs(state[key]).max())
         np.testing.assert_allclose(arrays[key], state[key], atol=5e-3 * largest, err_msg=key)
 
 

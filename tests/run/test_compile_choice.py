@@ -44,6 +44,8 @@ def test_the_fastest_is_measured_once_for_each_kind_of_step(on_gpu, tmp_path, ca
     assert chosen(on_gpu, "--epochs=3", "--threads=2", seconds=slower) == "views" and len(on_gpu) == 3
     assert line in capsys.readouterr().out
     assert chosen(on_gpu, "--batch_size=64", seconds={**SECONDS, "true": 0.01}) == "true" and len(on_gpu) == 6
+    for number, flag in enumerate(("--width=32", "--queue_size=4096", "--precision=float32"), 3):
+        assert chosen(on_gpu, flag, seconds={**SECONDS, "false": 0.001}) == "false" and len(on_gpu) == 3 * number, flag
 
 
 def test_a_run_that_goes_on_computes_as_before(on_gpu, tmp_path):

@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.config.types import cache_folder
 from moco_tf.data.sets import tfds
 from moco_tf.data.sources import RecordSource
 from moco_tf.errors import UserError
@@ -77,7 +78,7 @@ def _labels(source: RecordSource, split: str) -> np.ndarray:
     the records' places, hence holds for copies of the data as well.
     """
     digest = hashlib.sha256(b"".join(column.tobytes() for column in source.entries(np.arange(source.num_examples))))
-    cache = _cache_dir() / f"{source.name}-{split}-labels-{digest.hexdigest()[:16]}.npy"
+    cache = cache_folder() / f"{source.name}-{split}-labels-{digest.hexdigest()[:16]}.npy"
     labels = _read_cache(cache)
     if labels is None or labels.shape != (source.num_examples,):
         print(f"reading {source.num_examples} records of {source.name} once, for their labels", flush=True)
@@ -99,10 +100,6 @@ def _read_labels(source: RecordSource) -> np.ndarray:
         for index, label in dataset.ignore_errors(log_warning=False).batch(1024).as_numpy_iterator():
             labels[index] = label
     return labels
-
-
-def _cache_dir() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "moco_tf"
 
 
 def _read_cache(path: pathlib.Path) -> np.ndarray | None:
