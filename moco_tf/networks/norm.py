@@ -83,6 +83,8 @@ class BatchNorm(keras.layers.Layer):
         n = self.splits
         if self.over_ranks and self.over_ranks.size > 1:  # one rank has the whole batch
             return self._normalise_over_ranks(x, self.over_ranks)
+        if n > 1 and self.for_xla and x.dtype != tf.float64:
+            return self._normalise_splits(x)
         split = self._to_channels(x) if n > 1 else x  # B/n x H x W x nC: one kernel call for all splits
         if x.dtype == tf.float64:
             y = self._normalise_double(split)
@@ -103,6 +105,21 @@ class BatchNorm(keras.layers.Layer):
         self._move(self.running_mean, mean)
         self._move(self.running_variance, out.batch_variance)  # the kernel's output is the unbiased estimate
         return self._from_channels(out.y, tf.shape(x)) if n > 1 else out.y
+
+    def _normalise_splits(self, x: tf.Tensor) -> tf.Tensor:
+        """The same in operations that XLA fuses: the kernel's form would copy the batch, to and fro."""
+        b, h, w, c = tf.unstack(tf.shape(x))
+        parts = tf.cast(tf.reshape(x, [b // self.splits, self.splits, h * w, x.shape[-1]]), tf.float32)
+        shift = tf.stop_gradient(tf.reduce_mean(parts[:1], axis=[0, 2], keepdims=True))
+        parts -= shift
+        mean, square = (tf.reduce_mean(v, axis=[0, 2], keepdims=True) for v in (parts, tf.square(parts)))
+        variance = square - tf.square(mean)  # 1 x splits x 1 x C
+        scale, offset = self._scale_and_offset()
+        y = (parts - mean) * (scale * tf.math.rsqrt(variance + self.epsilon)) + offset
+        count = tf.cast(b // self.splits * h * w, tf.float32)
+        self._move(self.running_mean, mean + shift)
+        self._move(self.running_variance, variance * count / (count - 1.0))
+        return tf.reshape(tf.cast(y, x.dtype), tf.shape(x))
 
     def _normalise_over_ranks(self, x: tf.Tensor, collectives: Collectives) -> tf.Tensor:
         shift = tf.convert_to_tensor(self.running_mean.value)
