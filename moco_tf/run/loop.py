@@ -136,7 +136,6 @@ class Loop:
             log.say(f"first step: {seconds:.1f} s{compiled.said()}")
 
     def _end_at_once(self) -> None:
-        compiled.interrupted()
         self.log.close()
         print(f"{sys.argv[0]}: interrupted while the first step was compiled; nothing is lost", file=sys.stderr)
         os._exit(INTERRUPTED)  # the main thread is inside of XLA

@@ -2,12 +2,13 @@
 
 Everything lies in a folder for the versions and flags that it depends on. A process works on a folder of its own below
 that, which XLA reads and writes, and puts what is new into the common one when the first step is done: whole files,
-named by their checksums. Code that cannot be loaded, or during whose loading a process ends, is removed; the second
+named by their checksums. Code that cannot be loaded, or during whose loading a process crashes, is removed; the second
 time none is kept any more. On CPUs nothing is kept: XLA says of such code that it may not suit the processor.
 """
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import hashlib
 import importlib.metadata
@@ -90,9 +91,11 @@ class KeptCode:
         """Removes what processes of this machine that are gone have left."""
         for path in root.glob(f"process-{socket.gethostname()}-*"):
             if not pathlib.Path(f"/proc/{path.name.rpartition('-')[2]}").exists():
-                if (path / "loading").exists():
-                    self.remove("a process ended while it loaded it")
-                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):  # another start was first
+                    gone = path.rename(root / f"gone-{self.own.name}")
+                    if (gone / "loading").exists() and (gone / "loading").stat().st_size:
+                        self.remove("a process crashed while it loaded it")
+                    shutil.rmtree(gone, ignore_errors=True)
 
     def _whole(self) -> Iterator[pathlib.Path]:
         """This process' links to files that are as they were written; removes others, and the oldest of too many."""
@@ -118,10 +121,9 @@ class KeptCode:
         from moco_tf.training.collectives import is_rank_failure
         from moco_tf.training.files import one_line
 
-        if self.loaded:
-            self._loading.touch()
         try:
-            yield
+            with self._noting_a_crash() if self.loaded else contextlib.nullcontext():
+                yield
         except tf.errors.OpError as error:
             others = isinstance(error, tf.errors.ResourceExhaustedError) or is_rank_failure(error)
             if others or not self.loaded:
@@ -131,12 +133,20 @@ class KeptCode:
                 f"the code that XLA had kept in {self._code} cannot be used ({one_line(error)}) and is removed; start "
                 "the same command again"
             ) from None
-        finally:
-            self.interrupted()
         self._keep()
 
-    def interrupted(self) -> None:
-        """Nothing is loaded any more, whether or not the step came to its end."""
+    @contextlib.contextmanager
+    def _noting_a_crash(self) -> Iterator[None]:
+        """Has a crash of this process, but not its being killed, leave stacks in a file for the next start to see."""
+        before = faulthandler.is_enabled()
+        with open(self._loading, "wb") as file:
+            faulthandler.enable(file)
+            try:
+                yield
+            finally:
+                faulthandler.disable()
+                if before:
+                    faulthandler.enable()
         self._loading.unlink(missing_ok=True)
 
     def _keep(self) -> None:
@@ -245,12 +255,6 @@ def _count_to(multiple: int) -> None:
 
     while (ops.uid() + 1) % multiple:
         pass
-
-
-def interrupted() -> None:
-    """The first step is left before its end, by the user's wish: kept code is not to blame."""
-    if state.code:
-        state.code.interrupted()
 
 
 def said() -> str:

@@ -302,14 +302,12 @@ def resume(o: argparse.Namespace) -> dict[str, Any]:
 
 def profile(o: argparse.Namespace, recipe: str) -> dict[str, Any]:
     """Where the time of a step with views goes, by kind of kernel."""
-    found, steps = bench_of(recipe, o), 3
+    found = bench_of(recipe, o)
+    steps = found.o.bench.bench_steps
     found.start("views")
     with tempfile.TemporaryDirectory() as folder:
         tf.profiler.experimental.start(folder)
-        for _ in range(steps):
-            metrics = found.step(found.data["views"])
-        for value in metrics.values():
-            value.numpy()
+        found.turn("views")
         tf.profiler.experimental.stop()
         trace = next(pathlib.Path(folder).rglob("*.xplane.pb")).read_bytes()
     kernels = Counter(dict(kernel_ms(trace)))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+import signal
 import sys
 
 import tensorflow as tf
@@ -27,8 +28,8 @@ def first_step():
     return float(step(tf.range(5.0)))
 
 
-def start(before=0, ends=False, deterministic=False):
-    """What a start says, which traces others functions before; with `ends`, its process ends in the first step."""
+def start(before=0, ends=None, deterministic=False):
+    """What a start says, which traces other functions before; in the first step it gets the signal `ends`."""
     said: list[str] = []
     launcher.note = said.append
     compiled.start(deterministic)
@@ -38,7 +39,7 @@ def start(before=0, ends=False, deterministic=False):
     try:
         with compiled.first_use():
             if ends:
-                os._exit(9)
+                os.kill(os.getpid(), ends)
             result = first_step()
     except compiled.UnusableCode as error:
         said.append(str(error))
@@ -79,5 +80,6 @@ found = [forked(), forked(before=3)]
 damage(right_name=False)
 found += [forked(), forked()]
 damage(right_name=True)
-found += [forked(), forked(), forked(ends=True), forked(), forked(deterministic=True)]
+found += [forked(), forked(), forked(ends=signal.SIGKILL), forked(), forked(ends=signal.SIGABRT), forked()]
+found.append(forked(deterministic=True))
 print(json.dumps(found))
