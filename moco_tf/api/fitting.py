@@ -53,7 +53,7 @@ class Training:
         o, self.recipe = recipe.options, recipe
         # What would be written or measured on the way is left to callbacks.
         ranks = prepare.connect(o.device, o.run.seed)
-        self._run = prepare.pretraining(define.replaced(o, workdir=None, knn_every=0), ranks)
+        self._run = prepare.pretraining(define.replaced(o, workdir=None, monitor=("knn",), knn_every=0), ranks)
         self.images, self.image_size = self._run.train, self._run.size
         self.mean, self.std = self._run.mean_and_std
         self.batches, self.method = self._run.batches, self._run.method

@@ -220,12 +220,21 @@ class KnnOptions:
         check_each("knn_temperature", self.knn_temperature, 1e-6)
 
 
+LABEL_FREE = ("rankme", "alpha_req", "lidar", "uniformity", "alignment")
+
+
 @dataclasses.dataclass(frozen=True)
 class MonitorOptions:
-    """The kNN monitor of pre-training."""
+    """The monitor of pre-training."""
 
-    knn_every: CountOrZero = may_change(0, "Epochs between two kNN evaluations; 0: none.")
-    knn_bank: CountOrZero = may_change(0, "Training images in the monitor's bank; 0: all.")
+    monitor: tuple[str, ...] = may_change(
+        ("knn",), "Measured on the way: knn, probe (learns along), rankme, alpha_req, lidar, uniformity, alignment."
+    )
+    knn_every: CountOrZero = may_change(0, "Epochs between two measurements of the monitor; 0: none.")
+    knn_bank: CountOrZero = may_change(0, "Training images in the kNN monitor's bank; 0: all.")
+
+    def __post_init__(self) -> None:
+        check_words("monitor", self.monitor, ("knn", "probe", *LABEL_FREE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,6 +367,12 @@ def check_each(name: str, numbers: tuple[int, ...] | tuple[float, ...], least: f
     if not (numbers and all(least <= number < math.inf for number in numbers)):
         shown = ",".join(f"{number:g}" for number in numbers)
         raise UserError(f"--{name}={shown} came, expected numbers from {least:g} on")
+
+
+def check_words(name: str, words: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Refuses an empty list and words that are not known. Raises UserError."""
+    if not words or set(words) - set(known):
+        raise UserError(f"--{name}={','.join(words)} came, expected one or more of {', '.join(known)}, between commas")
 
 
 # What is not given is that of the run that is loaded.

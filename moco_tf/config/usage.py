@@ -11,7 +11,17 @@ WORDS = ("--help", "-help", "-h", "--helpshort", "--helpfull", "-helpfull")
 _MANY = 15
 _FIRST = (
     *("fake", "compare", "bench_steps", "load", "workdir", "dataset", "data_dir", "init", "method", "arch"),
-    *("image_size", "batch_size", "epochs", "learning_rate", "queue_size", "temperature", "views", "knn_every"),
+    *(
+        "image_size",
+        "batch_size",
+        "epochs",
+        "learning_rate",
+        "queue_size",
+        "temperature",
+        "views",
+        "knn_every",
+        "monitor",
+    ),
     *("precision", "baseline", "k", "knn_temperature", "feature", "all_checkpoints"),
     *("cache_features", "learning_rates", "logistic_regression", "finetune", "train_fraction"),
 )

@@ -1,5 +1,6 @@
 """The encoder of a contrastive method: a backbone and a projection head."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,7 @@ class Encoder(keras.Model):
         self.config: dict[str, Any] = {"arch": arch, **backbone.options(arch), **options, "bn_splits": bn_splits}
         self.config |= {"head": head, "feature_dim": feature_dim, "hidden_dim": hidden_dim, "head_init": head_init}
         self.micro_batches = 1  # a training pass takes one after the other, see `save_memory`
+        self.watch: Callable[[tf.Tensor], None] = _nothing  # gets the pooled features of a training pass, BxD
         self.backbone = backbone.build(arch, bn_splits, self.dtype_policy, options)
         pooled, size = self.backbone.features, self.backbone.build_size
         widths = (pooled, hidden_dim or pooled, feature_dim)
@@ -72,18 +74,26 @@ class Encoder(keras.Model):
         return tf.cast(x, self.variable_dtype)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        if not (training and self.micro_batches > 1):
-            return self._encode(images, training)
-        if not self.backbone_norms():  # the head sees the whole batch
-            row = tf.TensorSpec([self.backbone.features], self.variable_dtype)
+        width = self.backbone.features
+        if training and self.micro_batches > 1 and self.backbone_norms():
+            row = tf.TensorSpec([self.features_out + width], self.variable_dtype)
+            norms = naming.having("moves", [part for _, part in self._parts()])  # in bfloat16 `norms` fails in a call
+            both = by_micro_batches(self._encode_and_keep, images, self.micro_batches, row, norms)
+            self.watch(both[:, self.features_out :])
+            return both[:, : self.features_out]
+        if training and self.micro_batches > 1:  # the head sees the whole batch
+            row = tf.TensorSpec([width], self.variable_dtype)
             features = by_micro_batches(partial(self.features, training=True), images, self.micro_batches, row, [])
-            return self.project(features, training=True)
-        row = tf.TensorSpec([self.features_out], self.variable_dtype)
-        norms = naming.having("moves", [part for _, part in self._parts()])  # in bfloat16 `norms` fails in a call
-        return by_micro_batches(partial(self._encode, training=True), images, self.micro_batches, row, norms)
+        else:
+            features = self.features(images, training=training)
+        if training:
+            self.watch(features)
+        return self.project(features, training=training)
 
-    def _encode(self, images: tf.Tensor, training: bool) -> tf.Tensor:
-        return self.project(self.features(images, training=training), training=training)
+    def _encode_and_keep(self, images: tf.Tensor) -> tf.Tensor:
+        """The head's output in training, and behind it the pooled features, through which no gradient goes."""
+        features = self.features(images, training=True)
+        return tf.concat([self.project(features, training=True), tf.stop_gradient(features)], axis=1)
 
     def _parts(self) -> list[tuple[str, keras.layers.Layer]]:
         return [("", self.backbone), *([(self.backbone.head_name, self.head)] if self.head else [])]
@@ -180,3 +190,7 @@ class Encoder(keras.Model):
 
     def get_config(self) -> dict:
         return {**self.config, "name": self.name, "dtype": keras.saving.serialize_keras_object(self.dtype_policy)}
+
+
+def _nothing(features: tf.Tensor) -> None:
+    """Looks at nothing."""

@@ -13,8 +13,8 @@ import numpy as np
 from moco_tf.data.sources import RecordSource, Source
 from moco_tf.errors import UserError
 
-# {what the features are: (alignment, uniformity)}; None where a feature is zero or not finite.
-Spread = dict[str, tuple[float, float] | None]
+# {what the features are: {label-free measure: its value, NaN where a feature is zero or not finite}}
+Spread = dict[str, dict[str, float]]
 
 Made = TypeVar("Made")
 
@@ -134,7 +134,7 @@ class Examination:
     def missing(self) -> dict[str, str]:
         """What is not there, and why."""
         parts: dict[str, object] = {"views": self.views, "features": self.first}
-        parts |= {f"alignment and uniformity of {name}": found for name, found in self.spread.items()}
+        parts |= {f"label-free measures of {name}": found for name, found in self.spread.items()}
         return {name: part for name, part in parts.items() if isinstance(part, str)}
 
     def empty(self) -> bool:

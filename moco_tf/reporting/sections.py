@@ -264,16 +264,19 @@ def class_table(run: RunRecord, examined: Examined) -> Section:
 
 
 def spread(found: dict[str, Spread | str]) -> Section:
-    """Alignment and uniformity of every run, by its name."""
+    """The label-free measures of every run, by its name."""
     rows, missing = [], []
     for name, figures in found.items():
         if isinstance(figures, str):
             missing.append(f"Not for {name}: {figures}.")
         else:
-            rows += [(name, what, pair) for what, pair in figures.items()]
+            rows += [(name, what, list(own.values())) for what, own in figures.items()]
     if not rows:
         return missing[0]
     says = (
+        "Of training images, without labels. RankMe: how many dimensions the features fill; LiDAR: in how many of them "
+        "images differ more than views of one image do; up to the width of the features, higher is better. alpha-ReQ: "
+        "how fast the spectrum of the features falls; near 1 is best. Compare runs of one method and network. "
         "Alignment: the mean squared distance of two views of an image, 0 to 4. Uniformity: the logarithm of the mean "
         "of exp(-2 d²) over pairs of images, towards -4 when many dimensions are filled evenly. Features are "
         "normalised; lower is better for both (Wang & Isola, 2020)."

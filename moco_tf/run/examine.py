@@ -4,27 +4,24 @@ N images, D width of the pooled features, C of the head's output, S side of a vi
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
 from moco_tf.config import define, find
-from moco_tf.config.options import OF_THE_RUN, DataOptions, Pretrain, ReportOptions
+from moco_tf.config.options import LABEL_FREE, OF_THE_RUN, DataOptions, Pretrain, ReportOptions
 from moco_tf.data.normalisation import Normalisation
-from moco_tf.data.pipeline import TrainBatches
 from moco_tf.data.records import BadImages
 from moco_tf.data.sources import Source
-from moco_tf.data.views import recipes
 from moco_tf.errors import UserError
-from moco_tf.evaluation import features, neighbours, uniformity
+from moco_tf.evaluation import features, neighbours
 from moco_tf.formats.base import Loaded
 from moco_tf.formats.load import load
-from moco_tf.methods import base
 from moco_tf.reporting.examined import Attended, Embedded, Examination, Examined, SampledViews, Spread, attempt
 from moco_tf.reporting.results import RunRecord
-from moco_tf.run import prepare, results
+from moco_tf.run import label_free, prepare, results
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import device
 from moco_tf.training.collectives import SingleProcess
@@ -33,7 +30,6 @@ _BATCH = 128
 _NEIGHBOURS = 8  # that the page shows
 _ATTENDED = 8  # test images whose attention the page shows
 _PAIRS = 12  # of views that the page shows
-_VIEWED = 1000  # test images whose views give alignment and uniformity
 
 
 def examine(records: list[RunRecord], o: ReportOptions) -> Examination:
@@ -49,7 +45,7 @@ def examine(records: list[RunRecord], o: ReportOptions) -> Examination:
     views = attempt(sample_views, first.folder, o.data_dir)
     print(f"{first.name}: computing features", flush=True)
     seen = attempt(embed, first.folder, o)
-    print("computing alignment and uniformity", flush=True)
+    print("computing label-free measures", flush=True)
     found = Examination(views, seen, {run.name: attempt(spread, run.folder, o.data_dir) for run in records})
     for what, reason in found.missing().items():
         print(f"no {what}: {reason}", flush=True)
@@ -122,7 +118,7 @@ def embed(folder: RunFolder, options: ReportOptions) -> Examined:
         note=images.note,
         sampled=images.sampled,
         held_out=bool(o.data.holdout),
-        attended=_attended(loaded, _some(images.test, _ATTENDED, o.run.seed), geometry, bad_images),
+        attended=_attended(loaded, label_free.some(images.test, _ATTENDED, o.run.seed), geometry, bad_images),
     )
 
 
@@ -150,14 +146,7 @@ def _splits(data: DataOptions, seed: int, bank_images: int, test_images: int) ->
             raise
         note = f"No test images ({error}): some training images stand for them and are left out of the bank."
         train, test = train.subset(np.sort(order[count:])), train.subset(np.sort(order[:count]))
-    return _Splits(_some(train, bank_images, seed), _some(test, test_images, seed), note, sampled)
-
-
-def _some(source: Source, count: int, seed: int) -> Source:
-    if count >= source.num_examples:
-        return source
-    chosen = np.random.default_rng(seed).choice(source.num_examples, count, replace=False)
-    return source.subset(np.sort(chosen))
+    return _Splits(label_free.some(train, bank_images, seed), label_free.some(test, test_images, seed), note, sampled)
 
 
 def _embedded(
@@ -197,60 +186,34 @@ def _attended(loaded: Loaded, source: Source, geometry: tuple[int, int], bad_ima
     return Attended((pixels * 255 + 0.5).astype(np.uint8), weights.reshape(*weights.shape[:2], rows, columns), patches)
 
 
-def spread(folder: RunFolder, data_dir: str | None, images: int = _VIEWED) -> Spread:
-    """Alignment and uniformity of two random views of test images.
+def spread(folder: RunFolder, data_dir: str | None) -> Spread:
+    """The label-free measures of a run's encoder on its training images.
 
     Args:
         folder: a run folder with flags and a checkpoint.
         data_dir: replaces the run's own.
-        images: at most so many, drawn with the run's seed.
 
     Raises:
         UserError: no encoder, no images, or views that cannot be made.
     """
     o = recorded(folder, data_dir)
     loaded = load(str(folder.path), device.dtype_policy(o.device.precision))
-    source = _splits(o.data, o.run.seed, 1, images).test
-    views = prepare.random_views(o.views, loaded.image_size, (loaded.mean, loaded.std))
-    prepare.check_crop(o.views.views, views, source)
-    both = tf.function(
-        lambda images: (loaded.encoder.features(images), loaded.encoder(images)),
-        reduce_retracing=True,
-    )
-    parts = [[output.numpy() for images in pair for output in both(images)] for pair in view_pairs(o, source, views)]
-    pooled, head, other_pooled, other_head = (features.normalised(np.concatenate(column)) for column in zip(*parts))
-    figures = {"pooled features": _figures(pooled, other_pooled)}
-    if not find.find("method", o.method.method).classifies:
-        figures = {"output of the head": _figures(head, other_head)} | figures
-    return figures
+    train, (mean, std) = prepare.source(o.data, "train", SingleProcess()), map(tf.constant, (loaded.mean, loaded.std))
 
+    def both(images: tf.Tensor) -> tf.Tensor:
+        pooled = loaded.encoder.features((images - mean) / std)
+        return tf.concat([pooled, loaded.encoder.project(pooled)], axis=1)
 
-def _figures(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
-    if len(x) < 2 or not min(np.linalg.norm(x, axis=1).min(), np.linalg.norm(y, axis=1).min()) > 0.5:
-        return None  # a feature of zero, or that is not finite, has no direction
-    return uniformity.alignment(x, y), (uniformity.uniformity(x) + uniformity.uniformity(y)) / 2
-
-
-def view_pairs(
-    o: Pretrain, source: Source, views: tuple[recipes.View, recipes.View]
-) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-    """Two random views of every image, normalised, BxSxSx3 each, made as a training step makes them."""
-    batches = TrainBatches(
-        source,
-        min(_BATCH, source.num_examples),
-        o.run.seed,
-        crops=prepare.crops(views),
-        bad_images=BadImages(o.data.max_bad_images, reported=False),
-        drop_remainder=False,
-    )
-    rest = [prepare.in_step(view, source) for view in views]
-    for number, (images, *_) in enumerate(batches.batches(0)):
-        first, second, *_ = base.unpack((images,))
-        count = len(first)
-        seeds = (tf.constant([o.run.seed * 16 + use, number]) for use in (base.FIRST_VIEW, base.SECOND_VIEW))
-        each = zip(rest, (first, second), seeds)
-        one, other = (view(tf.constant(x), seed, tf.range(count), count) for view, x, seed in each)
-        yield one, other
+    geometry = features.test_geometry(train, loaded.image_size, loaded.test_resize)
+    bad_images = BadImages(o.data.max_bad_images, reported=False)
+    seen = label_free.see(both, LABEL_FREE, train, geometry, o.views, o.run.seed, SingleProcess(), bad_images)
+    width = loaded.encoder.backbone.features
+    parts = {"output of the head": slice(width, None), "pooled features": slice(width)}
+    if find.find("method", o.method.method).classifies:
+        parts.pop("output of the head")
+    plain, viewed = seen
+    assert plain is not None and viewed is not None
+    return {name: label_free.figures((plain[:, part], viewed[:, :, part]), LABEL_FREE) for name, part in parts.items()}
 
 
 def sample_views(folder: RunFolder, data_dir: str | None, count: int = _PAIRS) -> SampledViews:
@@ -269,7 +232,10 @@ def sample_views(folder: RunFolder, data_dir: str | None, count: int = _PAIRS) -
     mean, std = _normalisation(o, folder, train)
     views = prepare.random_views(o.views, prepare.image_size(o.data.image_size, train), (mean, std))
     prepare.check_crop(o.views.views, views, train)
-    first, second = next(view_pairs(o, _some(train, count, o.run.seed), views))
+    bad_images = BadImages(o.data.max_bad_images, reported=False)
+    first, second, _ = next(
+        label_free.view_pairs(label_free.some(train, count, o.run.seed), views, o.run.seed, bad_images)
+    )
     pairs = np.stack([first, second], axis=1) * np.array(std, np.float32) + np.array(mean, np.float32)
     pixels = (np.clip(pairs, 0, 1) * 255 + 0.5).astype(np.uint8)  # Nx2xSxSx3
     return SampledViews(pixels, find.find("method", o.method.method).num_views)

@@ -21,6 +21,7 @@ import tensorflow as tf
 from moco_tf.config import define, options
 from moco_tf.data.normalisation import normalisation
 from moco_tf.data.sources import ArraySource, RecordSource, Source
+from moco_tf.evaluation.online_probe import OnlineProbe
 from moco_tf.methods.base import Method, as_given
 from moco_tf.run import calls, prepare
 from moco_tf.run.learner import TrainingTask
@@ -132,7 +133,7 @@ class _Steps(NamedTuple):
     """What `calls.caller` takes of a training whose schedules stand still."""
 
     steps_per_call: int
-    learner: Method
+    learner: Method | OnlineProbe
     batches: "Bench"  # has fetch
 
     def set_rates(self, rates: Sequence[tf.Tensor]) -> None:
@@ -155,16 +156,16 @@ class Bench:
         mean_and_std = normalisation(o.data.normalise, o.data.dataset)
         nothing_saved = define.replaced(o, workdir=None)
         self.run = prepare.pretraining(nothing_saved, cast(Collectives, self.counting), train, mean_and_std)
-        self.method = self.run.method
-        self.method.synchronise()
+        self.method, self.learner = self.run.method, self.run.learner
+        self.learner.synchronise()
         self.batches = prepare.placed(self.run.batches, o.device)
-        self.step = tf.function(lambda data: self.method.train_step(self.fetch(data)), autograph=False)
+        self.step = tf.function(lambda data: self.learner.train_step(self.fetch(data)), autograph=False)
         self.data = random_batches(self.run.train, self.run.size, batch, self.method.num_views)
         if self.batches.on_device:
             _, labels, indices = self.data["views"]
             self.data["views"] = indices, labels, indices
         self.per_call = prepare.steps_per_call(o.device, self.method.one_piece, self.batches.on_device)
-        self._several = calls.caller(cast(TrainingTask, _Steps(self.per_call, self.method, self)))
+        self._several = calls.caller(cast(TrainingTask, _Steps(self.per_call, self.learner, self)))
         self.rates: dict[str, dict[str, Spread]] = {}
         self.collectives: dict[str, dict[str, int]] = {}
 

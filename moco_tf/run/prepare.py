@@ -8,11 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.config import find
+from moco_tf.config import define, find
 from moco_tf.config.options import (
     DataOptions,
     DeviceOptions,
     EncoderOptions,
+    MonitorOptions,
     OptimizerOptions,
     Pretrain,
     ScheduleOptions,
@@ -30,6 +31,7 @@ from moco_tf.data.sources import ArraySource, RecordSource, Source
 from moco_tf.data.views import recipes
 from moco_tf.data.views.geometry import RandomResizedCrop
 from moco_tf.errors import UserError
+from moco_tf.evaluation.online_probe import OnlineProbe
 from moco_tf.evaluation.scores import check_labels
 from moco_tf.methods.base import Method, View
 from moco_tf.networks.encoder import Encoder
@@ -54,6 +56,7 @@ class Pretraining:
         views: the two random views of an image, crops included; the same one twice unless they differ.
         batches: this rank's batches.
         method: the compiled method.
+        learner: the method, or the method with the probe that learns along.
     """
 
     options: Pretrain
@@ -64,6 +67,7 @@ class Pretraining:
     views: tuple[recipes.View, recipes.View]
     batches: TrainBatches
     method: Method
+    learner: Method | OnlineProbe
 
 
 def pretraining(
@@ -102,7 +106,12 @@ def pretraining(
         BadImages(o.data.max_bad_images, str(folder.unreadable) if folder else None),
         o.views.read_order,
     )
-    return Pretraining(o, collectives, train, size, mean_and_std, views, batches, method(o, collectives, views, train))
+    built = method(o, collectives, views, train)
+    learner: Method | OnlineProbe = built
+    if "probe" in o.monitor.monitor:
+        check_labels(train, train, "for the probe that learns along; leave probe out of --monitor, or give")
+        learner = OnlineProbe(built, train.num_classes, o.run.batch_size // collectives.size)
+    return Pretraining(o, collectives, train, size, mean_and_std, views, batches, built, learner)
 
 
 def connect(options: DeviceOptions, seed: int, compiles: bool = True) -> Collectives:
@@ -348,6 +357,11 @@ def check(o: Pretrain, collectives: Collectives) -> None:
     pieces_to_compile(o, collectives)
     check_calls(o.device, collectives)
     _check_norms(o)
+    if o.monitor.monitor != MonitorOptions.monitor and not o.monitor.knn_every:
+        raise UserError(
+            f"--monitor={define.shown(o.monitor.monitor)} came with --knn_every=0, expected the epochs between two "
+            "measurements; give --knn_every=1, or more"
+        )
     share, splits, micro = o.run.batch_size // collectives.size, o.encoder.bn_splits, o.encoder.accumulate
     if share % (splits * micro):
         raise UserError(

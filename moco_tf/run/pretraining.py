@@ -6,29 +6,22 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from moco_tf.config import define
 from moco_tf.config.options import Pretrain
 from moco_tf.contrast.collapse import has_collapsed
-from moco_tf.data.records import BadImages
-from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
-from moco_tf.evaluation import features, knn
-from moco_tf.evaluation.scores import check_labels
 from moco_tf.methods.base import Method
 from moco_tf.networks.cost import cost
-from moco_tf.run import advice, calls, compile_choice, initial, loop, prepare
+from moco_tf.run import advice, calls, compile_choice, initial, loop, monitor, prepare
 from moco_tf.run.folder import RunFolder
-from moco_tf.run.learner import Evaluation, TrainingTask
+from moco_tf.run.learner import TrainingTask
 from moco_tf.run.prepare import Pretraining
 from moco_tf.training import device, schedules
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.files import write_whole
 from moco_tf.training.stop import signals
-
-_MONITOR_BATCH = 256
 
 
 def pretrain(o: Pretrain) -> None:
@@ -62,7 +55,7 @@ def training_of(run: Pretraining) -> TrainingTask:
     return TrainingTask(
         options=o,
         folder=folder,
-        learner=run.method,
+        learner=run.learner,
         batches=batches,
         batch_size=o.run.batch_size,
         total=advice.total_steps(o.schedule, run.batches.steps_per_epoch),
@@ -73,7 +66,7 @@ def training_of(run: Pretraining) -> TrainingTask:
         set_rates=lambda values: set_rates(run.method, values),
         about=lambda: about(run),
         begin=lambda: begin(run, folder),
-        evaluation=monitor(run) if o.monitor.knn_every else None,
+        evaluation=monitor.of_run(run),
         watch=CollapseWatch(run.method.query_encoder.config["feature_dim"]),
         steps_per_call=prepare.steps_per_call(o.device, run.method.one_piece, batches.on_device),
     )
@@ -81,7 +74,7 @@ def training_of(run: Pretraining) -> TrainingTask:
 
 def seconds_of_a_step(o: Pretrain, collectives: Collectives) -> float:
     """How long a step of such a pre-training takes, on its first batches, without what it would write."""
-    run = prepare.pretraining(define.replaced(o, workdir=None, knn_every=0), collectives)
+    run = prepare.pretraining(define.replaced(o, workdir=None, monitor=("knn",), knn_every=0), collectives)
     training = training_of(run)
     call, most = calls.caller(training), training.steps_per_call
     few = itertools.islice(itertools.cycle(run.batches.batches(0)), most)
@@ -148,46 +141,6 @@ def introduction(run: Pretraining, start: int, total: int) -> list[str]:
         *advice.of_normalisation(run.mean_and_std),
         *advice.of_steps(o.schedule, run.batches.steps_per_epoch),
     ]
-
-
-def monitor(run: Pretraining) -> Evaluation:
-    """Weighted kNN accuracy of the encoder on the test images, against un-augmented training images."""
-    o, collectives = run.options, run.collectives
-    test = prepare.source(o.data, "test", collectives)
-    check_labels(run.train, test, "for the kNN monitor; give --knn_every=0, or")
-    bank, geometry = _bank(run), features.test_geometry(run.train, run.size, o.data.test_resize or 0)
-    embed = features.embedder(run.method.query_encoder, o.knn.feature, *run.mean_and_std)
-
-    def measure(step: int, epoch: float) -> dict[str, float]:
-        (first, *more), *_ = knn.measure(
-            embed,
-            bank,
-            test,
-            (geometry, geometry),
-            o.knn.k,
-            o.knn.knn_temperature,
-            o.knn.weighting,
-            _MONITOR_BATCH,
-            collectives,
-            BadImages(o.data.max_bad_images, str(RunFolder.of(o.run.workdir or "").unreadable)),
-            require_finite=False,
-        )
-        others = {f"knn_top1_k{other.k}_t{other.temperature:g}": other.top1 for other in more}
-        return {"epoch": epoch, "knn_top1": first.top1, "knn_top5": first.top5, **others}
-
-    def line(values: dict[str, float]) -> str:
-        return f"epoch {values['epoch']:.4g}: kNN top-1 {values['knn_top1']:.2%}, top-5 {values['knn_top5']:.2%}"
-
-    return Evaluation(o.monitor.knn_every, measure, line)
-
-
-def _bank(run: Pretraining) -> Source:
-    """The training images that vote: all, or --knn_bank of them."""
-    train, count = run.train, run.options.monitor.knn_bank
-    if not 0 < count < train.num_examples:
-        return train
-    rows = np.random.default_rng(run.options.run.seed).choice(train.num_examples, count, replace=False)
-    return train.subset(np.sort(rows))
 
 
 @dataclasses.dataclass

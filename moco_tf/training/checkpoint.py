@@ -25,6 +25,8 @@ from moco_tf.training.files import one_line
 DESCRIPTION = "checkpoint.json"
 # Running statistics of each rank, one row a rank; the encoders' own groups hold their means. See rank_statistics.py.
 RANK_STATISTICS = "rank_statistics"
+# What a training may have had and have no more, or have now for the first time: then it starts anew.
+OPTIONAL = ("probe", "probe_optimizer")
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"  # TensorFlow's own entry: which object has which variable
 _UNREADABLE = (ValueError, LookupError, RuntimeError, tf.errors.OpError)  # what TensorFlow raises for damaged files
@@ -160,10 +162,17 @@ def check(path: pathlib.Path) -> None:
 def restore(path: pathlib.Path, state: Mapping) -> None:
     """Sets every variable of a state from a checkpoint of the same structure, without RANK_STATISTICS.
 
+    OPTIONAL groups that are in one of them alone stay as they are.
+
     Raises:
         UserError: the checkpoint holds other variables.
     """
     saved = {key: shape for key, shape in _shapes(path).items() if key != RANK_STATISTICS}
+    groups = {_unescaped(key.partition("/")[0]) for key in saved}
+    state = {name: group for name, group in state.items() if name not in OPTIONAL or name in groups}
+    saved = {
+        key: shape for key, shape in saved.items() if not key.startswith(OPTIONAL) or key.partition("/")[0] in state
+    }
     difference = _difference(saved, {key: tuple(variable.shape) for key, variable in _leaves(state).items()})
     if difference:
         made = " ".join(f"--{name}={value}" for name, value in describe(path).get("encoder", {}).items())
