@@ -23,7 +23,7 @@ setup(
     keywords=["self-supervised learning", "contrastive learning", "MoCo", "SimCLR", "TensorFlow", "Keras", "Horovod"],
     packages=[*find_packages(include=["moco_tf", "moco_tf.*"]), "moco_tf.flags"],
     package_dir={"moco_tf.flags": "flags"},  # the recipes
-    package_data={"moco_tf.reporting": ["page.*"], "moco_tf.flags": ["*/*.cfg"]},
+    package_data={"moco_tf.reporting": ["*.html", "*.css", "*.js"], "moco_tf.flags": ["*/*.cfg"]},
     entry_points={"console_scripts": ["moco-tf = moco_tf.__main__:main"]},
     python_requires=">=3.10,<3.14",
     install_requires=[
@@ -39,6 +39,7 @@ setup(
     ],
     extras_require={
         **EXTRAS,
+        "faiss": ["faiss-cpu>=1.9"],  # moco_tf.neighbours among many vectors; or faiss-gpu
         "all": ALL,
         "dev": [
             *ALL,

@@ -49,7 +49,7 @@ def _print(lines: Sequence[str] | Iterator[str]) -> None:
 def _programs() -> Iterator[str]:
     for name in PROGRAMS:
         about = (importlib.import_module(f"moco_tf.{name}").__doc__ or "").splitlines()[0]
-        yield from textwrap.wrap(about, 80, initial_indent=f"{name:10}", subsequent_indent=" " * 10)
+        yield from textwrap.wrap(about, 80, initial_indent=f"{name:11}", subsequent_indent=" " * 11)
 
 
 def _recipes() -> Iterator[str]:

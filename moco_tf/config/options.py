@@ -294,16 +294,51 @@ class ExportOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbedOptions:
-    """Which vectors are written, and where."""
+class WhichImages:
+    """Which images, in place of a run's."""
 
-    output: Path | None = elsewhere(None, "File to write: .npz, .npy, .csv, .parquet or .safetensors.")
     images: str | None = option(None, "Folder, image, .txt of paths, or - for standard input, in place of a data set.")
     split: Literal["all", "train", "test"] = option("all", "Of the data set.")
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureOptions(WhichImages):
+    """Which vectors of them."""
+
     feature: Literal["backbone", "head", "dense", "patches"] = option(
         "backbone", "Pooled features, the head's output, the map before it is pooled, or that map's mean."
     )
     batch_size: Count = option(256, "Images computed at a time, on each rank.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedOptions(FeatureOptions):
+    """Which vectors are written, and where."""
+
+    output: Path | None = elsewhere(None, "File to write: .npz, .npy, .csv, .parquet or .safetensors.")
+
+
+@dataclasses.dataclass(frozen=True)
+class NeighboursOptions(FeatureOptions):
+    """Of which images the neighbours are wanted, and among which."""
+
+    vectors: Path | None = elsewhere(None, "A file of moco_tf.embed to search, in place of computing the vectors.")
+    image: str | None = option(None, "The image whose neighbours are wanted: one of the set, or a file; else each one.")
+    k: Count = option(8, "Neighbours of an image.")
+    exact: bool = option(False, "Compare all with all, though the set is large and FAISS is installed.")
+    output: Path | None = elsewhere(
+        None, "The .csv to write, a page beside it; default: neighbours.csv beside vectors or run."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DuplicatesOptions(WhichImages):
+    """What counts as a copy, and where they are listed."""
+
+    threshold: Share | None = option(None, "Similarity from which on images are copies; default: what the data says.")
+    output: Path | None = elsewhere(
+        None, "The .csv to write, a page beside it; default: duplicates.csv in the run folder."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -449,6 +484,25 @@ class Embed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """Options of moco_tf.neighbours."""
+
+    encoder: LoadOptions = LoadOptions()
+    neighbours: NeighboursOptions = NeighboursOptions()
+    data: DataOptions = OF_THE_RUN
+    device: DeviceOptions = DeviceOptions(precision="float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+    """Options of moco_tf.duplicates."""
+
+    encoder: LoadOptions = LoadOptions()
+    duplicates: DuplicatesOptions = DuplicatesOptions()
+    data: DataOptions = OF_THE_RUN
+
+
+@dataclasses.dataclass(frozen=True)
 class Show:
     """Options of moco_tf.show."""
 
@@ -483,6 +537,7 @@ PROGRAMS: dict[str, type] = {
     "lincls": Lincls,
     "knn": Knn,
     "embed": Embed,
+    "neighbours": Neighbours,
     "export": Export,
     "show": Show,
     "report": Report,

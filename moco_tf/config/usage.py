@@ -10,19 +10,10 @@ WORDS = ("--help", "-help", "-h", "--helpshort", "--helpfull", "-helpfull")
 # A program with more flags shows the first of these that it has, and those of a method or backbone that is named.
 _MANY = 15
 _FIRST = (
-    *("fake", "compare", "bench_steps", "load", "workdir", "dataset", "data_dir", "init", "method", "arch"),
-    *(
-        "image_size",
-        "batch_size",
-        "epochs",
-        "learning_rate",
-        "queue_size",
-        "temperature",
-        "views",
-        "knn_every",
-        "monitor",
-    ),
-    *("precision", "baseline", "k", "knn_temperature", "feature", "all_checkpoints"),
+    *("fake", "compare", "bench_steps", "load", "vectors", "image", "images", "output", "workdir"),
+    *("dataset", "data_dir", "init", "method", "arch"),
+    *("image_size", "batch_size", "epochs", "learning_rate", "queue_size", "temperature", "views", "knn_every"),
+    *("monitor", "precision", "baseline", "k", "knn_temperature", "feature", "exact", "all_checkpoints"),
     *("cache_features", "learning_rates", "logistic_regression", "finetune", "train_fraction"),
 )
 _INDENT = 26

@@ -12,6 +12,7 @@ once, chunk by chunk, and takes no memory of its own.
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.evaluation import features
 from moco_tf.training.collectives import Collectives, SingleProcess
 
 WEIGHTINGS = ("weighted", "majority")
@@ -20,6 +21,23 @@ CHUNK, QUERY_CHUNK = 32768, 1024
 _GRAIN = 2.0**26
 
 Pair = tuple[tf.Tensor, tf.Tensor]  # similarities Qxk and rows Qxk of the best found so far
+
+
+class Normalised:
+    """Rows of length one of an array, which may be a memory map: computed where they are taken.
+
+    Args:
+        rows: NxC.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows, self.shape = rows, rows.shape
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
+        return features.normalised(np.asarray(self._rows[chosen], np.float32))
 
 
 def classify(
@@ -90,7 +108,7 @@ def nearest_labels(
 
 
 def nearest(
-    bank: np.ndarray, queries: np.ndarray, k: int, chunk: int = CHUNK, query_chunk: int = QUERY_CHUNK
+    bank: np.ndarray | Normalised, queries: np.ndarray, k: int, chunk: int = CHUNK, query_chunk: int = QUERY_CHUNK
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k bank rows of largest inner product with each query, the nearest first; the lower row first among equals.
 

@@ -8,7 +8,7 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,15 @@ _TEXTS = ("path", "split", "label")
 
 class Part(NamedTuple):
     """Some rows: texts of the images, n each, and their vectors, n x ... float32."""
+
+    paths: Sequence[str]
+    splits: Sequence[str]
+    labels: Sequence[str]
+    vectors: np.ndarray
+
+
+class Table(NamedTuple):
+    """A file's rows: texts of the images, N each, and their vectors, NxD float32, a memory map where the format is."""
 
     paths: Sequence[str]
     splits: Sequence[str]
@@ -71,6 +80,105 @@ def write(output: pathlib.Path, rows: Rows) -> None:
             _write_csv(draft, rows, vectors=False)
     with replacing(first) as draft:
         _WRITERS[output.suffix](draft, rows)
+
+
+def read(path: pathlib.Path) -> Table:
+    """What `write` wrote. Vectors of a .csv or .parquet are in memory; those of the others stay in the file.
+
+    Raises:
+        UserError: the file cannot be read, is none of these, or holds something else.
+    """
+    if path.suffix not in _READERS:
+        raise UserError(f"{path} came, expected a file of vectors: one of {', '.join(_READERS)}")
+    if path.suffix == ".parquet":
+        extras.need("a .parquet file", ("pyarrow",), "parquet", "; or give another format, such as .npz")
+    try:
+        found = _READERS[path.suffix](path)
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read ({error.strerror or error}); {_EXPECTED}") from None
+    except Exception as error:  # readers raise whatever damaged bytes lead to
+        raise UserError(f"{path} is no file of vectors ({_reason(error)}); {_EXPECTED}") from None
+    shape, kind = found.vectors.shape, found.vectors.dtype.kind
+    if len(shape) != 2 or not shape[0] or kind != "f" or {len(texts) for texts in found[:3]} != {shape[0]}:
+        texts = " and ".join(str(len(column)) for column in found[:3])
+        raise UserError(f"{path} holds {found.vectors.dtype} {shape} with {texts} texts, {_EXPECTED}")
+    return found
+
+
+_EXPECTED = "expected vectors N x D of moco_tf.embed with N paths, splits and labels; write it again"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__
+
+
+def _read_texts(path: pathlib.Path) -> Iterator[list[str]]:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        lines = csv.reader(file)
+        if next(lines, [])[: len(_TEXTS)] != list(_TEXTS):
+            raise ValueError(f"{path} has no columns {', '.join(_TEXTS)}")
+        yield from lines
+
+
+def _columns(rows: Iterable[Sequence[str]]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+    paths, splits, labels = zip(*rows)
+    return paths, splits, labels
+
+
+def _read_csv(path: pathlib.Path) -> Table:
+    texts, vectors = [], []
+    for row in _read_texts(path):
+        texts.append(row[: len(_TEXTS)])
+        vectors.append(np.array(row[len(_TEXTS) :], np.float32))
+    return Table(*_columns(texts), np.stack(vectors))
+
+
+def _read_npy(path: pathlib.Path) -> Table:
+    columns = _columns(_read_texts(path.with_suffix(".csv")))
+    return Table(*columns, np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _read_npz(path: pathlib.Path) -> Table:
+    with zipfile.ZipFile(path) as archive:
+        members = [archive.getinfo(f"{name}.npy") for name in ("paths", "splits", "labels", "vectors")]
+    arrays: list[Any] = [_member(path, member) for member in members]  # one of texts is a sequence of them
+    return Table(*arrays)
+
+
+def _member(path: pathlib.Path, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array of an archive, where it lies in the file; one that is compressed in memory."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        with np.load(path, allow_pickle=False) as file:
+            return np.asarray(file[member.filename.removesuffix(".npy")])
+    with open(path, "rb") as file:
+        file.seek(member.header_offset + 26)
+        file.seek(sum(np.frombuffer(file.read(4), "<u2").tolist()), 1)  # behind its name and extra field
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+        if dtype.hasobject:
+            raise ValueError("objects")
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+
+
+def _read_safetensors(path: pathlib.Path) -> Table:
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(size))["vectors"]
+    if entry["dtype"] != "F32":
+        raise ValueError(f"vectors are {entry['dtype']}")
+    start = 8 + size + entry["data_offsets"][0]
+    vectors = np.memmap(path, "<f4", "r", start, tuple(entry["shape"]))
+    return Table(*_columns(_read_texts(path.with_suffix(".csv"))), vectors)
+
+
+def _read_parquet(path: pathlib.Path) -> Table:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    paths, splits, labels = (table[name].to_pylist() for name in _TEXTS)
+    vectors = table["vector"].combine_chunks()
+    return Table(paths, splits, labels, vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1))
 
 
 def _write_csv(path: pathlib.Path, rows: Rows, vectors: bool = True) -> None:
@@ -146,4 +254,12 @@ _WRITERS: dict[str, Callable[[pathlib.Path, Rows], None]] = {
     ".csv": _write_csv,
     ".parquet": _write_parquet,
     ".safetensors": _write_safetensors,
+}
+
+_READERS: dict[str, Callable[[pathlib.Path], Table]] = {
+    ".npz": _read_npz,
+    ".npy": _read_npy,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".safetensors": _read_safetensors,
 }

@@ -168,5 +168,27 @@ function mapped(field) {
   });
 }
 
+/** The search box over a list of images: those of which every word is said; without words the first ones. */
+function searchable(list) {
+  const items = [...list.querySelectorAll("[data-text]")], find = list.querySelector(".find");
+  if (!find) return;
+  const input = find.querySelector("input"), button = find.querySelector("button"), status = find.querySelector("[role]");
+  let first = Number(list.dataset.first);
+
+  function update() {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const found = items.filter((item) => words.every((word) => item.dataset.text.includes(word)));
+    const shown = new Set(words.length ? found : found.slice(0, first));
+    items.forEach((item) => { item.hidden = !shown.has(item); });
+    button.hidden = shown.size === found.length;
+    status.textContent = words.length ? found.length + " of " + items.length : "";
+  }
+  input.addEventListener("input", update);
+  button.addEventListener("click", () => { first = items.length; update(); });
+  find.hidden = false;
+  update();
+}
+
 document.querySelectorAll("[data-chart]").forEach(readable);
+document.querySelectorAll(".found").forEach(searchable);
 if (data.map) mapped(document.querySelector(".field"));

@@ -22,16 +22,16 @@ def check_output(path: pathlib.Path) -> None:
         raise UserError(f"{path} cannot be written: {folder} is no writable folder; give another --output")
 
 
-def render(sections: dict[str, Any]) -> str:
-    """The page as text. The template escapes whatever came from outside."""
+def render(sections: dict[str, Any], template: str = "page.html") -> str:
+    """The page as text. The template, a file of this folder, escapes whatever came from outside."""
     files = resources.files(__package__)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    loader = jinja2.FunctionLoader(lambda name: (files / name).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, loader=loader)
     environment.lstrip_blocks = True
     environment.filters["svg"] = Markup  # of matplotlib, which escapes its text
     environment.filters["shown"] = charts.shown
     own = {name: Markup((files / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}  # noqa: S704 - files of the package
-    template = environment.from_string((files / "page.html").read_text(encoding="utf-8"))
-    return template.render(**own, **sections)
+    return environment.get_template(template).render(**own, **sections)
 
 
 def write(path: pathlib.Path, text: str) -> int:

@@ -17,7 +17,7 @@ Section = dict[str, Any] | str
 _THUMBNAIL = 48  # pixels of a side on the map
 _SPRITE = 2_500_000  # bytes of all thumbnails of the map
 _PICTURE = 96  # pixels of a side elsewhere
-_QUERIES = 8  # test images whose neighbours are shown
+_QUERIES, _FIRST = 40, 8  # test images whose neighbours are shown; before a search
 _NAMED = 4  # runs in the title
 _SEED = 0  # of what is drawn for the page: two pages of one run show the same
 
@@ -165,14 +165,17 @@ def neighbours(examined: Examined, seed: int = _SEED) -> dict[str, Any]:
     for row in rows:
         near = [_near(examined, row, *pair) for pair in zip(examined.similarities[row], examined.nearest[row])]
         label = examined.class_name(examined.test.labels[row])
-        queries.append({"source": pictures.uri(examined.test.image(row), _PICTURE), "label": label, "near": near})
+        name = (examined.test.files(np.array([row])) or [f"{examined.kind} {examined.test.indices[row]}"])[0]
+        shown = {"source": pictures.uri(examined.test.image(row), _PICTURE), "label": label, "title": name, "note": ""}
+        queries.append({**shown, "near": near, "text": f"{label} {name}".lower()})
     says = (
         f"The {examined.nearest.shape[1]} nearest of {len(examined.bank.features):,} training images, by the cosine "
         "of the pooled features, nearest first."
     )
     if examined.class_names:
         says += " ✓ and a solid frame: the same class; ✗ and a dashed frame: another one, which is named."
-    return {"says": f"{says} {examined.note}", "queries": queries, "kind": examined.kind}
+    says = f"{says} {examined.note}"
+    return {"says": says, "queries": queries, "kind": examined.kind, "near_kind": "training image", "first": _FIRST}
 
 
 def _near(examined: Examined, row: int, similarity: float, neighbour: int) -> dict[str, Any]:
@@ -182,6 +185,8 @@ def _near(examined: Examined, row: int, similarity: float, neighbour: int) -> di
         "similarity": f"{similarity:.3f}",
         "label": examined.class_name(label),
         "same": bool(label == own) if min(label, own) >= 0 else None,
+        "title": "",
+        "note": "",
     }
 
 

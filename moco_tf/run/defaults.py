@@ -34,7 +34,8 @@ def completed(options: Any) -> Any:
             )
             _say(f"--workdir={options.run.workdir}; the same command goes on there")
         return options
-    if values.get("load", "") is not None or values.get("baseline") == "raw_pixels" or not (run := newest()):
+    needless = values.get("baseline") == "raw_pixels" or values.get("vectors")
+    if values.get("load", "") is not None or needless or not (run := newest()):
         return options
     own = {"load": str(run)}
     if isinstance(options, Export) and values["output"] is None and values["format"] == "savedmodel":

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from moco_tf.config.options import Embed
+from moco_tf.config.options import DataOptions, Embed, WhichImages
 from moco_tf.data.order import Share
 from moco_tf.data.records import BadImages
 from moco_tf.data.sets import folder
@@ -84,8 +84,8 @@ class Work:
         return [part for part in split.parts if part in own and not self.file(part).exists()]
 
 
-def embed(o: Embed) -> None:
-    """Computes the vectors and writes them.
+def embed(o: Embed) -> list[Split]:
+    """Computes the vectors and writes them; returns the images.
 
     Raises:
         UserError: options do not fit, there are no images, or too many cannot be read.
@@ -99,7 +99,7 @@ def embed(o: Embed) -> None:
         announced(o.encoder.load, device.dtype_policy(o.device.precision)), o.data, o.embed.feature
     )
     size = max(1, _PART // o.embed.batch_size) * o.embed.batch_size
-    splits = _splits(o, collectives, size)
+    splits = images(o.embed, o.data, o.encoder.load, collectives, size)
     parts = output.with_name(f".{output.name}.parts")
     bad_images = BadImages(o.data.max_bad_images, f"{output}.unreadable.txt")
     work = Work(one, splits, parts, o.embed.batch_size, bad_images, collectives)
@@ -119,6 +119,7 @@ def embed(o: Embed) -> None:
             if left_out:
                 print(f"{left_out} of {total:,} images could not be read and are left out", flush=True)
     collectives.barrier()
+    return splits
 
 
 def _output(o: Embed) -> pathlib.Path:
@@ -127,27 +128,40 @@ def _output(o: Embed) -> pathlib.Path:
     return pathlib.Path(o.embed.output)
 
 
-def _splits(o: Embed, collectives: Collectives, size: int) -> list[Split]:
-    """The images, said."""
-    given = o.embed.images
-    if given and o.data.dataset:
-        raise UserError(f"--images={given} came with --dataset={o.data.dataset}, expected one of them; leave one out")
-    data = o.data if given else origin.completed(o.data, o.encoder.load)
+def images(
+    which: WhichImages, data: DataOptions, load: str | None, collectives: Collectives, size: int = _PART
+) -> list[Split]:
+    """The images that are asked for, or the run's; says which.
+
+    Args:
+        which: of them.
+        data: the data set as it was given.
+        load: what is loaded.
+        collectives: what crosses ranks.
+        size: images of a part.
+
+    Raises:
+        UserError: there are none.
+    """
+    given = which.images
+    if given and data.dataset:
+        raise UserError(f"--images={given} came with --dataset={data.dataset}, expected one of them; leave one out")
+    found = data if given else origin.completed(data, load)
     if given and given != "-" and os.path.isdir(given):
-        data = dataclasses.replace(o.data, dataset="folder", data_dir=os.path.abspath(given), holdout=0)
+        found = dataclasses.replace(data, dataset="folder", data_dir=os.path.abspath(given), holdout=0)
     if collectives.rank == 0:
-        print(f"images: {given}" if given else results.said(o.data, data, o.encoder.load), flush=True)
-    if data.dataset:
-        sources = _of_data(dataclasses.replace(data, holdout=0), o.embed.split, collectives)
+        print(f"images: {given}" if given else results.said(data, found, load), flush=True)
+    if found.dataset:
+        sources = _of_data(dataclasses.replace(found, holdout=0), which.split, collectives)
     else:
         sources = {"": folder.of_paths(broadcast_result(collectives, lambda: _paths(str(given))))}
-    found: list[Split] = []
+    splits: list[Split] = []
     for name, source in sources.items():
-        found.append(Split(name, source, found[-1].parts.stop if found else 0, size))
-    return found
+        splits.append(Split(name, source, splits[-1].parts.stop if splits else 0, size))
+    return splits
 
 
-def _of_data(data: prepare.DataOptions, split: str, collectives: Collectives) -> dict[str, Source]:
+def _of_data(data: DataOptions, split: str, collectives: Collectives) -> dict[str, Source]:
     """The images of a data set by split; of "all" the test images, where there are any."""
     if data.dataset == "folder" and split == "all" and not folder.has_splits(data.data_dir):
         return {"": prepare.source(data, "train", collectives)}
