@@ -261,6 +261,19 @@ class SweepOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeasureOptions:
+    """What else is measured of an encoder."""
+
+    measures: tuple[str, ...] | None = may_change(
+        None, "Besides: rankme, alpha_req, lidar, uniformity, alignment, retrieval, robustness."
+    )
+
+    def __post_init__(self) -> None:
+        if self.measures is not None:
+            check_words("measures", self.measures, (*LABEL_FREE, "retrieval", "robustness"))
+
+
+@dataclasses.dataclass(frozen=True)
 class ProbeOptions:
     """The linear probe and fine-tuning."""
 
@@ -462,6 +475,7 @@ class Knn:
     device: DeviceOptions = DeviceOptions()
     knn: KnnOptions = KnnOptions(feature="backbone")
     sweep: SweepOptions = SweepOptions()
+    measures: MeasureOptions = MeasureOptions()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ _FIRST = (
     *("dataset", "data_dir", "init", "method", "arch"),
     *("image_size", "batch_size", "epochs", "learning_rate", "queue_size", "temperature", "views", "knn_every"),
     *("monitor", "precision", "baseline", "k", "knn_temperature", "feature", "exact", "all_checkpoints"),
-    *("cache_features", "learning_rates", "logistic_regression", "finetune", "train_fraction"),
+    *("measures", "cache_features", "learning_rates", "logistic_regression", "finetune", "train_fraction"),
 )
 _INDENT = 26
 

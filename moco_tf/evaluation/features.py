@@ -12,6 +12,7 @@ from moco_tf.data.records import NO_BAD_IMAGES, BadImages
 from moco_tf.data.sources import Source
 from moco_tf.data.views.geometry import resize_center_crop, resize_center_crop_one
 from moco_tf.errors import RankError, UserError
+from moco_tf.evaluation.robustness import Alter
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training.collectives import Collectives
 
@@ -75,15 +76,16 @@ def extract(
     rank_batch: int,
     collectives: Collectives,
     bad_images: BadImages = NO_BAD_IMAGES,
+    alter: Alter | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (N x D float32) and labels (N int32) of all readable images, in the source's order, on every rank.
 
     Takes 4 N D bytes of each rank; of several ranks, three times as much while the shares are put in order.
 
     Args:
-        embed, source, geometry, rank_batch, collectives, bad_images: of `extract_share`.
+        embed, source, geometry, rank_batch, collectives, bad_images, alter: of `extract_share`.
     """
-    share = extract_share(embed, source, geometry, rank_batch, collectives, bad_images)
+    share = extract_share(embed, source, geometry, rank_batch, collectives, bad_images, alter)
     if collectives.size == 1:
         return share[:2]
     features, labels, indices = (collectives.allgather(tf.constant(column)).numpy() for column in share)
@@ -98,6 +100,7 @@ def extract_share(
     rank_batch: int,
     collectives: Collectives,
     bad_images: BadImages = NO_BAD_IMAGES,
+    alter: Alter | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features (n x D float32), labels (n int32) and indices (n int64, ascending) of this rank's readable images.
 
@@ -108,6 +111,7 @@ def extract_share(
         rank_batch: images of a batch of one rank.
         collectives: which rank this is; nothing crosses ranks.
         bad_images: of `eval_batches`.
+        alter: what is done to the images first.
 
     Raises:
         UserError: too few images, or too few that can be read.
@@ -117,7 +121,7 @@ def extract_share(
         raise UserError(f"{source.name} has {source.num_examples} images, expected one for each of {ranks} ranks")
     own, filled = np.arange(rank, source.num_examples, ranks), 0
     count, columns = len(own), tuple[np.ndarray, ...]()
-    for batch in computing(embed, source, geometry, Share(rank, ranks), bad_images)(own, rank_batch):
+    for batch in computing(embed, source, geometry, Share(rank, ranks), bad_images, alter)(own, rank_batch):
         # One array, filled in place: a list of parts that is joined in the end takes the memory twice.
         columns = columns or tuple(np.empty((count, *part.shape[1:]), part.dtype) for part in batch)
         for column, part in zip(columns, batch):
@@ -138,11 +142,12 @@ def computing(
     geometry: tuple[int, int],
     share: Share,
     bad_images: BadImages = NO_BAD_IMAGES,
+    alter: Alter | None = None,
 ) -> Callable[[np.ndarray, int], Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """(indices int64 N, B) to (features B x ..., labels B int32, indices B int64) of these images, batch by batch.
 
     Args:
-        embed, source, geometry, bad_images: of `extract_share`.
+        embed, source, geometry, bad_images, alter: of `extract_share`.
         share: this rank, for the list of unreadable images.
     """
     prepare_one, in_batch = None, geometry
@@ -152,6 +157,7 @@ def computing(
 
     def batches(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for images, labels, chosen in read(indices, size):
+            images = images if alter is None else alter(np.asarray(images), np.asarray(chosen))
             yield compute(tf.constant(images)).numpy(), labels, chosen
 
     return batches

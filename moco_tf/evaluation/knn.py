@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -10,6 +10,7 @@ import tensorflow as tf
 from moco_tf.data.records import NO_BAD_IMAGES, BadImages
 from moco_tf.data.sources import Source
 from moco_tf.evaluation import features, neighbours
+from moco_tf.evaluation.robustness import Alter
 from moco_tf.training.collectives import Collectives
 
 
@@ -31,6 +32,25 @@ class Outcome:
         return {name: getattr(self, name) for name in ("k", "temperature", "top1", "top5")}
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What comes of an evaluation, the same on every rank.
+
+    Args:
+        outcomes: of every k with every temperature.
+        labels: of the queries, Q int32.
+        bank: how many images vote.
+        queries: their normalised features, QxC.
+        altered: top-1 of the first setting on altered queries, by the name of what was done to them.
+    """
+
+    outcomes: list[Outcome]
+    labels: np.ndarray
+    bank: int
+    queries: np.ndarray
+    altered: dict[str, float]
+
+
 def measure(
     embed: Callable[[tf.Tensor], tf.Tensor],
     bank: Source,
@@ -43,8 +63,9 @@ def measure(
     collectives: Collectives,
     bad_images: BadImages = NO_BAD_IMAGES,
     require_finite: bool = True,
-) -> tuple[list[Outcome], np.ndarray, int]:
-    """Every k with every temperature, the labels of the queries, Q int32, and the images of the bank; on every rank.
+    alterations: Mapping[str, Alter] | None = None,
+) -> Measured:
+    """Every k with every temperature.
 
     The neighbours are searched once, for the largest k, each rank in its share of the bank.
 
@@ -59,6 +80,7 @@ def measure(
         collectives: what crosses ranks.
         bad_images: how unreadable images are treated.
         require_finite: refuse features that are not finite; otherwise they make accuracies meaningless.
+        alterations: what the queries are tested with besides, by name.
 
     Raises:
         UserError: features are not finite.
@@ -73,10 +95,20 @@ def measure(
     neighbours.check_labels(labels, queries.num_classes)
     total = int(tf.size(collectives.allgather(tf.constant(labels))))
     ks = [min(k, total) for k in ks]
-    near = neighbours.nearest_labels(rows, labels, wanted, max(ks), rows=indices, collectives=collectives)
+
+    def nearest(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return neighbours.nearest_labels(rows, labels, queries, k, rows=indices, collectives=collectives)
+
+    near = nearest(wanted, max(ks))
     temperatures = temperatures if weighting == "weighted" else temperatures[:1]
     settings = [(k, temperature) for k in ks for temperature in temperatures]
-    return [_outcome(near, truth, queries.num_classes, *setting, weighting) for setting in settings], truth, total
+    classes = queries.num_classes
+    outcomes = [_outcome(near, truth, classes, *setting, weighting) for setting in settings]
+    altered = {}
+    for name, alter in (alterations or {}).items():
+        x, labels_again = features.extract(normalised, queries, geometries[1], *run, alter)
+        altered[name] = _outcome(nearest(x, ks[0]), labels_again, classes, *settings[0], weighting).top1
+    return Measured(outcomes, truth, total, wanted, altered)
 
 
 @functools.lru_cache(maxsize=2)  # the same function for the same encoder: it is traced once

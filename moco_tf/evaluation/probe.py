@@ -79,23 +79,28 @@ class Classifiers:
         learnt = {name: v.value for name, v in self.learnt().items()}
         return {"classifier": learnt, "classifier_optimizer": optimizer_state(optimizer, list(learnt))}
 
-    def test(self, features: np.ndarray, labels: np.ndarray) -> tuple[list[tuple[float, float]], np.ndarray]:
-        """(top-1, top-5) of each classifier, R, and predictions, NxR, of NxD features with N labels.
+    def test(
+        self, features: np.ndarray, labels: np.ndarray
+    ) -> tuple[list[tuple[float, float]], np.ndarray, np.ndarray]:
+        """(top-1, top-5) of each classifier, R; predictions and their probabilities, NxR, of NxD features, N labels.
 
         With fewer than five classes top-5 is 1. A classifier that has diverged, with logits that are not finite, is
         right nowhere.
         """
         kernels = [v.numpy() for v in self.variables()]
         places, predictions = (np.empty((len(features), len(self._layers)), np.int64) for _ in range(2))
+        confidences = np.empty(places.shape)
         for start in range(0, len(features), _ROWS):
             rows = slice(start, start + _ROWS)
             for i, (kernel, bias) in enumerate(zip(kernels[::2], kernels[1::2])):
                 with np.errstate(over="ignore", invalid="ignore"):
                     logits = features[rows] @ kernel + bias
+                    likeliest = logits.max(axis=1, keepdims=True)
+                    confidences[rows, i] = 1 / np.exp(logits - likeliest, dtype=np.float64).sum(axis=1)
                 places[rows, i] = label_places(logits, labels[rows])
                 predictions[rows, i] = logits.argmax(axis=1)
         shares = [(float((column == 0).mean()), float((column < 5).mean())) for column in places.T]
-        return shares, predictions
+        return shares, predictions, confidences
 
 
 class LinearProbe:

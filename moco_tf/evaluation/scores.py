@@ -25,6 +25,23 @@ def label_places(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(logits).all(axis=1), (logits >= own).sum(axis=1) - 1, MISS)
 
 
+def calibration_error(confidences: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al., 2017): how far confidence and accuracy lie apart, in [0, 1].
+
+        sum over bins of  share of the images in it * |their accuracy - their mean confidence|
+
+    The bins divide (0, 1] equally; each has its upper border.
+
+    Args:
+        confidences: probabilities of the likeliest classes, Q.
+        right: whether these are the labels, Q.
+        bins: 15, as there.
+    """
+    place = np.ceil(confidences.astype(np.float64) * bins).astype(int).clip(1, bins)
+    gaps = np.bincount(place, right - confidences.astype(np.float64), bins + 1)
+    return float(np.abs(gaps).sum() / len(right))
+
+
 def check_labels(train: Source, test: Source, purpose: str = "to evaluate with; give") -> None:
     """Refuses sets without classes, and sets of which some images are known to have none.
 

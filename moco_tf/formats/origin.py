@@ -6,7 +6,7 @@ import pathlib
 from absl import flags
 
 from moco_tf.config import define
-from moco_tf.config.options import DataOptions
+from moco_tf.config.options import DataOptions, ViewOptions
 from moco_tf.errors import UserError
 from moco_tf.formats.load import find
 from moco_tf.run.folder import RunFolder
@@ -18,6 +18,11 @@ NAMES = ("dataset", "data_dir", "holdout")
 @dataclasses.dataclass(frozen=True)
 class _Images:
     data: DataOptions = DataOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Views:
+    views: ViewOptions = ViewOptions()
 
 
 def trained_on(load: str) -> DataOptions | None:
@@ -36,6 +41,21 @@ def trained_on(load: str) -> DataOptions | None:
         return None
     try:
         return define.parse(_Images, ["", *(f"--{name}={texts[name]}" for name in NAMES if name in texts)]).data
+    except flags.Error as error:
+        raise UserError(f"{folder.flags} has {str(error).removeprefix('flag ')}; mend it") from None
+
+
+def views_of(load: str | None) -> ViewOptions:
+    """The random views of the run that --load is, or is a checkpoint of; the default where nothing says them.
+
+    Raises:
+        UserError: the run's flags.cfg has values that are refused.
+    """
+    folder = RunFolder.around(pathlib.Path(load or ""))
+    texts = define.texts_of(folder.flags)
+    names = [field.name for field in dataclasses.fields(ViewOptions) if field.name in texts]
+    try:
+        return define.parse(_Views, ["", *(f"--{name}={texts[name]}" for name in names)]).views
     except flags.Error as error:
         raise UserError(f"{folder.flags} has {str(error).removeprefix('flag ')}; mend it") from None
 

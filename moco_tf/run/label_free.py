@@ -75,6 +75,13 @@ def figures(seen: Seen, wanted: Sequence[str]) -> dict[str, float]:
     return {name: found[name] for name in wanted if name in found}
 
 
+def sizes(seen: Seen) -> dict[str, int]:
+    """How many features the figures are of: images, images viewed, views of each, width."""
+    plain, viewed = seen
+    found = {} if plain is None else {"images": len(plain), "width": plain.shape[-1]}
+    return found if viewed is None else found | dict(zip(("images_viewed", "views_of_each", "width"), viewed.shape))
+
+
 def words(found: dict[str, float]) -> str:
     """The figures in a line."""
     names = {"rankme": "RankMe", "alpha_req": "alpha-ReQ", "lidar": "LiDAR"}

@@ -56,7 +56,7 @@ def stand_in(dataset: str) -> Source:
     names, zero = tuple(map(str, range(classes))), np.uint8(0)  # broadcast, it takes no memory
     if side:
         zeros = np.broadcast_to(zero, (count, side, side, 3))
-        return ArraySource(f"random {side}x{side} images", zeros, class_names=names)
+        return ArraySource(f"random {side}x{side} images", zeros, np.zeros(count, np.int32), names)
 
     def read(entry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         raise NotImplementedError("there are no photographs to read")

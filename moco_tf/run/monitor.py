@@ -62,7 +62,7 @@ def _knn(run: Pretraining, test: Source) -> Measure:
     embed = features.embedder(run.method.query_encoder, o.knn.feature, *run.mean_and_std)
 
     def measure() -> dict[str, float]:
-        (first, *more), *_ = knn.measure(
+        found = knn.measure(
             embed,
             bank,
             test,
@@ -75,6 +75,7 @@ def _knn(run: Pretraining, test: Source) -> Measure:
             _bad_images(run),
             require_finite=False,
         )
+        first, *more = found.outcomes
         others = {f"knn_top1_k{other.k}_t{other.temperature:g}": other.top1 for other in more}
         return {"knn_top1": first.top1, "knn_top5": first.top5, **others}
 

@@ -19,6 +19,7 @@ from moco_tf.errors import UserError
 from moco_tf.evaluation import features, logistic, probe, subject, subsets
 from moco_tf.evaluation.finetune import FineTuning
 from moco_tf.evaluation.probe import CachedBatches, Classifiers, LinearProbe
+from moco_tf.evaluation.scores import calibration_error
 from moco_tf.evaluation.subject import Subject
 from moco_tf.run import advice, loop, prepare, results, statistics
 from moco_tf.run.learner import Batches, TrainingTask
@@ -34,12 +35,13 @@ Probed = tuple["Tested", dict[str, Any], Callable[[tf.Tensor], tf.Tensor]]  # la
 
 @dataclasses.dataclass
 class Tested:
-    """The last test of a probe: accuracies in [0, 1], and the likeliest class of each test image, Q int64."""
+    """The last test of a probe: accuracies, calibration error, and the likeliest class of each test image, Q int64."""
 
     labels: np.ndarray
     top1: float = math.nan
     top5: float = math.nan
     predictions: np.ndarray | None = None
+    calibration_error: float = math.nan
 
 
 def evaluate(o: Lincls, one: Subject | None = None) -> dict[str, Any]:
@@ -206,8 +208,9 @@ def train(
     o, collectives = run.options, run.collectives
 
     def measure(step: int, epoch: float) -> dict[str, float]:
-        ((tested.top1, tested.top5),), predictions = learner.classifiers.test(queries(), tested.labels)
+        ((tested.top1, tested.top5),), predictions, sure = learner.classifiers.test(queries(), tested.labels)
         tested.predictions = predictions[:, 0]
+        tested.calibration_error = calibration_error(sure[:, 0], tested.predictions == tested.labels)
         return {"test_top1": tested.top1, "test_top5": tested.top5}
 
     training = TrainingTask(
@@ -254,7 +257,8 @@ def summary(metrics: list[dict[str, Any]], tested: Tested) -> dict[str, Any]:
     tests = [{name: line[key] for name, key in names.items()} for line in lines]
     best = max(tests, key=lambda test: test["top1"], default={"top1": tested.top1, "top5": tested.top5, "epoch": 0.0})
     found = {"best_top1": best["top1"], "best_top5": best["top5"], "best_epoch": best["epoch"], "tests": tests}
-    return {"top1": tested.top1, "top5": tested.top5, **found}
+    error = tested.calibration_error if math.isfinite(tested.calibration_error) else None  # of a diverged classifier
+    return {"top1": tested.top1, "top5": tested.top5, "expected_calibration_error": error, **found}
 
 
 def choose(run: Probing, x: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -283,7 +287,7 @@ def choose(run: Probing, x: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         every = [schedules.learning_rate(step - 1, batches.steps_per_epoch, rate, o.schedule) for rate in rates]
         learner.set_learning_rates(every)
         losses = step_of_all(batch)
-    shares, _ = classifiers.test(x[left_out], labels[left_out])
+    shares, *_ = classifiers.test(x[left_out], labels[left_out])
     found = [
         {"learning_rate": rate, "held_out_top1": top1, "loss": float(loss) if math.isfinite(loss) else None}
         for rate, (top1, _), loss in zip(rates, shares, np.asarray(losses))

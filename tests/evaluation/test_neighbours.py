@@ -118,7 +118,7 @@ def test_with_one_neighbour_top5_is_top1():
         ArraySource("noise", images[i::2], labels[i::2].astype(np.int32), tuple("abcdefghij")) for i in (0, 1)
     )
     embed, geometries = lambda x: tf.reshape(x - 0.5, [-1, 48]), ((4, 4), (4, 4))  # noqa: E731
-    found, *_ = knn.measure(embed, bank, queries, geometries, [1, 20], [0.1], "majority", 50, SingleProcess())
+    found = knn.measure(embed, bank, queries, geometries, [1, 20], [0.1], "majority", 50, SingleProcess()).outcomes
     assert found[0].top1 == found[0].top5 == (found[0].predictions == queries.labels).mean() < 0.2
     assert found[1].top1 < 0.2 < 0.4 < found[1].top5
 

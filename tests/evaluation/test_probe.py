@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import scipy.special
 import tensorflow as tf
 
 from moco_tf.data.sources import ArraySource, RecordSource
@@ -54,9 +55,11 @@ def test_a_grid_is_as_many_separate_regressions():
         found = [v.numpy() for v in classifiers.variables()[2 * i : 2 * i + 2]]
         np.testing.assert_allclose(found[0], kernel, atol=2e-5)
         np.testing.assert_allclose(found[1], bias, atol=2e-5)
-    shares, predictions = classifiers.test(x, labels)
+    shares, predictions, confidences = classifiers.test(x, labels)
     for i in range(2):
         assert shares[i] == ((predictions[:, i] == labels).mean(), 1.0)
+        likelihoods = scipy.special.softmax(classifiers.logits(tf.constant(x))[:, i], axis=1).max(axis=1)
+        np.testing.assert_allclose(confidences[:, i], likelihoods, rtol=1e-5)
     assert shares[2] == (0.0, 0.0), "what has diverged is right nowhere"
 
 

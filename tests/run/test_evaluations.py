@@ -15,11 +15,13 @@ from support.evaluation_runs import PROBE, SMALL
 from support.programs import call, losses, metrics, parse
 
 from moco_tf.config import define
+from moco_tf.config.options import OF_THE_RUN, DataOptions, EncoderToEvaluate
 from moco_tf.errors import UserError
-from moco_tf.evaluation import subject
+from moco_tf.evaluation import features, robustness, subject
 from moco_tf.formats.load import load
-from moco_tf.run import loop, probing, results
+from moco_tf.run import loop, prepare, probing, results
 from moco_tf.training import checkpoint, stop
+from moco_tf.training.collectives import SingleProcess
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,24 @@ def test_knn_lists_every_setting(evaluated):
     assert {name: result[name] for name in result["all"][0]} == result["all"][0]
 
 
+def test_what_knn_measures_besides(evaluated, run, photos):
+    """Of all 90 training images, and of the 24 test images by themselves and altered in twelve ways."""
+    result, one = result_of(evaluated / "knn"), subject.load(EncoderToEvaluate(load=str(run)), OF_THE_RUN, "float32")
+    train = prepare.source(DataOptions(dataset="folder", data_dir=str(photos)), "train", SingleProcess())
+    x, _ = features.extract(one.embed, train, one.geometry(train), 16, SingleProcess())
+    p = np.linalg.svd(x.astype(np.float64), compute_uv=False)
+    p = p[p > 1e-12 * p[0]] / p.sum()
+    found = result["label_free"]
+    assert found["rankme"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+    assert found["alpha_req"] > 0 and 1 < found["lidar"] <= x.shape[1]
+    assert 0 < found["alignment"] < 4 and -4 < found["uniformity"] < 0
+    sizes = {"images": 90, "images_viewed": 90, "views_of_each": 10, "width": x.shape[1], "views": "moco_v2"}
+    assert {name: found[name] for name in sizes} == sizes
+    assert result["retrieval"]["queries"] == 24
+    assert list(result["robustness"]) == list(robustness.alterations())
+    assert all(round(24 * top1, 6).is_integer() for top1 in result["robustness"].values())
+
+
 def test_probe_reports_last_and_best(evaluated):
     result = result_of(evaluated / "frozen")
     assert [test["step"] for test in result["tests"]] == [5, 6] and result["steps"] == 6
@@ -79,9 +99,9 @@ def test_summary_names_best_and_last():
     tests = [{"epoch": e, "step": e, "top1": t, "top5": t + 0.1} for e, t in ((1, 0.2), (2, 0.5), (3, 0.5), (4, 0.4))]
     lines = [{name if name in ("epoch", "step") else f"test_{name}": v for name, v in test.items()} for test in tests]
     lines.insert(1, {"epoch": 1.5, "step": 1, "loss": 0.7})
-    found = probing.summary(lines, probing.Tested(np.zeros(1, int), 0.4, 0.5))
+    found = probing.summary(lines, probing.Tested(np.zeros(1, int), 0.4, 0.5, calibration_error=0.05))
     best = {"best_top1": 0.5, "best_top5": 0.6, "best_epoch": 2}
-    assert found == {"top1": 0.4, "top5": 0.5, **best, "tests": tests}
+    assert found == {"top1": 0.4, "top5": 0.5, "expected_calibration_error": 0.05, **best, "tests": tests}
 
 
 def test_cached_features_choose_on_held_out_training_images(evaluated, run, photos, tmp_path, capsys):
@@ -279,7 +299,9 @@ def on_two_ranks(run, photos, tmp_path_factory):
 def test_two_ranks_are_one_process(on_two_ranks, evaluated):
     """The same neighbours; the same losses, held-out accuracies and tests of a probe."""
     one, two = (result_of(out / "knn") for out in (evaluated, on_two_ranks))
-    assert one["all"] == two["all"] and one["per_class"] == two["per_class"]
+    assert all(one[name] == two[name] for name in ("all", "per_class", "retrieval", "robustness"))
+    assert one["label_free"].pop("views") == two["label_free"].pop("views") == "moco_v2"
+    assert one["label_free"] == pytest.approx(two["label_free"], rel=1e-4)
     for name in ("frozen", "cached"):
         assert losses(on_two_ranks / name) == pytest.approx(losses(evaluated / name), rel=1e-4)
         one, two = (result_of(out / name) for out in (evaluated, on_two_ranks))

@@ -2,11 +2,13 @@
 
 import keras
 
+from moco_tf.config.options import LABEL_FREE
 from moco_tf.networks.encoder import Encoder
 from moco_tf.training import checkpoint
 from support.programs import call
 
 SMALL = {"dataset": "folder", "batch_size": 16, "jit_compile": "false", "precision": "float32", "log_every": 1}
+MEASURES = (*LABEL_FREE, "retrieval", "robustness")
 PROBE = {**SMALL, "learning_rate": 0.5, "epochs": 3, "schedule": "cosine", "schedule_per": "step"}
 
 
@@ -25,7 +27,8 @@ def make_run(folder, seeds=(0,), **more):
 def evaluate(run, photos, out):
     """kNN, a probe on augmented images, one on cached features with a grid, and fine-tuning, in folders of `out`."""
     given = {"load": run, "data_dir": photos}
-    call("knn", k="5,3", knn_temperature="0.1,0.5", workdir=f"{out}/knn", **given, **SMALL)
+    every = {"k": "5,3", "knn_temperature": "0.1,0.5", "measures": ",".join(MEASURES)}
+    call("knn", workdir=f"{out}/knn", **every, **given, **SMALL)
     call("lincls", workdir=f"{out}/frozen", steps=6, **given, **PROBE)
     grid = {"cache_features": True, "standardise": True, "learning_rates": "0.01,0.1"}
     call("lincls", workdir=f"{out}/cached", **grid, **given, **PROBE)
