@@ -25,7 +25,7 @@ def main(options: Export) -> None:
         return  # one process does it all
     path, name, output, data = options.encoder.load, options.export.format, options.export.output, options.data
     if not path:
-        raise UserError(f"--load is missing; give {SOURCES}")
+        raise UserError(f"--load is missing, and runs/ has no run; give {SOURCES}")
     export.check(name, output)  # before an encoder is loaded
     device.configure(0, 1)
     with tf.device("/CPU:0"):

@@ -209,7 +209,13 @@ def _expanded(values: flags.FlagValues, words: Sequence[str]) -> list[str]:
             found += own if own == [text] else _from_where_it_ran(own, pathlib.Path(file))
     except flags.CantOpenFlagFileError as error:
         raise UserError(f"the flagfile cannot be read: {' '.join(str(error).split())}") from None
-    return [text for text in found if text not in _RETIRED]
+    return _last_of_each([text for text in found if text not in _RETIRED])
+
+
+def _last_of_each(words: list[str]) -> list[str]:
+    """Without values that a later word overrides: another --method or --arch than a flagfile's may not take them."""
+    last = {name: number for number, text in enumerate(words) for name, equals, _ in [text.partition("=")]}
+    return [text for number, text in enumerate(words) if "=" not in text or last[text.partition("=")[0]] == number]
 
 
 def _from_where_it_ran(words: list[str], file: pathlib.Path) -> list[str]:
@@ -281,7 +287,10 @@ def _resolved(kind: str, name: str, values: flags.FlagValues) -> dict[str, Value
         flag = values[other]
         if other not in own and flag.value is True:
             there = [n for n in find.names(kind) if other in [a.name for a in find.arguments(kind, n)]]
-            raise UserError(f"--{other} came with --{kind}={name}, expected {' or '.join(there)}; leave --{other} out")
+            raise UserError(
+                f"--{other} came with --{kind}={name}, expected {' or '.join(there)}; "
+                f"leave --{other} out, or give --no{other} behind a flagfile that has it"
+            )
     return {other: default if values[other].value is None else values[other].value for other, default in own.items()}
 
 

@@ -102,7 +102,7 @@ def load(encoder: EncoderToEvaluate, data: DataOptions, precision: str, feature:
         mean, std = normalisation(data.normalise, data.dataset)
         return Subject("raw pixels", features.raw_pixels, None, data.image_size, data.test_resize or 0, mean, std)
     if not encoder.load:
-        raise UserError(f"--load is missing; give {SOURCES}")
+        raise UserError(f"--load is missing, and runs/ has no run; give {SOURCES}")
     found = of_encoder(announced(encoder.load, device.dtype_policy(precision), untrained), data, feature)
     if pixels:
         return dataclasses.replace(found, name="raw pixels", embed=features.raw_pixels, encoder=None, step=None)

@@ -6,6 +6,7 @@ depends on: in the run folder, so that a run that goes on computes as before, el
 """
 
 import contextlib
+import gc
 import json
 import pathlib
 import time
@@ -76,6 +77,7 @@ def choose(candidates: Iterable[str], measure: Callable[[str], float]) -> Kept:
         except tf.errors.OpError as error:
             refused = error
             print(f"--jit_compile={name} does not work here: {one_line(error)}", flush=True)
+        gc.collect()  # its network, whose parts refer to each other, would take the next one's memory
     if not seconds and refused:
         raise refused
     milliseconds = {name: round(1000 * s, 3) for name, s in seconds.items()}

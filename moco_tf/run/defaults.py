@@ -1,12 +1,15 @@
 """What a command leaves out: the settings of a bare pretrain, the run folder, the run to load. All of it is said."""
 
+import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
 from moco_tf.config import define
 from moco_tf.config.options import Export, Pretrain
+from moco_tf.errors import UserError
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import launcher
 
@@ -24,14 +27,15 @@ def words(program: type, argv: Sequence[str]) -> list[str]:
 
 
 def completed(options: Any) -> Any:
-    """The options with runs/DATASET_METHOD to pre-train in, or with the newest run under runs/ to load."""
+    """The options with runs/DATASET_METHOD to pre-train in, or with the newest run under runs/ to load.
+
+    Raises:
+        UserError: another folder of images was pre-trained on there.
+    """
     values = define.values_of(options)
     if isinstance(options, Pretrain):
         if values["workdir"] is None and type(options) is Pretrain:  # a benchmark writes none
-            method = str(values["method"]).rpartition(".")[2]
-            options = define.replaced(
-                options, workdir=str(pathlib.Path(RUNS, f"{values['dataset']}_{method}").absolute())
-            )
+            options = define.replaced(options, workdir=str(_run_folder(values)))
             _say(f"--workdir={options.run.workdir}; the same command goes on there")
         return options
     needless = values.get("baseline") == "raw_pixels" or values.get("vectors")
@@ -42,6 +46,20 @@ def completed(options: Any) -> Any:
         own["output"] = str(run / "encoder")
     _say(" ".join(define.word(name, value) for name, value in own.items()) + f", the newest run in {RUNS}/", sys.stderr)
     return define.replaced(options, **own)
+
+
+def _run_folder(values: dict[str, Any]) -> pathlib.Path:
+    """runs/DATASET_METHOD; a folder of images goes by its own name."""
+    folder = os.path.realpath(values["data_dir"]) if values["dataset"] == "folder" and values["data_dir"] else ""
+    name = f"{os.path.basename(folder) or values['dataset']}_{str(values['method']).rpartition('.')[2]}"
+    run = RunFolder.of(pathlib.Path(RUNS, re.sub(r"[^\w.-]+", "-", name)).absolute())
+    before = define.texts_of(run.flags).get("data_dir") if folder else None
+    if before and os.path.realpath(before) != folder:
+        raise UserError(
+            f"--data_dir={folder} came, but {run.path} was pre-trained on {before}; give another --workdir, or "
+            f"--workdir={run.path} to go on there with these images"
+        )
+    return run.path
 
 
 def _say(line: str, file: TextIO | None = None) -> None:

@@ -164,7 +164,7 @@ class Bench:
         if self.batches.on_device:
             _, labels, indices = self.data["views"]
             self.data["views"] = indices, labels, indices
-        self.per_call = prepare.steps_per_call(o.device, self.method.one_piece, self.batches.on_device)
+        self.per_call = prepare.steps_per_call(o.device, self.method.one_piece, self.batches.on_device, o.run.log_every)
         self._several = calls.caller(cast(TrainingTask, _Steps(self.per_call, self.learner, self)))
         self.rates: dict[str, dict[str, Spread]] = {}
         self.collectives: dict[str, dict[str, int]] = {}

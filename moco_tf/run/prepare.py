@@ -136,13 +136,13 @@ def placed(batches: TrainBatches, options: TrainingDeviceOptions) -> TrainBatche
     """The same batches; their images are all on the device if --data_on_device says so.
 
     Raises:
-        UserError: it asks for images that differ in size.
+        UserError: it asks for images that are read from files.
     """
     images = batches.source
     if options.data_on_device == "true" and not isinstance(images, ArraySource):
         raise UserError(
-            f"--data_on_device=true came, but the images of {images.name} differ in size, expected those of one size; "
-            "leave it out"
+            f"--data_on_device=true came, but the images of {images.name} are read from files as they are needed, "
+            "expected a data set that is held in memory; leave it out"
         )
     fit = isinstance(images, ArraySource) and images.images.nbytes <= _ON_DEVICE
     if options.data_on_device == "true" or (options.data_on_device == "auto" and device.has_gpu() and fit):
@@ -150,7 +150,7 @@ def placed(batches: TrainBatches, options: TrainingDeviceOptions) -> TrainBatche
     return batches
 
 
-def steps_per_call(options: TrainingDeviceOptions, one_piece: bool, on_device: bool) -> int:
+def steps_per_call(options: TrainingDeviceOptions, one_piece: bool, on_device: bool, log_every: int) -> int:
     """--steps_per_call: by itself more than one where the host takes longer to start a step than a GPU to take it.
 
     So it is with small images, which the GPU holds: a stack of batches is indices then. With large ones it would be
@@ -160,8 +160,9 @@ def steps_per_call(options: TrainingDeviceOptions, one_piece: bool, on_device: b
         options: of the device.
         one_piece: whether the whole step is compiled as one piece.
         on_device: whether the device holds all images.
+        log_every: steps; a call ends there, and space for more would be wasted.
     """
-    return options.steps_per_call or (10 if device.has_gpu() and one_piece and on_device else 1)
+    return min(log_every, options.steps_per_call or (10 if device.has_gpu() and one_piece and on_device else 1))
 
 
 def check_calls(options: TrainingDeviceOptions, collectives: Collectives) -> None:

@@ -68,7 +68,7 @@ def training_of(run: Pretraining) -> TrainingTask:
         begin=lambda: begin(run, folder),
         evaluation=monitor.of_run(run),
         watch=CollapseWatch(run.method.query_encoder.config["feature_dim"]),
-        steps_per_call=prepare.steps_per_call(o.device, run.method.one_piece, batches.on_device),
+        steps_per_call=prepare.steps_per_call(o.device, run.method.one_piece, batches.on_device, o.run.log_every),
     )
 
 

@@ -229,7 +229,7 @@ def train(
         facts={"encoder": run.subject.weights, "training images": run.train.num_examples},
         evaluation=Test(o.probe.eval_every, measure, lambda values: ""),
         resumes=resumes,
-        steps_per_call=max(1, o.device.steps_per_call),
+        steps_per_call=min(o.run.log_every, max(1, o.device.steps_per_call)),
     )
     learner.guard.every_gradient = o.checkpoints.nan_policy == "skip"
     said = advice.of_steps(o.schedule, batches.steps_per_epoch)

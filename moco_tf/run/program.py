@@ -74,11 +74,11 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
                 os._exit(0)
             parsed = define.parse(options, argv, flags.FLAGS)
             _check_folder(parsed, argv)
+            if others := define.ignored(parsed, flags.FLAGS):
+                launcher.note(f"not used, as other methods or backbones have these flags: {' '.join(others)}")
+            return defaults.completed(parsed)
         except (flags.Error, UserError) as error:
             _stop(name, error, 2)
-        if others := define.ignored(parsed, flags.FLAGS):
-            launcher.note(f"not used, as other methods or backbones have these flags: {' '.join(others)}")
-        return defaults.completed(parsed)
 
     def call(parsed: Options) -> None:
         try:

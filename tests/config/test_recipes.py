@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from support.programs import parse
 
-from moco_tf.config import define
+from moco_tf.config import define, options
 from moco_tf.data.normalisation import known
 from moco_tf.data.views import recipes as views
 from moco_tf.run import prepare, probing
@@ -633,3 +633,16 @@ def test_normalisation_follows_the_data_set(name):
     assert known(own.normalise, own.dataset) == (mean, std)
     assert known(read(name, "--dataset=cifar100").data.normalise, "cifar100")[0] == (0.5071, 0.4865, 0.4409)
     assert known(read(name, "--dataset=folder").data.normalise, "folder") is None, "measured"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("cifar10_moco", ["--arch=vit_tiny", "--patch=4", "--stem=patch"]),
+        ("cifar10_moco_v3_vit", ["--arch=resnet18", "--nofreeze_patch", "--stem=cifar"]),
+    ],
+)
+def test_another_kind_of_network_for_a_recipe(recipe, words):
+    """Its --stem is no value of the other's, and is overridden."""
+    values = define.values_of(define.parse(options.Pretrain, ["pretrain", f"--flagfile={recipe}", *words]))
+    assert [values["arch"], values["stem"]] == [words[0].partition("=")[2], words[-1].partition("=")[2]]

@@ -192,22 +192,19 @@ def test_what_auto_chooses(monkeypatch):
     """On a GPU images of 2 GB at most, and 10 steps a call with them when all is one piece; nothing on a CPU."""
     options, small = TrainingDeviceOptions(), TrainBatches(noise.load("train", None), 8, 0)
     large = TrainBatches(ArraySource("large", np.broadcast_to(np.uint8(0), (5000, 400, 400, 3))), 8, 0)
-    assert not prepare.placed(small, options).on_device and prepare.steps_per_call(options, True, True) == 1
+    assert not prepare.placed(small, options).on_device and prepare.steps_per_call(options, True, True, 100) == 1
     monkeypatch.setattr(device, "has_gpu", lambda: True)
     monkeypatch.setattr(TrainBatches, "keep_on_device", lambda self: setattr(self, "_images", self.source.name))
     assert prepare.placed(small, options).on_device and not prepare.placed(large, options).on_device
-    assert [prepare.steps_per_call(options, *both) for both in ((True, True), (True, False), (False, True))] == [
-        10,
-        1,
-        1,
-    ]
+    cases = [(True, True, 100), (True, False, 100), (False, True, 100), (True, True, 7)]  # no call goes past a log line
+    assert [prepare.steps_per_call(options, *case) for case in cases] == [10, 1, 1, 7]
     asked = TrainingDeviceOptions(steps_per_call=3, data_on_device="true")
-    assert prepare.placed(large, asked).on_device and prepare.steps_per_call(asked, False, False) == 3
+    assert prepare.placed(large, asked).on_device and prepare.steps_per_call(asked, False, False, 100) == 3
 
 
 def test_refusals():
     with pytest.raises(UserError, match="^--steps_per_call=2 came on 4 ranks, expected 0 or 1"):
         prepare.check_calls(TrainingDeviceOptions(steps_per_call=2), SimpleNamespace(size=4))
     photos = SimpleNamespace(source=SimpleNamespace(name="photos"))
-    with pytest.raises(UserError, match="^--data_on_device=true came, but the images of photos differ in size"):
+    with pytest.raises(UserError, match="^--data_on_device=true came, but the images of photos are read from files"):
         prepare.placed(photos, TrainingDeviceOptions(data_on_device="true"))

@@ -11,6 +11,7 @@ from support.programs import ROOT
 
 from moco_tf.config import define, usage
 from moco_tf.config.options import PROGRAMS, Pretrain
+from moco_tf.errors import UserError
 from moco_tf.run import defaults, program
 
 SAID = """WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
@@ -92,6 +93,7 @@ def test_bare_commands(tmp_path, monkeypatch, capsys):
     assert said[0] == "no flags came: taking --flagfile=fashion_mnist_moco"
     assert said[1] == f"--workdir={tmp_path}/runs/fashion_mnist_moco; the same command goes on there"
     assert completed("pretrain", "--dataset=cifar10", "--method=simclr")["workdir"] == f"{tmp_path}/runs/cifar10_simclr"
+    assert completed("pretrain", "--dataset=my/set:1.0.0")["workdir"] == f"{tmp_path}/runs/my-set-1.0.0_moco"
     assert completed("bench")["workdir"] is None and completed("bench")["method"] == "moco"
     for age, name in enumerate(("old", "new", "older")):
         place = tmp_path / "runs" / name / "checkpoints" / "step-00000007"
@@ -108,6 +110,27 @@ def test_bare_commands(tmp_path, monkeypatch, capsys):
     assert completed("export", "--format=pth")["output"] is None
     assert completed("knn", "--load", f"{tmp_path}/runs/old")["load"] == f"{tmp_path}/runs/old"
     assert completed("lincls", "--baseline=raw_pixels")["load"] is None
+
+
+def test_each_folder_of_images_has_a_run_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("cats", "dogs", "more/cats"):
+        (tmp_path / place).mkdir(parents=True)
+    runs = [
+        completed("pretrain", "--flagfile=demo", "--dataset=folder", f"--data_dir={place}")
+        for place in ("cats", "dogs/")
+    ]
+    assert [run["workdir"] for run in runs] == [f"{tmp_path}/runs/cats_moco", f"{tmp_path}/runs/dogs_moco"]
+    (tmp_path / "runs" / "cats_moco").mkdir(parents=True)
+    (tmp_path / "runs" / "cats_moco" / "flags.cfg").write_text(f"--data_dir={tmp_path}/cats\n--dataset=folder\n")
+    assert (
+        completed("pretrain", "--flagfile=demo", "--dataset=folder", "--data_dir=cats/")["workdir"]
+        == runs[0]["workdir"]
+    )
+    with pytest.raises(
+        UserError, match=f"more/cats came, but {runs[0]['workdir']} was pre-trained on {tmp_path}/cats;"
+    ):
+        completed("pretrain", "--flagfile=demo", "--dataset=folder", "--data_dir=more/cats")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
