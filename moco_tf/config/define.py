@@ -87,11 +87,11 @@ def sections(program: type, words: Sequence[str]) -> dict[str, list[Flag]]:
             if "help" in field.metadata
         ]
     for kind, default in _kinds(program).items():
-        given = _given(kind, words)
-        asked = {argument.name for argument in find.arguments(kind, given)} if given else set()
+        named = given(kind, words)
+        asked = {argument.name for argument in find.arguments(kind, named)} if named else set()
         found[f"Flags of one --{kind} or another."] = [
             Flag(name, annotation, None, text, kind, name in asked)
-            for name, (annotation, text) in _union(kind, given or default).items()
+            for name, (annotation, text) in _union(kind, named or default).items()
         ]
     return found
 
@@ -130,7 +130,7 @@ def values_of(options: Any) -> dict[str, Value]:
     """Every option by its flag's name, those of method and backbone included."""
     found: dict[str, Value] = {}
     for group in _parts(options).values():
-        for field in dataclasses.fields(group):
+        for field in _flag_fields(group):
             value = getattr(group, field.name)
             found |= value if "kind" in field.metadata else {field.name: value}
     return found
@@ -158,7 +158,7 @@ def changes(options: Any) -> dict[str, str]:
     """What a run that goes on does with another value of each option: "refused", "said" or "silent"."""
     found: dict[str, str] = {}
     for group in _parts(options).values():
-        for field in dataclasses.fields(group):
+        for field in _flag_fields(group):
             own = getattr(group, field.name) if "kind" in field.metadata else {field.name: None}
             found |= dict.fromkeys(own, field.metadata.get("change", "refused"))
     return found
@@ -187,6 +187,11 @@ def _groups(program: type) -> dict[str, Any]:
 
 def _parts(options: Any) -> dict[str, Any]:
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+
+
+def _flag_fields(group: Any) -> list[dataclasses.Field]:
+    """The fields that are flags, or hold some: all but one with the names of those that came."""
+    return [field for field in dataclasses.fields(group) if field.metadata]
 
 
 def _kinds(program: type) -> dict[str, str]:
@@ -231,12 +236,12 @@ def _from_where_it_ran(words: list[str], file: pathlib.Path) -> list[str]:
     ]
 
 
-def _given(kind: str, words: Sequence[str]) -> str:
-    """The last value of a flag on a command line."""
+def given(name: str, words: Sequence[str]) -> str:
+    """The last value of a flag on a command line; empty where it is not there."""
     found = ""
     for text, following in zip(words, [*words[1:], ""]):
-        name, equals, value = text.lstrip("-").partition("=")
-        if text.startswith("-") and name == kind:
+        own, equals, value = text.lstrip("-").partition("=")
+        if text.startswith("-") and own == name:
             found = value if equals else following
     return found
 
@@ -274,6 +279,8 @@ def _built(program: type[Options], values: flags.FlagValues) -> Options:
         for field in dataclasses.fields(group):
             if kind := field.metadata.get("kind"):
                 own[field.name] = _resolved(kind, str(values[kind].value), values)
+            elif not field.metadata:
+                own[field.name] = tuple(name for name in values if values[name].present)
             else:
                 own[field.name] = values[field.name].value
         groups[name] = dataclasses.replace(group, **own)
@@ -306,8 +313,8 @@ def ignored(options: Any, values: flags.FlagValues) -> list[str]:
         for field in dataclasses.fields(group):
             if kind := field.metadata.get("kind"):
                 others = _union(kind, getattr(group, kind)).keys() - getattr(group, field.name).keys()
-                given = [name for name in others if name in values and values[name].value is not None]
-                found += [word(name, values[name].value) for name in given]
+                came = [name for name in others if name in values and values[name].value is not None]
+                found += [word(name, values[name].value) for name in came]
     return sorted(found)
 
 

@@ -36,6 +36,11 @@ def elsewhere(default: Value, help: str) -> Any:  # noqa: A002
     return option(default, help, "silent")
 
 
+def came() -> Any:
+    """A field with the names of the flags that came, on the command line or in a flagfile; no flag itself."""
+    return dataclasses.field(default=(), compare=False)
+
+
 def owned(kind: str) -> Any:
     """A field with the options of what --kind names, such as the method's own; see moco_tf.config.find."""
     return dataclasses.field(default_factory=dict, metadata={"kind": kind})
@@ -235,6 +240,14 @@ class MonitorOptions:
 
     def __post_init__(self) -> None:
         check_words("monitor", self.monitor, ("knn", "probe", *LABEL_FREE))
+
+
+@dataclasses.dataclass(frozen=True)
+class AutomaticOptions:
+    """Settings that fit the images."""
+
+    auto: bool = elsewhere(False, "Choose what is not given from images and device; see docs/automatic.md.")
+    given: tuple[str, ...] = came()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -442,6 +455,7 @@ class Pretrain:
     checkpoints: CheckpointOptions = CheckpointOptions()
     monitor: MonitorOptions = MonitorOptions()
     knn: KnnOptions = KnnOptions()
+    automatic: AutomaticOptions = AutomaticOptions()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,12 +18,30 @@ _RECIPE = "fashion_mnist_moco"  # fits the default data set; 128 images a step, 
 
 
 def words(program: type, argv: Sequence[str]) -> list[str]:
-    """The command line: pretrain without any flag takes a recipe; a --load without a value is left out."""
-    if program is Pretrain and not argv[1:]:
-        _say(f"no flags came: taking --flagfile={_RECIPE}")
-        return [*argv, f"--flagfile={_RECIPE}"]
+    """The command line, for pretrain with a recipe where it has none; a --load without a value is left out."""
+    if program is Pretrain:
+        return [argv[0], *_recipe(argv[1:]), *argv[1:]]
     following = [*argv[1:], "--"]
     return [word for word, after in zip(argv, following) if not (word == "--load" and after.startswith("--"))]
+
+
+def _recipe(words: Sequence[str]) -> list[str]:
+    """What a pre-training without a recipe takes: one for no flags at all, auto for a folder of images."""
+    dataset, data_dir, recipe = (define.given(name, words) for name in ("dataset", "data_dir", "flagfile"))
+    if not words:
+        _say(f"no flags came: taking --flagfile={_RECIPE}")
+        return [f"--flagfile={_RECIPE}"]
+    if recipe or dataset not in ("", "folder") or not (dataset or data_dir) or (not dataset and _is_known(data_dir)):
+        return []
+    taken = ["--flagfile=auto", *["--dataset=folder"] * (not dataset)]
+    _say(f"no recipe came: taking {' '.join(taken)}")
+    return taken
+
+
+def _is_known(data_dir: str) -> bool:
+    """Whether a folder holds the default data set."""
+    names = [f"{Pretrain.data.dataset}/", "*-ubyte.gz"]
+    return any(found for name in names for found in pathlib.Path(data_dir).expanduser().glob(name))
 
 
 def completed(options: Any) -> Any:

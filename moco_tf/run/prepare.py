@@ -353,6 +353,8 @@ def _sync(o: Pretrain) -> bool:
 
 def check(o: Pretrain, collectives: Collectives) -> None:
     """Refuses options that contradict each other."""
+    if o.automatic.auto:
+        raise UserError("--auto came, expected settings; only pretrain chooses them: give the flags.cfg of its run")
     find.find("method", o.method.method).check(o.method.own, o.run.batch_size)
     check_schedule(o.schedule, o.optimizer.learning_rate)
     pieces_to_compile(o, collectives)

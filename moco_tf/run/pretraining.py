@@ -3,25 +3,30 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from moco_tf.config import define
 from moco_tf.config.options import Pretrain
 from moco_tf.contrast.collapse import has_collapsed
+from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.methods.base import Method
 from moco_tf.networks.cost import cost
-from moco_tf.run import advice, calls, compile_choice, initial, loop, monitor, prepare
+from moco_tf.run import advice, automatic, calls, compile_choice, initial, loop, monitor, prepare
 from moco_tf.run.folder import RunFolder
 from moco_tf.run.learner import TrainingTask
 from moco_tf.run.prepare import Pretraining
-from moco_tf.training import device, schedules
+from moco_tf.training import compiled, device, schedules
 from moco_tf.training.collectives import Collectives
 from moco_tf.training.files import write_whole
 from moco_tf.training.stop import signals
+
+_TIMED = 10  # calls from which the time of a training is estimated
 
 
 def pretrain(o: Pretrain) -> None:
@@ -35,8 +40,14 @@ def pretrain(o: Pretrain) -> None:
         collectives = prepare.connect(o.device, o.run.seed)
         if not o.run.workdir:
             raise UserError("--workdir is missing; give the run folder to write to, for example --workdir=runs/first")
+        train = None
+        if o.automatic.auto:
+            train = prepare.source(o.data, "train", collectives)
+            o, fresh = automatic.chosen(o, train, collectives)
+            if fresh:
+                say_time(o, collectives, train)
         faster = compile_choice.chosen(o, collectives, lambda each: seconds_of_a_step(each, collectives))
-        run = dataclasses.replace(prepare.pretraining(faster, collectives), options=o)
+        run = dataclasses.replace(prepare.pretraining(faster, collectives, train), options=o)
         training = training_of(run)
 
         def introduce(start: int) -> None:
@@ -74,12 +85,49 @@ def training_of(run: Pretraining) -> TrainingTask:
 
 def seconds_of_a_step(o: Pretrain, collectives: Collectives) -> float:
     """How long a step of such a pre-training takes, on its first batches, without what it would write."""
-    run = prepare.pretraining(define.replaced(o, workdir=None, monitor=("knn",), knn_every=0), collectives)
-    training = training_of(run)
-    call, most = calls.caller(training), training.steps_per_call
-    few = itertools.islice(itertools.cycle(run.batches.batches(0)), most)
-    batches, rates = list(few), [training.rates(1)] * most
-    return compile_choice.seconds_of(lambda: call(batches, rates)["loss"]) / most
+    training, call = _trial(o, collectives)
+    most = training.steps_per_call
+    batches = list(itertools.islice(itertools.cycle(training.batches.batches(0)), most))
+    return compile_choice.seconds_of(lambda: call(batches)) / most
+
+
+def say_time(o: Pretrain, collectives: Collectives, train: Source) -> None:
+    """Says about how long a pre-training will take: from a few steps of one like it, reading of images included."""
+    training, call = _trial(o, collectives, train)
+    endless = (batch for epoch in itertools.count() for batch in training.batches.batches(epoch))
+
+    def seconds_of(calls: int) -> float:
+        began = time.perf_counter()  # of the same number on every rank: time must not end them
+        losses = [call(list(itertools.islice(endless, training.steps_per_call))) for _ in range(calls)]
+        losses[-1].numpy()
+        return time.perf_counter() - began
+
+    with compiled.first_use():
+        start = seconds_of(3)
+    step = seconds_of(_TIMED) / _TIMED / training.steps_per_call
+    endless.close()
+    keras.utils.set_random_seed(o.run.seed)  # as if nothing had been measured
+    if collectives.rank == 0:
+        about = duration(start + step * training.total)
+        print(
+            f"time: about {about} for {training.total:,} steps, {1000 * step:.3g} ms each as measured now", flush=True
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that suits them, two digits or all before the point."""
+    unit, size = ("hours", 3600) if seconds >= 7200 else ("minutes", 60) if seconds >= 120 else ("seconds", 1)
+    return f"{seconds / size:{'.2g' if seconds < 100 * size else ',.0f'}} {unit}"
+
+
+def _trial(
+    o: Pretrain, collectives: Collectives, train: Source | None = None
+) -> tuple[TrainingTask, Callable[[list], tf.Tensor]]:
+    """A training like it that writes nothing, and its call: batches of up to `steps_per_call` steps to their losses."""
+    unwritten = define.replaced(o, workdir=None, monitor=("knn",), knn_every=0)
+    training = training_of(prepare.pretraining(unwritten, collectives, train))
+    call, rates = calls.caller(training), [training.rates(1)] * training.steps_per_call
+    return training, lambda batches: call(batches, rates)["loss"]
 
 
 def begin(run: Pretraining, folder: RunFolder | None) -> None:

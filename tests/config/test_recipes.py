@@ -23,7 +23,7 @@ FILES = sorted(
     path.relative_to(FLAGS).as_posix()
     for program in ("pretrain", "lincls")
     for path in (FLAGS / program).glob("*.cfg")
-    if path.stem != "demo" and not path.stem.startswith("fashion_mnist_")  # own recipes reproduce no published one
+    if path.stem not in ("auto", "demo") and not path.stem.startswith("fashion_mnist_")  # own recipes: no published one
 )
 
 SGD = {"optimizer": "sgd", "momentum": 0.9, "nesterov": False}
