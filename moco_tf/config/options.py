@@ -375,6 +375,13 @@ class ShowOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReplayOptions:
+    """How a step is computed again."""
+
+    data_dir: Path | None = option(None, "Where the data is now; default: where the run had it.")
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchOptions:
     """What is measured, and how often."""
 
@@ -539,6 +546,14 @@ class Show:
 
 
 @dataclasses.dataclass(frozen=True)
+class Debug:
+    """Options of moco_tf.debug."""
+
+    load: LoadOptions = LoadOptions()
+    replay: ReplayOptions = ReplayOptions()
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """Options of moco_tf.report."""
 
@@ -572,4 +587,5 @@ PROGRAMS: dict[str, type] = {
     "table": Table,
     "pack": Pack,
     "bench": Bench,
+    "debug": Debug,
 }

@@ -31,6 +31,8 @@ class RunFolder:
         self.normalisation = self.path / "normalisation.json"  # mean and deviation, where they were measured
         self.init = self.path / "init.json"  # what --init took, where it was given
         self.compiled = self.path / "compiled.json"  # what --jit_compile=auto chose on a GPU
+        self.environment = self.path / "environment.json"  # machine, versions and changed flags of each start
+        self.broken = self.path / "broken"  # state and batch of a step that is not finite
         self.unreadable = self.path / "unreadable.txt"  # images that could not be read
         self.report = self.path / "report.html"
         self.result = self.path / RESULT  # of a folder of results

@@ -100,6 +100,7 @@ class TrainingTask:
         watch: looks at a step's metrics and says what is wrong.
         resumes: whether checkpoints are written, and the training goes on from them.
         steps_per_call: most steps of one call, see `calls`.
+        keeps_broken: whether the state and batch of a step that is not finite are kept, for moco_tf.debug.
     """
 
     options: Any
@@ -120,6 +121,7 @@ class TrainingTask:
     watch: Callable[[int, dict[str, float]], str] = says_nothing
     resumes: bool = True
     steps_per_call: int = 1
+    keeps_broken: bool = False
 
     @property
     def per_epoch(self) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from moco_tf.config import define
 from moco_tf.errors import UserError
-from moco_tf.run import calls, statistics
+from moco_tf.run import broken, calls, statistics
 from moco_tf.run.learner import Batches, TrainingTask
 from moco_tf.run.resume import Start, resume
 from moco_tf.training import checkpoint, compiled, device, elastic
@@ -198,7 +198,7 @@ class Loop:
         rows = statistics.gather(self.learner, t.collectives)
         permanent = is_due(step, epoch, t.checkpoints.keep_every, t.checkpoints.keep_steps)
         with statistics.averaged(self.learner, t.collectives):
-            with self._on_all_ranks():
+            with self._on_all_ranks(), self._kept(step, step):
                 check_state(self.learner.state(), step, self._last_checkpoint)
             if t.collectives.rank == 0:
                 self.writer.save(step, {**self.learner.state(), **rows}, about, permanent)
@@ -208,7 +208,7 @@ class Loop:
         guard, learnt = self.learner.guard, self.learner.learnt()
         if not int(guard.left_out):
             return
-        with self._on_all_ranks():
+        with self._on_all_ranks(), self._kept(int(guard.first), step):
             parameters = [v.value for v in learnt.values()]
             last = self._last_checkpoint()
             message = explanation(int(guard.first), list(learnt), parameters, guard.gradient_norms, last)
@@ -217,6 +217,16 @@ class Loop:
             check_state(self.learner.state(), step, self._last_checkpoint)
         self.log.say(f"warning: {int(guard.left_out)} steps left out: {message}")
         guard.left_out.assign(0)
+
+    @contextlib.contextmanager
+    def _kept(self, first: int, step: int) -> Iterator[None]:
+        """What stops the training in this context says how the step that broke it can be computed again."""
+        try:
+            yield
+        except UserError as error:
+            self.hang.saving(first)
+            self.writer.wait()
+            raise UserError(f"{error}{broken.keep(self.training, first, step)}") from None
 
     def _last_checkpoint(self) -> str:
         """What a training that stops can go on from, in words."""

@@ -80,6 +80,7 @@ def training_of(run: Pretraining) -> TrainingTask:
         evaluation=monitor.of_run(run),
         watch=CollapseWatch(run.method.query_encoder.config["feature_dim"]),
         steps_per_call=prepare.steps_per_call(o.device, run.method.one_piece, batches.on_device, o.run.log_every),
+        keeps_broken=True,
     )
 
 
@@ -170,6 +171,7 @@ def about(run: Pretraining) -> dict[str, Any]:
         "ranks": run.collectives.size,
         "batch_size": o.run.batch_size,
         "num_examples": run.train.num_examples,
+        "precision": run.method.query_encoder.compute_dtype,
     }
 
 

@@ -118,15 +118,18 @@ class LossScale:
         return {"loss_scale": self.scale, "loss_scale_good_steps": self.good_steps}
 
 
-def not_finite(state: Mapping, prefix: str = "") -> list[str]:
-    """Names of the variables of a state that hold a number which is not finite."""
-    found = []
+def flat(state: Mapping, prefix: str = "") -> dict[str, tf.Variable]:
+    """The variables of a state by group and name: query_encoder/conv1.weight."""
+    found: dict[str, tf.Variable] = {}
     for name, value in state.items():
-        if isinstance(value, Mapping):
-            found += not_finite(value, f"{prefix}{name}/")
-        elif value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
-            found.append(prefix + name)
+        found |= flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
     return found
+
+
+def not_finite(state: Mapping) -> list[str]:
+    """Names of the variables of a state that hold a number which is not finite, see `flat`."""
+    variables = {name: value for name, value in flat(state).items() if value.dtype.is_floating}
+    return [name for name, value in variables.items() if not bool(tf.reduce_all(tf.math.is_finite(value)))]
 
 
 def check_state(state: Mapping, step: int, kept: Callable[[], str]) -> None:

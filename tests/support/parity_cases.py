@@ -6,7 +6,7 @@ import numpy as np
 
 from moco_tf.methods.moco import MoCo
 from moco_tf.networks.encoder import Encoder
-from moco_tf.run import debug
+from moco_tf.run import exact_steps
 from moco_tf.training.optimizers import SGD
 from support import parity_files, parity_weights
 
@@ -42,7 +42,7 @@ def method(case, collectives=None, mode="graph"):
     moco.compile(SGD(float(case["lr"]), float(case["sgd_momentum"]), float(case["weight_decay"])))
     weights = _weights(arch, int(case["weights_seed"]), stem, head, int(case["dim"]))
     queue = parity_weights.queue(int(case["queue_seed"]), int(case["dim"]), int(case["queue_size"]))
-    debug.set_state(moco, weights, queue.T)
+    exact_steps.set_state(moco, weights, queue.T)
     return moco
 
 
@@ -74,7 +74,7 @@ def run(moco, case, mode, losses, rows=slice(None), shuffles=None, loss="loss"):
         loss: the record's name of what is compared.
 
     Returns:
-        The records of `debug.run_steps`.
+        The records of `exact_steps.run_steps`.
     """
     found = []
     for some in records(moco, case, mode, rows, shuffles):
@@ -84,13 +84,13 @@ def run(moco, case, mode, losses, rows=slice(None), shuffles=None, loss="loss"):
 
 
 def records(moco, case, mode, rows=slice(None), shuffles=None):
-    """Runs the steps, see `run`; yields lists of records of `debug.run_steps`."""
+    """Runs the steps, see `run`; yields lists of records of `exact_steps.run_steps`."""
     steps = int(case["steps"])
     shuffles = case["shuffles"].reshape(steps, 1 + moco.symmetric, -1) if shuffles is None else shuffles
     data = list(zip(pairs(case, rows), map(list, shuffles), strict=True))
     eager = mode in ("float64", "eager")
     for chunk in [[one] for one in data] if eager else [data]:  # a graph is traced once
-        yield debug.run_steps(moco, *map(list, zip(*chunk)), eager=eager)
+        yield exact_steps.run_steps(moco, *map(list, zip(*chunk)), eager=eager)
 
 
 def rows_by_position(case):
@@ -116,7 +116,7 @@ def check_state(moco, case, mode, own_statistics=True):
         own_statistics: whether the case's running statistics are those of this process: rank 0's.
     """
     tolerance = 1e-8 if mode == "float64" else 5e-3  # measured: 3e-9 and 3e-3
-    state = debug.snapshot(moco)
+    state = exact_steps.snapshot(moco)
     np.testing.assert_allclose(state["queue"].T, case["queue"], atol=tolerance * np.abs(case["queue"]).max())
     assert state["queue_pointer"] == int(case["queue_ptr"])
     check_tensors(state, case, tolerance, own_statistics)

@@ -3,8 +3,8 @@
     query_encoder, key_encoder = (Encoder("resnet18", dtype="float64") for _ in range(2))  # or float32
     method = MoCo(query_encoder, key_encoder, ...)  # views default to the images as they are given
     method.compile(SGD(0.03))
-    debug.set_state(method, weights=torchvision_named_arrays, queue=keys)
-    for record in debug.run_steps(method, [(im_q, im_k)], [[permutation]]):
+    exact_steps.set_state(method, weights=torchvision_named_arrays, queue=keys)
+    for record in exact_steps.run_steps(method, [(im_q, im_k)], [[permutation]]):
         print(record["loss"], record["queue_pointer"])
 
 In float64 a step leaves no room for rounding: differences that remain are differences in what is computed.
