@@ -108,10 +108,10 @@ class Replay:
         self.folder, self.kept, self.about, self.first = folder, kept, about, int(about["step"])
         self.run = prepare.pretraining(options, collectives, mean_and_std=(tuple(about["mean"]), tuple(about["std"])))
         self.training: TrainingTask = pretraining.training_of(self.run)
-        self.method = self.run.method
+        self.method, self.state = self.run.method, self.training.learner.state()
         if not self._before(self.first):
             pretraining.begin(self.run, None)
-        self._initial = {name: v.numpy() for name, v in flat(self.method.state()).items()}
+        self._initial = {name: v.numpy() for name, v in flat(self.state).items()}
 
     def explained(self) -> list[Step]:
         """Looks at the step, and prints what there is to say, as far as it is needed."""
@@ -135,7 +135,7 @@ class Replay:
     def as_found(self) -> Step:
         """The step from the state and on the images that were kept."""
         before, name = self._restore_before(self.first)
-        checkpoint.restore(self.kept, self.method.state())
+        checkpoint.restore(self.kept, self.state)
         if not self.about["left_out"]:  # the weights are those after the step
             watch = self._watch()
             watch.state("update")
@@ -151,7 +151,7 @@ class Replay:
     def _mend(self, before: dict[str, np.ndarray]) -> list[str]:
         """What the step changed though it was left out, and that is not finite, is as before; returns its names."""
         mended = []
-        for name, v in flat(self.method.state()).items():
+        for name, v in flat(self.state).items():
             kept = v.trainable or name.startswith("optimizer/") or not v.dtype.is_floating
             if not kept and not np.isfinite(v.numpy()).all():
                 v.assign(np.where(np.isfinite(v.numpy()), v.numpy(), before[name]))
@@ -166,9 +166,9 @@ class Replay:
     def _restore_before(self, step: int) -> tuple[dict[str, np.ndarray], str]:
         """Restores the newest checkpoint before a step, or the start; returns its values and what it is."""
         if path := self._before(step):
-            checkpoint.restore(path, self.method.state())
-            return {name: v.numpy() for name, v in flat(self.method.state()).items()}, path.name
-        for name, v in flat(self.method.state()).items():
+            checkpoint.restore(path, self.state)
+            return {name: v.numpy() for name, v in flat(self.state).items()}, path.name
+        for name, v in flat(self.state).items():
             v.assign(self._initial[name])
         return self._initial, "the start"
 
