@@ -10,7 +10,7 @@ from moco_tf.data.order import Share
 from moco_tf.data.pipeline import reading
 from moco_tf.data.records import NO_BAD_IMAGES, BadImages
 from moco_tf.data.sources import Source
-from moco_tf.data.views.geometry import resize_center_crop, resize_center_crop_one
+from moco_tf.data.views.geometry import resize_center_crop
 from moco_tf.errors import RankError, UserError
 from moco_tf.evaluation.robustness import Alter
 from moco_tf.networks.encoder import Encoder
@@ -18,14 +18,8 @@ from moco_tf.training.collectives import Collectives
 
 
 def test_geometry(source: Source, image_size: int, test_resize: int = 0) -> tuple[int, int]:
-    """(short side to resize to, side of the centre crop) of test images.
-
-    Images whose size is the network's are taken as they are; others are resized to 256/224 of it, as for ImageNet.
-    """
-    size = image_size or (min(source.image_shape) if source.image_shape else 224)
-    if test_resize:
-        return test_resize, size
-    return (size, size) if source.image_shape == (size, size) else (short_side(size), size)
+    """(short side to resize to, or 0: as `prepare` chooses, side of the centre crop) of test images."""
+    return test_resize, image_size or (min(source.image_shape) if source.image_shape else 224)
 
 
 def short_side(size: int) -> int:
@@ -33,12 +27,25 @@ def short_side(size: int) -> int:
     return round(size * 256 / 224)
 
 
-def prepare_batch(images: tf.Tensor, geometry: tuple[int, int]) -> tf.Tensor:
-    """Test images of one size as float32 BxSxSx3 in [0, 1]: uint8 BxHxWx3 in."""
+def prepare(images: tf.Tensor, geometry: tuple[int, int]) -> tf.Tensor:
+    """Test images of one size as the network takes them: uint8 BxHxWx3, H and W perhaps not known yet, to BxSxSx3.
+
+    Where no short side is given, images whose size is the network's are taken as they are, whatever holds them; others
+    are resized to 256/224 of it, as for ImageNet.
+    """
     resize, size = geometry
-    if images.shape[1:3] == (size, size) and resize == size:
-        return tf.cast(images, tf.float32) / 255.0
-    return resize_center_crop(images, resize, size)
+    if resize not in (0, size):
+        return resize_center_crop(images, resize, size)
+    as_it_is = tf.reduce_all(tf.shape(images)[1:3] == size)
+    return tf.ensure_shape(
+        tf.cond(as_it_is, lambda: images, lambda: resize_center_crop(images, resize or short_side(size), size)),
+        (images.shape[0], size, size, 3),
+    )
+
+
+def prepare_batch(images: tf.Tensor, geometry: tuple[int, int]) -> tf.Tensor:
+    """As `prepare`, then as float32 in [0, 1]."""
+    return tf.cast(prepare(images, geometry), tf.float32) / 255.0
 
 
 def embedder(
@@ -152,7 +159,7 @@ def computing(
     """
     prepare_one, in_batch = None, geometry
     if not source.fixed_size:  # images of many sizes: resized and cut one by one, and not again
-        prepare_one, in_batch = lambda image: resize_center_crop_one(image, *geometry), (geometry[1], geometry[1])
+        prepare_one, in_batch = lambda image: prepare(image[None], geometry)[0], (geometry[1], geometry[1])
     compute, read = _compiled(embed, in_batch), reading(source, share, prepare_one, bad_images)
 
     def batches(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

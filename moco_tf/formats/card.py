@@ -48,7 +48,7 @@ def text(subject: Loaded, name: str, use: str) -> str:
     rows |= {title: about[name] for name, title in _TRAINED.items() if name in about}
     rows |= _architecture(subject.encoder)
     rows["input"] = (
-        f"RGB, {size} x {size}; larger and smaller images are resized until the short side is "
+        f"RGB, {size} x {size}; images of other sizes are resized until the short side is "
         f"{subject.resize} (antialiased), then the centre is cut out"
     )
     rows["normalisation"] = f"of RGB in [0, 1]: mean {_numbers(subject.mean)}, deviation {_numbers(subject.std)}"

@@ -15,7 +15,6 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.decoding import decode_exact
-from moco_tf.data.views.geometry import center_crop_matrix
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features
 from moco_tf.formats import base
@@ -116,10 +115,12 @@ class Exported(tf.Module):
         self.head_variables = [v for name, v in learnt.items() if name.startswith(HEAD)]
 
     def _define_functions(self, network: Encoder, sizes: tuple[int, int], mean: tf.Tensor, std: tf.Tensor) -> None:
-        size, _ = sizes
+        size, test_resize = sizes
 
         def prepare(images: tf.Tensor) -> tf.Tensor:
-            return (resize_as_in_tests(images, *sizes) - mean) / std
+            count = tf.shape(images)[0]
+            one_if_none = [[0, tf.cast(count == 0, tf.int32)], [0, 0], [0, 0], [0, 0]]  # no resize of an empty batch
+            return ((features.prepare_batch(tf.pad(images, one_if_none), (test_resize, size)) - mean) / std)[:count]
 
         def inferred(prepared: tf.Tensor) -> tf.Tensor:
             count = tf.shape(prepared)[0]  # TensorFlow's fused convolutions take no empty batch
@@ -170,7 +171,7 @@ def save(
         folder: is created; must not hold anything.
         image_size: S, the side that images are cropped to.
         mean, std: what images in [0, 1] are normalised with, three numbers each.
-        test_resize: of `resize_as_in_tests`.
+        test_resize: short side before the centre crop; 0: 256/224 of the size, and images of its size as they are.
 
     Raises:
         UserError: the folder holds something, or cannot be written; nothing is left then.
@@ -186,25 +187,6 @@ def save(
         shutil.rmtree(folder, ignore_errors=True)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{folder} cannot be written ({reason}); give another folder or mend the disk") from None
-
-
-def resize_as_in_tests(images: tf.Tensor, size: int, test_resize: int = 0) -> tf.Tensor:
-    """uint8 BxHxWx3, H and W known only when it runs -> BxSxSx3 float32 in [0, 1], as `evaluation.features` does.
-
-    Images of S x S stay as they are; of others the short side becomes 256/224 S, antialiased, then the centre is cut
-    out. With test_resize the short side of all becomes that. Where the evaluation reads image files it also rounds the
-    resized image to whole grey levels; this does not.
-    """
-    height, width = tf.shape(images)[1], tf.shape(images)[2]
-    pixels = tf.cast(images, tf.float32) / 255.0
-
-    def resized() -> tf.Tensor:
-        short, resize = tf.minimum(height, width), test_resize or features.short_side(size)
-        rows, columns = (center_crop_matrix(side, resize * side // short, size)[0] for side in (height, width))
-        return tf.einsum("bhsc,th->btsc", tf.einsum("bhwc,sw->bhsc", pixels, columns), rows)
-
-    as_it_is = tf.logical_and(tf.equal(height, size), tf.equal(width, size)) & (test_resize in (0, size))
-    return tf.ensure_shape(tf.cond(as_it_is, lambda: pixels, resized), [None, size, size, 3])
 
 
 def _of_pixels(function: Callable[[tf.Tensor], tf.Tensor]) -> tf.types.experimental.PolymorphicFunction:

@@ -15,7 +15,7 @@ from moco_tf.config.options import OF_THE_RUN, DataOptions, Knn, Lincls
 from moco_tf.data.records import BadImages
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
-from moco_tf.evaluation import scores
+from moco_tf.evaluation import features, scores
 from moco_tf.evaluation.subject import Subject
 from moco_tf.formats import origin
 from moco_tf.formats.load import SOURCES
@@ -77,6 +77,7 @@ class Evaluation(Generic[Program]):
         o, one = self.options, self.subject
         counts = scores.confusion(predictions, labels, self.test.num_classes)
         resize, size = one.geometry(self.test)
+        as_they_are = self.test.image_shape == (size, size)
         return numbers | {
             "evaluation": self.name,
             "subject": one.name,
@@ -90,7 +91,7 @@ class Evaluation(Generic[Program]):
             "test_images": len(labels),
             "unreadable_test_images": self.test.num_examples - len(labels),
             "image_size": size,
-            "test_resize": resize,
+            "test_resize": resize or (size if as_they_are else features.short_side(size)),
             "mean": list(one.mean),
             "std": list(one.std),
             "settings": self.settings,

@@ -3,6 +3,7 @@
 import types
 
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 
@@ -21,10 +22,35 @@ def test_image_files_are_resized_and_cut_once(tmp_path):
     tf.io.write_file(str(tmp_path / "train" / "0.png"), tf.io.encode_png(image))
     source = load("folder", "train", str(tmp_path))
     geometry = features.test_geometry(source, 32)
-    assert geometry == (37, 32)
     found, _ = features.extract(tf.identity, source, geometry, 1, SingleProcess())
-    wanted = features.prepare_batch(tf.constant(image[None]), geometry)
-    np.testing.assert_allclose(found, wanted, atol=1 / 255)  # the file's crop is rounded to whole grey levels
+    # The short side becomes 256/224 of 32.
+    resized = PIL.Image.fromarray(image).resize((37 * 80 // 64, 37), PIL.Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(found[0] * 255, np.asarray(resized, np.float32)[2:34, 7:39], atol=1.01)
+    np.testing.assert_allclose(found, features.prepare_batch(tf.constant(image[None]), geometry), atol=1e-6)
+
+
+@pytest.mark.parametrize("test_resize, taken", [(0, True), (32, True), (36, False)])
+def test_an_image_of_the_networks_size_is_taken_as_it_is(test_resize, taken, tmp_path):
+    """Whatever holds it: files beside others, an array, a saved model; but not where a resize is asked for."""
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in ((32, 32), (40, 32), (32, 32), (50, 64))]
+    for number, image in enumerate(images):
+        tf.io.write_file(str(tmp_path / f"{number}.png"), tf.io.encode_png(image))
+    source = load("folder", "train", str(tmp_path))
+    files, _ = features.extract(
+        tf.identity, source, features.test_geometry(source, 32, test_resize), 3, SingleProcess()
+    )
+    saved = tf.function(
+        lambda x: features.prepare_batch(x, (test_resize, 32)), [tf.TensorSpec([None, None, None, 3], tf.uint8)]
+    )
+    for image, file in zip(images, files):
+        held = ArraySource("array", image[None])
+        geometry = features.test_geometry(held, 32, test_resize)
+        array, _ = features.extract(tf.identity, held, geometry, 3, SingleProcess())
+        for other in (array[0], saved(image[None])[0]):
+            np.testing.assert_array_equal(other, file)
+        if image.shape == (32, 32, 3):
+            assert np.array_equal(np.round(file * 255), image) == taken
 
 
 def test_a_rank_whose_images_cannot_be_read(tmp_path):

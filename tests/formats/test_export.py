@@ -376,7 +376,7 @@ def test_images_to_compare_on_are_the_runs_own(photos, tmp_path, capsys):
 def test_resizes_as_the_run_does(test_resize, shape):
     """Against Pillow: the short side becomes test_resize, also of images of the network's size; then the centre."""
     images = random_images(*shape)
-    found = savedmodel.resize_as_in_tests(tf.constant(images), SIZE, test_resize).numpy()
+    found = features.prepare_batch(tf.constant(images), (test_resize, SIZE)).numpy()
     for image, one in zip(images, found):
         height, width = (test_resize * side // min(image.shape[:2]) for side in image.shape[:2])
         resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR), np.float32)

@@ -15,9 +15,10 @@ from support.programs import call
 import moco_tf
 from moco_tf.data import records
 from moco_tf.data.sets import folder
-from moco_tf.data.views.geometry import resize_center_crop_one
+from moco_tf.data.views.geometry import resize_center_crop
 from moco_tf.errors import UserError
-from moco_tf.formats import vectors
+from moco_tf.evaluation import features
+from moco_tf.formats import savedmodel, vectors
 from moco_tf.run import embedding
 from moco_tf.training.collectives import SingleProcess
 
@@ -35,7 +36,7 @@ def expected(run, photos):
     """(paths, splits, labels, vectors) of all photos, prepared one by one."""
     paths = [str(path) for part in ("train", "val") for path in sorted((photos / part).rglob("*.png"))]
     splits = [{"train": "train", "val": "test"}[pathlib.Path(path).parts[-3]] for path in paths]
-    images = [resize_center_crop_one(folder.of_paths([path]).image(0), 18, 16).numpy() for path in paths]
+    images = [resize_center_crop(folder.of_paths([path]).image(0)[None], 18, 16)[0].numpy() for path in paths]
     return paths, splits, [pathlib.Path(path).parts[-2] for path in paths], moco_tf.load(run).embed(images)
 
 
@@ -99,6 +100,22 @@ def test_images_from_elsewhere(run, photos, expected, tmp_path, monkeypatch):
     dense = np.load(tmp_path / "dense.npy")
     assert dense.ndim == 4 and len(dense) == 24
     np.testing.assert_allclose(dense.mean(axis=(1, 2)), numbers[90:], rtol=1e-5, atol=1e-6)
+
+
+def test_vectors_are_those_of_python_and_of_the_saved_model(run, tmp_path):
+    """To 1e-5, of images of the network's size, 16 px, and of others."""
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in ((16, 16), (40, 31), (16, 16), (18, 16))]
+    for number, image in enumerate(images):
+        PIL.Image.fromarray(image).save(tmp_path / f"{number}.png")
+    call("embed", load=run, images=tmp_path, output=tmp_path / "v.npz")
+    found, encoder = np.load(tmp_path / "v.npz")["vectors"], moco_tf.load(run)
+    saved = savedmodel.Exported(encoder.encoder, 16, encoder.mean, encoder.std)
+    whole = features.embedder(encoder.encoder, "backbone", encoder.mean, encoder.std)(images[2][None] / np.float32(255))
+    largest = np.abs(found).max()
+    for others in (encoder.embed(tmp_path), np.concatenate([saved.embed(image[None]) for image in images])):
+        np.testing.assert_allclose(found, others, rtol=0, atol=1e-5 * largest)
+    np.testing.assert_allclose(found[2:3], whole, rtol=0, atol=1e-5 * largest)
 
 
 @pytest.fixture()

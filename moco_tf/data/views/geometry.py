@@ -13,10 +13,7 @@ from moco_tf.data.views.ops import (
     Parameters,
     Run,
     between,
-    from_planes,
     per_image,
-    to_planes,
-    to_unit_range,
     uniform,
 )
 from moco_tf.errors import UserError
@@ -230,34 +227,22 @@ class RandomHorizontalFlip(ImageOp):
 
 
 def resize_center_crop(images: tf.Tensor, resize: int, crop: int) -> tf.Tensor:
-    """Short side to `resize`, then the central crop x crop; BxHxWx3 uint8 or [0, 1] -> BxSxSx3 float32 in [0, 1]."""
-    check_center_crop(resize, crop)
-    _, height, width, _ = images.shape
-    short = min(height, width)
-    vertical = center_crop_matrix(height, resize * height // short, crop)
-    horizontal = center_crop_matrix(width, resize * width // short, crop)
-    return from_planes(resize_planes(to_planes(to_unit_range(images)), vertical, horizontal))
+    """Short side to `resize`, then the central crop x crop: BxHxWx3 uint8 of any size -> BxSxSx3, rounded to uint8.
 
-
-def center_crop_matrix(in_size: int | tf.Tensor, resized: int | tf.Tensor, crop: int) -> tf.Tensor:
-    """1 x crop x in: the rows of the resize to `resized` pixels that the central crop keeps.
-
-    No others are computed: those of a very long image would fill the memory.
+    Only what the crop keeps is computed: the whole of a very long image would fill the memory. The arithmetic is the
+    same for one image, a batch and a saved model, or rounding would make grey levels of their last bits.
     """
-    first = tf.round(tf.cast(resized - crop, tf.float32) / 2)  # half to even, as torchvision
-    kept = first + tf.range(crop, dtype=tf.float32)
-    return resize_matrices(tf.zeros(1), tf.cast(in_size, tf.float32)[None], in_size, resized, kept)
-
-
-def resize_center_crop_one(image: tf.Tensor, resize: int, crop: int) -> tf.Tensor:
-    """One HxWx3 uint8 image of any size -> crop x crop x 3 uint8, for tf.data, as resize_one and center_crop_matrix."""
     check_center_crop(resize, crop)
-    shape = tf.shape(image)[:2]
-    resized = resize * shape // tf.reduce_min(shape)
-    first = tf.round(tf.cast(resized - crop, tf.float32) / 2)
-    columns = tf.transpose(resize_rows(image, resized[0], first=first[0], kept=crop), (1, 0, 2))  # W x crop x 3
-    window = tf.transpose(resize_rows(columns, resized[1], first=first[1], kept=crop), (1, 0, 2))
-    return tf.ensure_shape(tf.cast(tf.round(window), tf.uint8), (crop, crop, 3))
+    count, height, width, _ = tf.unstack(tf.shape(images))
+    sides = resize * tf.stack([height, width]) // tf.minimum(height, width)
+    first = tf.round(tf.cast(sides - crop, tf.float32) / 2)  # half to even, as torchvision
+    # Down the rows of all images side by side: HxBWx3, then Wx`crop`Bx3; see resize_one.
+    rows = tf.reshape(tf.transpose(images, (1, 0, 2, 3)), (height, count * width, 3))
+    rows = tf.reshape(resize_rows(rows, sides[0], first=first[0], kept=crop), (crop, count, width, 3))
+    columns = tf.reshape(tf.transpose(rows, (2, 0, 1, 3)), (width, crop * count, 3))
+    columns = tf.reshape(resize_rows(columns, sides[1], first=first[1], kept=crop), (crop, crop, count, 3))
+    window = tf.cast(tf.round(tf.transpose(columns, (2, 1, 0, 3))), tf.uint8)
+    return tf.ensure_shape(window, (images.shape[0], crop, crop, 3))
 
 
 def check_center_crop(resize: int, crop: int) -> None:
