@@ -363,7 +363,7 @@ class DuplicatesOptions(WhichImages):
 
     threshold: Share | None = option(None, "Similarity from which on images are copies; default: what the data says.")
     output: Path | None = elsewhere(
-        None, "The .csv to write, a page beside it; default: duplicates.csv in the run folder."
+        None, "The .csv to write, a page beside it; default: duplicates.csv in the run folder, or here."
     )
 
 
@@ -581,6 +581,7 @@ PROGRAMS: dict[str, type] = {
     "knn": Knn,
     "embed": Embed,
     "neighbours": Neighbours,
+    "duplicates": Duplicates,
     "export": Export,
     "show": Show,
     "report": Report,

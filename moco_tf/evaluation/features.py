@@ -84,20 +84,21 @@ def extract(
     collectives: Collectives,
     bad_images: BadImages = NO_BAD_IMAGES,
     alter: Alter | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
     """Features (N x D float32) and labels (N int32) of all readable images, in the source's order, on every rank.
 
-    Takes 4 N D bytes of each rank; of several ranks, three times as much while the shares are put in order.
+    Takes 4 N D bytes of each rank; of several ranks, three times as much while the shares are put in order. An embed
+    that returns several tensors has as many columns in place of the features.
 
     Args:
         embed, source, geometry, rank_batch, collectives, bad_images, alter: of `extract_share`.
     """
     share = extract_share(embed, source, geometry, rank_batch, collectives, bad_images, alter)
     if collectives.size == 1:
-        return share[:2]
-    features, labels, indices = (collectives.allgather(tf.constant(column)).numpy() for column in share)
+        return share[:-1]
+    *columns, indices = (collectives.allgather(tf.constant(column)).numpy() for column in share)
     order = np.argsort(indices)
-    return features[order], labels[order]
+    return tuple(column[order] for column in columns)
 
 
 def extract_share(
@@ -108,8 +109,10 @@ def extract_share(
     collectives: Collectives,
     bad_images: BadImages = NO_BAD_IMAGES,
     alter: Alter | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
     """Features (n x D float32), labels (n int32) and indices (n int64, ascending) of this rank's readable images.
+
+    An embed that returns several tensors has as many columns in place of the features.
 
     Args:
         embed: float32 images in [0, 1], BxSxSx3, to features.
@@ -136,11 +139,11 @@ def extract_share(
         filled += len(batch[0])
     if not filled:
         raise RankError(f"{source.name}: none of a rank's {count} images can be read; mend them, or use fewer ranks")
-    features, labels, indices = (column[:filled] for column in columns)
-    if bool(np.all(np.diff(indices) > 0)):
-        return features, labels, indices
-    order = np.argsort(indices)
-    return features[order], labels[order], indices[order]
+    columns = tuple(column[:filled] for column in columns)
+    if bool(np.all(np.diff(columns[-1]) > 0)):
+        return columns
+    order = np.argsort(columns[-1])
+    return tuple(column[order] for column in columns)
 
 
 def computing(
@@ -150,8 +153,10 @@ def computing(
     share: Share,
     bad_images: BadImages = NO_BAD_IMAGES,
     alter: Alter | None = None,
-) -> Callable[[np.ndarray, int], Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+) -> Callable[[np.ndarray, int], Iterator[tuple[np.ndarray, ...]]]:
     """(indices int64 N, B) to (features B x ..., labels B int32, indices B int64) of these images, batch by batch.
+
+    An embed that returns several tensors has as many columns in place of the features.
 
     Args:
         embed, source, geometry, bad_images, alter: of `extract_share`.
@@ -162,10 +167,11 @@ def computing(
         prepare_one, in_batch = lambda image: prepare(image[None], geometry)[0], (geometry[1], geometry[1])
     compute, read = _compiled(embed, in_batch), reading(source, share, prepare_one, bad_images)
 
-    def batches(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def batches(indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, ...]]:
         for images, labels, chosen in read(indices, size):
             images = images if alter is None else alter(np.asarray(images), np.asarray(chosen))
-            yield compute(tf.constant(images)).numpy(), labels, chosen
+            found = compute(tf.constant(images))
+            yield *(part.numpy() for part in (found if isinstance(found, tuple) else (found,))), labels, chosen
 
     return batches
 

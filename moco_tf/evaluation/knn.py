@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from moco_tf.data.records import NO_BAD_IMAGES, BadImages
 from moco_tf.data.sources import Source
-from moco_tf.evaluation import features, neighbours
+from moco_tf.evaluation import duplicates, features, neighbours
 from moco_tf.evaluation.robustness import Alter
 from moco_tf.training.collectives import Collectives
 
@@ -42,6 +42,7 @@ class Measured:
         bank: how many images vote.
         queries: their normalised features, QxC.
         altered: top-1 of the first setting on altered queries, by the name of what was done to them.
+        copies: how many queries have a near-duplicate in the bank; None where that was not counted.
     """
 
     outcomes: list[Outcome]
@@ -49,6 +50,7 @@ class Measured:
     bank: int
     queries: np.ndarray
     altered: dict[str, float]
+    copies: int | None = None
 
 
 def measure(
@@ -64,6 +66,7 @@ def measure(
     bad_images: BadImages = NO_BAD_IMAGES,
     require_finite: bool = True,
     alterations: Mapping[str, Alter] | None = None,
+    copies: bool = False,
 ) -> Measured:
     """Every k with every temperature.
 
@@ -81,6 +84,7 @@ def measure(
         bad_images: how unreadable images are treated.
         require_finite: refuse features that are not finite; otherwise they make accuracies meaningless.
         alterations: what the queries are tested with besides, by name.
+        copies: whether near-duplicates are counted.
 
     Raises:
         UserError: features are not finite.
@@ -88,8 +92,9 @@ def measure(
 
     normalised = _normalised(embed)
     run = rank_batch, collectives, bad_images
-    rows, labels, indices = features.extract_share(normalised, bank, geometries[0], *run)
-    wanted, truth = features.extract(normalised, queries, geometries[1], *run)
+    compute: Callable = duplicates.beside(normalised) if copies else normalised
+    rows, *thumbnails, labels, indices = features.extract_share(compute, bank, geometries[0], *run)
+    wanted, *others, truth = features.extract(compute, queries, geometries[1], *run)
     for found in (rows, wanted) if require_finite else ():
         features.check_finite(found, collectives)
     neighbours.check_labels(labels, queries.num_classes)
@@ -108,7 +113,10 @@ def measure(
     for name, alter in (alterations or {}).items():
         x, labels_again = features.extract(normalised, queries, geometries[1], *run, alter)
         altered[name] = _outcome(nearest(x, ks[0]), labels_again, classes, *settings[0], weighting).top1
-    return Measured(outcomes, truth, total, wanted, altered)
+    count = None
+    if copies:
+        count = duplicates.count_in_train(thumbnails[0], others[0], queries, geometries[1], collectives)
+    return Measured(outcomes, truth, total, wanted, altered, count)
 
 
 @functools.lru_cache(maxsize=2)  # the same function for the same encoder: it is traced once

@@ -32,10 +32,17 @@ def write(
         if one.path not in sources:
             image = read(one.path)
             sources[one.path] = sources[""] if image is None else pictures.uri(image, SIDE)
-    shown = {"kind": "image", "near_kind": "image", "first": _FIRST, "queries": [_row(q, sources) for q in queries]}
+    shown: dict[str, Any] = {"kind": "image", "near_kind": "image", "first": _FIRST, "columns": _columns(queries)}
+    shown["queries"] = [_row(query, sources) for query in queries]
     text = {"title": title, "subtitle": f"moco_tf {__version__}", "says": says, "shown": shown}
     page.write(path, page.render({**text, "data": {"map": None, "charts": {}}}, "gallery.html"))
     return bool(queries) and set(sources.values()) == {sources[""]}
+
+
+def _columns(queries: list[Query]) -> int:
+    """How many pictures stand side by side: as many as most images have near them, 2 to 8."""
+    counts = sorted(len(query.near) for query in queries) or [0]
+    return min(8, max(2, counts[len(counts) * 3 // 4]))
 
 
 def _row(query: Query, sources: dict[str, str]) -> dict[str, Any]:

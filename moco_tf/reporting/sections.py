@@ -175,7 +175,14 @@ def neighbours(examined: Examined, seed: int = _SEED) -> dict[str, Any]:
     if examined.class_names:
         says += " ✓ and a solid frame: the same class; ✗ and a dashed frame: another one, which is named."
     says = f"{says} {examined.note}"
-    return {"says": says, "queries": queries, "kind": examined.kind, "near_kind": "training image", "first": _FIRST}
+    return {
+        "says": says,
+        "queries": queries,
+        "kind": examined.kind,
+        "near_kind": "training image",
+        "first": _FIRST,
+        "columns": 8,
+    }
 
 
 def _near(examined: Examined, row: int, similarity: float, neighbour: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from moco_tf.config import define
-from moco_tf.config.options import Export, Pretrain
+from moco_tf.config.options import Duplicates, Export, Pretrain
 from moco_tf.errors import UserError
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import launcher
@@ -57,6 +57,7 @@ def completed(options: Any) -> Any:
             _say(f"--workdir={options.run.workdir}; the same command goes on there")
         return options
     needless = values.get("baseline") == "raw_pixels" or values.get("vectors")
+    needless = needless or (isinstance(options, Duplicates) and (values["dataset"] or values["images"]))
     if values.get("load", "") is not None or needless or not (run := newest()):
         return options
     own = {"load": str(run)}

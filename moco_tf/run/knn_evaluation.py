@@ -61,6 +61,7 @@ def _classified(run: Evaluation[Knn], paths: list[str]) -> dict[str, Any]:
         print("\n".join(f"k {x.k}, temperature {x.temperature:g}: {words(x)}" for x in outcomes), flush=True)
     numbers: dict[str, Any] = {**first.summary(), "weighting": o.knn.weighting}
     numbers |= {"feature": o.knn.feature if run.subject.encoder else "pixels", "train_images": bank}
+    numbers |= run.of_copies(found.copies, len(found.labels))
     numbers |= {"all": [x.summary() for x in outcomes], **swept, **more, **run.subject.cost(run.test)}
     return run.finish(first.predictions, found.labels, numbers)
 
@@ -71,8 +72,8 @@ def subject_of(o: Knn, path: str | None = None) -> Subject:
     return subject.load(encoder, o.data, o.device.precision, o.knn.feature)
 
 
-def measure(run: Evaluation[Knn]) -> knn.Measured:
-    """Outcomes of all settings, and on altered images if --measures says so."""
+def measure(run: Evaluation[Knn], copies: bool = True) -> knn.Measured:
+    """Outcomes of all settings, on altered images if --measures says so; whether near-duplicates are counted."""
     o, one = run.options, run.subject
     geometries, settings = (one.geometry(run.train), one.geometry(run.test)), (o.knn.k, o.knn.knn_temperature)
     return knn.measure(
@@ -86,6 +87,7 @@ def measure(run: Evaluation[Knn]) -> knn.Measured:
         run.collectives,
         run.bad_images,
         alterations=robustness.alterations() if "robustness" in (o.measures.measures or ()) else None,
+        copies=copies,
     )
 
 
@@ -144,7 +146,7 @@ def sweep(run: Evaluation[Knn], paths: list[str]) -> tuple[Evaluation[Knn], knn.
     for path in paths:
         try:
             one = dataclasses.replace(run, subject=subject_of(run.options, path))
-            last = one, measure(one)
+            last = one, measure(one, copies=path == paths[-1])
             first = last[1].outcomes[0]
             line = f"{path}: {words(first)}"
             found.append({"checkpoint": path, "step": one.subject.step, **first.summary(), **besides(*last)})

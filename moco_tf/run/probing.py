@@ -16,7 +16,7 @@ from moco_tf.data.pipeline import TrainBatches
 from moco_tf.data.sources import Source
 from moco_tf.data.views import recipes
 from moco_tf.errors import UserError
-from moco_tf.evaluation import features, logistic, probe, subject, subsets
+from moco_tf.evaluation import duplicates, features, logistic, probe, subject, subsets
 from moco_tf.evaluation.finetune import FineTuning
 from moco_tf.evaluation.probe import CachedBatches, Classifiers, LinearProbe
 from moco_tf.evaluation.scores import calibration_error
@@ -26,6 +26,7 @@ from moco_tf.run.learner import Batches, TrainingTask
 from moco_tf.run.learner import Evaluation as Test
 from moco_tf.run.results import Evaluation
 from moco_tf.training import compiled, device, schedules
+from moco_tf.training.collectives import SingleProcess
 from moco_tf.training.files import make_folder
 from moco_tf.training.stop import Signals, signals
 
@@ -136,11 +137,15 @@ def on_cached_features(run: Probing, received: Signals) -> Probed:
     probe.check_batch(o.run.batch_size, run.train.num_examples - len(left_out), collectives)
     results.check_folder(run.folder)  # a probe of augmented images keeps its checkpoints there
     make_folder(run.folder.path)  # now, not after the work
-    x, labels = extract(run, run.train)
-    queries, query_labels = extract(run, run.test)
+    both = duplicates.beside(run.subject.embed)
+    x, bank, labels = extract(run, run.train, both)
+    queries, wanted, query_labels = extract(run, run.test, both)
+    copies = duplicates.count_in_train(bank, wanted, run.test, run.subject.geometry(run.test), SingleProcess())
+    del bank, wanted
     if o.probe.standardise:
         probe.standardise(x, queries)
     numbers: dict[str, Any] = {"learning_rate": o.optimizer.learning_rate, "train_images": len(x)}
+    numbers |= run.of_copies(copies, len(queries))
     if o.probe.learning_rates:
         numbers |= choose(run, x, labels)
     batches = CachedBatches(x, labels, o.run.batch_size, o.run.seed, collectives)
@@ -314,10 +319,11 @@ def about(run: Probing) -> dict[str, Any]:
     return described
 
 
-def extract(run: Probing, images: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels of all images, un-augmented."""
+def extract(run: Probing, images: Source, embed: Callable | None = None) -> tuple[np.ndarray, ...]:
+    """Features (of an embed in place of the subject's) and labels of all images, un-augmented."""
     one, collectives = run.subject, run.collectives
-    found = features.extract(one.embed, images, one.geometry(images), run.rank_batch, collectives, run.bad_images)
+    compute, geometry = embed or one.embed, one.geometry(images)
+    found = features.extract(compute, images, geometry, run.rank_batch, collectives, run.bad_images)
     features.check_finite(found[0], collectives)
     return found
 

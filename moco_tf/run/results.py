@@ -67,6 +67,16 @@ class Evaluation(Generic[Program]):
         """How unreadable images are treated."""
         return BadImages(self.options.data.max_bad_images, str(self.folder.unreadable))
 
+    def of_copies(self, count: int | None, total: int) -> dict[str, int]:
+        """Of how many test images a near-duplicate is among the training images, for a result; rank 0 says it."""
+        if count is None:
+            return {}
+        if self.collectives.rank == 0:
+            images = "held-out" if self.options.data.holdout else "test"
+            more = "; moco_tf.duplicates lists them" if count else ""
+            print(f"{count:,} of {total:,} {images} images have a near-duplicate among the training images{more}")
+        return {"test_images_in_train": count}
+
     def contents(self, predictions: np.ndarray, labels: np.ndarray, numbers: dict[str, Any]) -> dict[str, Any]:
         """What result.json says.
 
