@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "report": ["matplotlib>=3.9", "jinja2>=3.1", "scikit-learn>=1.5", "scipy>=1.11"],  # moco_tf.report
-    "probe": ["scikit-learn>=1.5"],  # moco_tf.lincls --logistic_regression
+    "probe": ["scikit-learn>=1.5", "scipy>=1.11"],  # moco_tf.lincls --logistic_regression, fewshot, compare
     "parquet": ["pyarrow>=17"],  # moco_tf.embed --output=x.parquet
     "onnx": ["tf2onnx>=1.17", "onnx>=1.18", "onnxruntime>=1.22"],  # moco_tf.export --format=onnx
 }

@@ -568,6 +568,13 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compare:
+    """Options of moco_tf.compare."""
+
+    table: TableOptions = TableOptions()
+
+
+@dataclasses.dataclass(frozen=True)
 class Pack:
     """Options of moco_tf.pack."""
 
@@ -586,6 +593,7 @@ PROGRAMS: dict[str, type] = {
     "show": Show,
     "report": Report,
     "table": Table,
+    "compare": Compare,
     "pack": Pack,
     "bench": Bench,
     "debug": Debug,

@@ -5,12 +5,14 @@ Q images, L classes.
 
 import csv
 import pathlib
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
 
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
+from moco_tf.training.files import replacing
 
 MISS = 1 << 30
 
@@ -84,3 +86,19 @@ def write_confusion(path: pathlib.Path, counts: np.ndarray, class_names: Sequenc
         writer = csv.writer(file)
         writer.writerow(["label \\ prediction", *class_names])
         writer.writerows([name, *row.tolist()] for name, row in zip(class_names, counts))
+
+
+def write_predictions(path: pathlib.Path, predictions: np.ndarray, labels: np.ndarray) -> None:
+    """Writes the answer and the label of each test image, Q each, in the order of the set. Raises UserError."""
+    with replacing(path) as draft:
+        np.savez_compressed(draft, predictions=predictions.astype(np.int32), labels=labels.astype(np.int32))
+
+
+def read_predictions(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """(predictions, labels), Q int32 each; None without the file, or of a broken one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = file["predictions"], file["labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return found if found[0].shape == found[1].shape == (found[0].size,) and found[0].size > 1 else None

@@ -59,6 +59,11 @@ class Outcome:
         return str(self.result.get("baseline", guess if guess in BASELINES else "none"))
 
     @property
+    def title(self) -> str:
+        """What a baseline is called."""
+        return BASELINES.get(self.baseline, self.baseline)
+
+    @property
     def step(self) -> int | None:
         """Of the checkpoint; None if unknown."""
         step = self.result.get("step")
@@ -135,10 +140,10 @@ def tables(runs: dict[str, RunFolder]) -> list[Table]:
     found = []
     for images in dict.fromkeys(one.images for one in every):
         together = [one for one in every if one.images == images]
-        columns = _columns(together)
+        titles = columns(together)
         rows = [*_of_runs(runs, together, every), *_of_baselines(together)]
-        cells = [(name, [_top1(own, column) for column in columns]) for name, own in rows]
-        found.append(Table(images, list(columns.values()), cells))
+        cells = [(name, [_top1(own, column) for column in titles]) for name, own in rows]
+        found.append(Table(images, list(titles.values()), cells))
     return found
 
 
@@ -152,7 +157,7 @@ def markdown(runs: dict[str, RunFolder]) -> str:
     return "\n\n".join(parts) or NOTHING
 
 
-def _columns(found: list[Outcome]) -> dict[Column | str, str]:
+def columns(found: list[Outcome]) -> dict[Column | str, str]:
     """Titles of columns; settings are named where one evaluation was made with several."""
     made: dict[Column | str, str] = {}
     for evaluation in dict.fromkeys([*_TITLES, *(one.column[0] for one in found)]):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from moco_tf.config import define
-from moco_tf.config.options import Duplicates, Export, Pretrain
+from moco_tf.config.options import Compare, Duplicates, Export, Pretrain
 from moco_tf.errors import UserError
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import launcher
@@ -18,9 +18,14 @@ _RECIPE = "fashion_mnist_moco"  # fits the default data set; 128 images a step, 
 
 
 def words(program: type, argv: Sequence[str]) -> list[str]:
-    """The command line, for pretrain with a recipe where it has none; a --load without a value is left out."""
+    """The command line, for pretrain with a recipe where it has none, for compare with its runs behind --workdir.
+
+    A --load without a value is left out.
+    """
     if program is Pretrain:
         return [argv[0], *_recipe(argv[1:]), *argv[1:]]
+    if program is Compare and not any(word.startswith("-") for word in argv[1:]):
+        return [argv[0], f"--workdir={','.join(argv[1:])}"]
     following = [*argv[1:], "--"]
     return [word for word, after in zip(argv, following) if not (word == "--load" and after.startswith("--"))]
 

@@ -37,6 +37,7 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.result = self.path / RESULT  # of a folder of results
         self.confusion = self.path / "confusion.csv"  # of a folder of results
+        self.predictions = self.path / "predictions.npz"  # of a folder of results: an answer for each test image
 
     @classmethod
     def of(cls, path: str | os.PathLike) -> "RunFolder":

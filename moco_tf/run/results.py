@@ -115,6 +115,7 @@ class Evaluation(Generic[Program]):
             make_folder(self.folder.path)
             counts = scores.confusion(predictions, labels, self.test.num_classes)
             scores.write_confusion(self.folder.confusion, counts, self.test.class_names)
+            scores.write_predictions(self.folder.predictions, predictions, labels)
             write_whole(self.folder.flags, define.flagfile(self.options))
             write_whole(self.folder.result, json.dumps(found, indent=1) + "\n")
             accuracy = f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}"
