@@ -14,8 +14,6 @@ from moco_tf.evaluation.probe import Classifiers, LinearProbe
 from moco_tf.methods.base import Method, unpack
 from moco_tf.training.optimizers import Adam
 
-LEARNING_RATE = 1e-3  # of Adam: a step does not depend on how large features are
-
 
 class OnlineProbe:
     """A method as the loop trains it, with a classifier on the features of its training passes.
@@ -35,7 +33,8 @@ class OnlineProbe:
         self.method, self.one_piece = method, method.one_piece
         # The method's: a step of the probe that is not finite stops nothing.
         self.guard, self.stop, self.steps_done = method.guard, method.stop, method.steps_done
-        self.classifiers = Classifiers(width, classes, [Adam(LEARNING_RATE)])
+        # Adam moves each of D weights by up to its rate in a step: a logit moves as far whatever the network's width.
+        self.classifiers = Classifiers(width, classes, [Adam(1 / width)])
         self._probe = LinearProbe(self.classifiers, tf.identity, method.collectives)
         self._probe.guard.every_gradient = True  # what is not finite never enters the probe, nor a checkpoint by it
         self._features = tf.Variable(tf.zeros([rank_batch, width]), trainable=False, name="probe_features")

@@ -38,6 +38,10 @@ CHARTS = (
     ),
     Chart("train", "Training accuracy", {"train_top1": "top-1", "train_top5": "top-5"}, True),
     Chart("knn", "kNN accuracy", {"knn_top1": "top-1", "knn_top5": "top-5"}, True, "Of the monitor (--knn_every)."),
+    Chart(
+        "probe", "Probe that learns along", {"probe_top1": "test images", "probe_train_top1": "training views"}, True
+    ),
+    Chart("ranks", "Label-free ranks", {"rankme": "RankMe", "lidar": "LiDAR"}, says="Up to the features' width."),
     Chart("rate", "Learning rate", {"learning_rate": "learning rate"}),
     Chart("std", "Deviation of features", {"feature_std": "feature_std"}, says="0 where the features collapsed."),
 )

@@ -123,7 +123,7 @@ def drawable(specs: tuple[charts.Chart, ...], runs: list[RunRecord]) -> list[dic
 def no_knn(runs: list[RunRecord]) -> str:
     """Why there is no kNN curve, where there is none."""
     known = any(run.metrics.last("knn_top1") is not None for run in runs)
-    return "" if known else "The monitor was off (--knn_every=0)."
+    return "" if known else "No kNN was measured on the way (--knn_every=0, or --monitor without knn)."
 
 
 def speed(runs: list[RunRecord]) -> Section:

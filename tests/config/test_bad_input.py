@@ -119,6 +119,16 @@ def test_evaluation_without_labels(program, flat, run, tmp_path):
 def test_knn_monitor_without_labels(flat, tmp_path):
     words = "0 classes", "expected labels of two or more for the kNN monitor; give --knn_every=0, or a set with labels"
     pretrain(*words, data_dir=flat, workdir=tmp_path / "run", knn_every=1)
+    words = "0 classes", "for the probe that learns along; leave probe out of --monitor, or give a set with labels"
+    pretrain(*words, data_dir=flat, workdir=tmp_path / "run", knn_every=1, monitor="probe")
+    words = "0 classes", "for knn and probe; leave them out of --monitor, or give a set with labels"
+    pretrain(*words, data_dir=flat, workdir=tmp_path / "run", knn_every=1, monitor="knn,rankme")
+
+
+def test_monitor_of_nothing_and_of_what_is_not_known(flat, tmp_path):
+    values = {"data_dir": flat, "workdir": tmp_path / "run"}
+    pretrain("--monitor=rankme came with --knn_every=0", "give --knn_every=1, or more", monitor="rankme", **values)
+    pretrain("--monitor=rank came, expected one or more of knn, probe, rankme", knn_every=1, monitor="rank", **values)
 
 
 @pytest.mark.parametrize("method", ["supcon_in", "supervised"])

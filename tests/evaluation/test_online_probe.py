@@ -8,7 +8,7 @@ import tensorflow as tf
 from support import method_cases
 
 from moco_tf.errors import UserError
-from moco_tf.evaluation.online_probe import LEARNING_RATE, OnlineProbe
+from moco_tf.evaluation.online_probe import OnlineProbe
 from moco_tf.training import checkpoint
 
 BATCH = method_cases.BATCH
@@ -75,7 +75,7 @@ def test_first_step_by_hand(micro_batches):
     assert float(metrics["probe_loss"]) == pytest.approx(-np.log(p[np.arange(BATCH), labels]).mean(), rel=1e-5)
     assert float(metrics["probe_train_top1"]) == pytest.approx((logits.argmax(1) == labels.numpy()).mean())
     for v, before, gradient in zip(probe.classifiers.variables(), (kernel, bias), (x.T @ of_logits, of_logits.sum(0))):
-        expected = before - LEARNING_RATE * gradient / (np.abs(gradient) + 1e-8)  # m / (1 - b1) over sqrt(v / (1 - b2))
+        expected = before - gradient / x.shape[1] / (np.abs(gradient) + 1e-8)  # m / (1 - b1) over sqrt(v / (1 - b2))
         np.testing.assert_allclose(v.numpy(), expected, rtol=1e-4, atol=2e-6)
 
 

@@ -40,7 +40,9 @@ def run(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "configure", lambda *_: None)
         call("pretrain", "debug/pretrain.cfg", workdir=workdir, **values)
-        call("knn", load=workdir, dataset="folder", data_dir=data, k=5, batch_size=16)
+        call(
+            "knn", load=workdir, dataset="folder", data_dir=data, k=5, batch_size=16, measures="rankme,alpha_req,lidar"
+        )
         call("report", workdir=workdir)
     return workdir
 

@@ -47,6 +47,9 @@ def test_page_agrees_with_knn(run):
     page, result = Page(run / "report.html"), json.loads((run / "knn" / "result.json").read_text())
     assert f"(k = 5) on the pooled features: {100 * result['top1']:.2f} % of 24 test images" in page.text("classes")
     assert all(name in page.text("classes") for name in HOSTILE)
+    row = re.search(r"pooled features ([-\d. ]+)", page.text("spread"))[1].split()
+    figures = [result["label_free"][name] for name in ("rankme", "alpha_req", "lidar")]
+    assert [float(text) for text in row[:3]] == pytest.approx(figures, rel=2e-3)
     assert f"pre-trained {100 * result['top1']:.2f} -" in page.text("results")
     the_map = page.data()["map"]
     right = np.equal(the_map["labels"], the_map["predicted"])

@@ -9,7 +9,7 @@ from support.ranks import launch
 
 SMALL = {
     **{"views": "moco_v2", "precision": "float32", "batch_size": 32, "queue_size": 128},
-    **{"epochs": 5, "log_every": 1, "knn_every": 0},
+    **{"epochs": 5, "log_every": 1},
     # Small: rounding moves activations across zero, and from there float32 runs part, the faster the larger the steps.
     **{"steps": 10, "learning_rate": 3e-4},
 }
@@ -20,8 +20,9 @@ def data(request, tmp_path_factory):
     """Flags of the data set that the parameter names."""
     if request.param == "folder":
         photos = make_photos(tmp_path_factory.mktemp("photos"))
-        return {"dataset": "folder", "data_dir": photos, "image_size": 24, "jit_compile": "false"}
-    return {"dataset": "fashion_mnist", "jit_compile": "false"}
+        monitor = {"monitor": "probe,rankme,lidar", "knn_every": 5}
+        return {"dataset": "folder", "data_dir": photos, "image_size": 24, "jit_compile": "false", **monitor}
+    return {"dataset": "fashion_mnist", "jit_compile": "false", "knn_every": 0}
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +43,21 @@ def test_two_ranks_are_one_process_with_as_many_splits(of_two_ranks, tmp_path, m
     data, run, out = of_two_ranks
     assert out.count("done:") == out.count("the loss rises to about") == 1
     call("pretrain", "debug/pretrain.cfg", workdir=tmp_path / "one", bn_splits=4, **SMALL, **data)
-    assert [line["step"] for line in metrics(run)] == list(range(1, 11))
+    assert [line["step"] for line in metrics(run) if "loss" in line] == list(range(1, 11))
     assert losses(run) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    top5 = [[line["contrast_top5"] for line in metrics(folder)] for folder in (run, tmp_path / "one")]
+    top5 = [[line["contrast_top5"] for line in metrics(folder) if "loss" in line] for folder in (run, tmp_path / "one")]
     assert top5[0] == pytest.approx(top5[1], abs=1.01 / 32)  # an image on the border may fall on either side
+    if "monitor" in data:
+        check_monitor(*(metrics(folder) for folder in (run, tmp_path / "one")))
+
+
+def check_monitor(lines, expected):
+    """The probe learns from the images of all ranks; what is measured on the way is the same, but for rounding."""
+    for mine, its in zip(lines, expected, strict=True):
+        assert mine.keys() == its.keys()
+        assert mine.get("probe_loss", 0) == pytest.approx(its.get("probe_loss", 0), rel=1e-3)
+    assert mine["probe_top1"] == pytest.approx(its["probe_top1"], abs=1.01 / 24)
+    assert [mine[name] for name in ("rankme", "lidar")] == pytest.approx([its["rankme"], its["lidar"]], rel=1e-2)
 
 
 @pytest.mark.horovod
@@ -62,6 +74,7 @@ def test_four_ranks_are_two_with_two_splits(of_two_ranks, tmp_path):
 def test_probe_on_two_ranks(of_two_ranks, tmp_path):
     """Pre-training and linear probe on a real data set."""
     data, run, _ = of_two_ranks
+    data = {name: value for name, value in data.items() if name != "knn_every"}
     out = launch(2, "lincls", "debug/lincls.cfg", load=run, workdir=tmp_path / "out", **data)
     assert out.count("written to ") == 1
     result = json.loads((tmp_path / "out/result.json").read_text())
