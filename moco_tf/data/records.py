@@ -34,7 +34,7 @@ class BadImages:
 
 
 NO_BAD_IMAGES = BadImages()
-# Names of unreadable images by source, its split, its number of images, and the path of the list.
+# Names of unreadable images by source, its split, the number of images of that, and the path of the list.
 _met: dict[tuple[str, str, int, str], set[str]] = {}
 
 
@@ -88,7 +88,8 @@ class UnreadableImages:
         self._list(name, reason)
         if self._reported:
             source = self._source
-            _met.setdefault((source.name, source.split, source.num_examples, self.path or ""), set()).add(name)
+            count = source.whole or source.num_examples
+            _met.setdefault((source.name, source.split, count, self.path or ""), set()).add(name)
         listed = f", listed in {self.path}" if self.path else ""
         if len(self) > self._limit:
             raise RankError(

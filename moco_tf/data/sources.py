@@ -76,6 +76,7 @@ class RecordSource:
         read_span: see order.ReadAhead; None where neighbours are not stored one after another.
         white: of images of more than 8 bits a channel, see decoding.decode_rgb; 0: they are not read.
         split: "train" or "test", where that is known: the images of one split are counted by themselves.
+        whole: of a part of a split, how many images that has; 0: it is no part.
     """
 
     name: str
@@ -87,6 +88,7 @@ class RecordSource:
     read_span: Callable[[np.ndarray], None] | None = None
     white: int = 0
     split: str = ""
+    whole: int = 0
 
     fixed_size = False
 
@@ -109,6 +111,7 @@ class RecordSource:
             describe=lambda index: describe(int(indices[index])),
             labels=None if self.labels is None else self.labels[indices],
             read_span=span and (lambda part: span(indices[part])),
+            whole=self.whole or self.num_examples,
         )
 
     def labelled(self, labels: np.ndarray, class_names: tuple[str, ...]) -> "RecordSource":

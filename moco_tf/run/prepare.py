@@ -180,7 +180,7 @@ def source(options: DataOptions, split: str, collectives: Collectives) -> Source
         collectives.barrier()
     try:
         found = _held_out(options, split) if options.holdout else load(options.dataset, split, options.data_dir)
-        return dataclasses.replace(found, split=split) if isinstance(found, RecordSource) else found
+        return dataclasses.replace(found, split=split, whole=0) if isinstance(found, RecordSource) else found
     finally:
         if collectives.rank == 0:
             collectives.barrier()

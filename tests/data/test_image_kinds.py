@@ -248,6 +248,12 @@ def test_unreadable_images_of_ranks_and_splits(folder, tmp_path):
             unreadable.add(index, "cut off")
     of, words = f"of {source.num_examples} images of folder", "could not be read and are left out"
     assert records.left_out() == [f"3 {of} (train) {words}", f"1 {of} (test) {words}"]
+    whole = dataclasses.replace(source, split="train")
+    for part in ([0, 1, 2], [1, 2, 3, 4], [2, 5]):  # two images in three parts of a split: said once, of the whole
+        unreadable = UnreadableImages(whole.subset(np.array(part)), BadImages(9), EVERYTHING)
+        for index in np.flatnonzero(np.isin(part, [1, 2])):
+            unreadable.add(int(index), "cut off")
+    assert records.left_out() == [f"2 {of} (train) {words}"]
 
 
 class Corner:
