@@ -233,16 +233,18 @@ def _batches(images: Images, batch_size: int) -> Iterator[np.ndarray]:
         raise UserError(f"one image of shape {images.shape} came, expected several; give images[None]")
     if isinstance(images, str | os.PathLike):
         images = folder.images(os.fspath(images)) if os.path.isdir(images) else [images]
-    for _, group in itertools.groupby(map(_image, images), key=np.shape):
+    paths = [os.fspath(one) for one in images if isinstance(one, str | os.PathLike)] if isinstance(images, list) else []
+    white = folder.of_paths(paths).white if paths else None  # one for all, as the programs have it
+    for _, group in itertools.groupby((_image(image, white) for image in images), key=np.shape):
         while batch := list(itertools.islice(group, batch_size)):
             yield np.stack(batch)
 
 
-def _image(image: OneImage) -> np.ndarray:
-    """One image uint8 HxWx3. Raises UserError when it is none, or cannot be read."""
+def _image(image: OneImage, white: int | None) -> np.ndarray:
+    """One image uint8 HxWx3; white: of `folder.of_paths`. Raises UserError when it is none, or cannot be read."""
     try:
         if isinstance(image, str | os.PathLike):
-            return folder.of_paths([os.fspath(image)]).image(0)
+            return folder.of_paths([os.fspath(image)], white=white).image(0)
         return as_rgb(of_pillow(image.copy()) if isinstance(image, PIL.Image.Image) else image)
     except (tf.errors.OpError, ValueError) as error:
         reason = one_line(error) if isinstance(error, tf.errors.OpError) else error
