@@ -181,6 +181,12 @@ def _compiled(embed: Callable[[tf.Tensor], tf.Tensor], geometry: tuple[int, int]
     return tf.function(lambda images: embed(prepare_batch(images, geometry)), autograph=False, reduce_retracing=True)
 
 
+NOT_FINITE = (
+    "the encoder's features are not all finite, expected numbers; it has diverged, or overflows in this "
+    "--precision: give an earlier checkpoint, or --precision=float32"
+)
+
+
 def check_finite(features: np.ndarray, collectives: Collectives) -> None:
     """Refuses features with an infinity or NaN on any rank: NxD; rank 0 says how many of all ranks' are zero, if any.
 
@@ -193,10 +199,7 @@ def check_finite(features: np.ndarray, collectives: Collectives) -> None:
     means = collectives.mean([tf.constant([bad, zero, len(features)], tf.float64)])[0]
     bad, zero, count = (round(float(mean) * collectives.size) for mean in means)
     if bad:
-        raise UserError(
-            "the encoder's features are not all finite, expected numbers; it has diverged, or overflows in this "
-            "--precision: give an earlier checkpoint, or --precision=float32"
-        )
+        raise UserError(NOT_FINITE)
     if zero and collectives.rank == 0:
         print(f"warning: {zero} of {count} features are all zero: they are alike to any other", flush=True)
 

@@ -45,13 +45,18 @@ class Rows(NamedTuple):
     shape: tuple[int, ...]
 
 
-def check(output: pathlib.Path, feature: str) -> None:
+def check(output: pathlib.Path, feature: str, begun: bool = False) -> None:
     """Refuses a name that no format has, a format that does not hold the feature, and a file that is there.
+
+    Args:
+        output: the name.
+        feature: to be held.
+        begun: by a job that was stopped, perhaps between the texts and the vectors, which `write` writes last.
 
     Raises:
         UserError: so.
     """
-    suffix = output.suffix
+    suffix = output.suffix.lower()
     if suffix not in _WRITERS:
         raise UserError(f"--output={output} came, expected a name that ends in one of {', '.join(_WRITERS)}")
     if feature == "dense" and suffix in (".csv", ".parquet"):
@@ -60,7 +65,7 @@ def check(output: pathlib.Path, feature: str) -> None:
         )
     if suffix == ".parquet":
         extras.need("a .parquet file", ("pyarrow",), "parquet", "; or give another format, such as .npz")
-    for path in files(output):
+    for path in files(output)[: 1 if begun else None]:
         if path.exists():
             raise UserError(f"{path} exists already; give another --output, or move it away")
     if not output.parent.is_dir():
@@ -69,17 +74,17 @@ def check(output: pathlib.Path, feature: str) -> None:
 
 def files(output: pathlib.Path) -> list[pathlib.Path]:
     """What is written for an output: it, and the texts beside formats that hold numbers alone."""
-    return [output, *([output.with_suffix(".csv")] if output.suffix in (".npy", ".safetensors") else [])]
+    return [output, *([output.with_suffix(".csv")] if output.suffix.lower() in (".npy", ".safetensors") else [])]
 
 
 def write(output: pathlib.Path, rows: Rows) -> None:
-    """Writes the files of an output, each as a whole. Raises UserError."""
+    """Writes the files of an output, each as a whole, the vectors last: with them it is done. Raises UserError."""
     first, *beside = files(output)
     for path in beside:
         with replacing(path) as draft:
             _write_csv(draft, rows, vectors=False)
     with replacing(first) as draft:
-        _WRITERS[output.suffix](draft, rows)
+        _WRITERS[output.suffix.lower()](draft, rows)
 
 
 def read(path: pathlib.Path) -> Table:
@@ -88,12 +93,13 @@ def read(path: pathlib.Path) -> Table:
     Raises:
         UserError: the file cannot be read, is none of these, or holds something else.
     """
-    if path.suffix not in _READERS:
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
         raise UserError(f"{path} came, expected a file of vectors: one of {', '.join(_READERS)}")
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         extras.need("a .parquet file", ("pyarrow",), "parquet", "; or give another format, such as .npz")
     try:
-        found = _READERS[path.suffix](path)
+        found = _READERS[suffix](path)
     except OSError as error:
         raise UserError(f"{error.filename or path} cannot be read ({error.strerror or error}); {_EXPECTED}") from None
     except Exception as error:  # readers raise whatever damaged bytes lead to

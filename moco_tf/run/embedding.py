@@ -1,5 +1,6 @@
 """Feature vectors of many images: computed part by part, so that a stopped job goes on, then written as one file."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,7 +20,7 @@ from moco_tf.data.order import Share
 from moco_tf.data.records import BadImages
 from moco_tf.data.sets import folder
 from moco_tf.data.sources import RecordSource, Source
-from moco_tf.errors import UserError
+from moco_tf.errors import RankError, UserError
 from moco_tf.evaluation import features, subject
 from moco_tf.evaluation.subject import Subject
 from moco_tf.formats import origin, vectors
@@ -92,7 +93,8 @@ def embed(o: Embed) -> list[Split]:
     """
     output = _output(o)
     collectives = prepare.connect(o.device, 0, compiles=False)
-    broadcast_result(collectives, lambda: vectors.check(output, o.embed.feature))
+    parts = output.with_name(f".{output.name}.parts")
+    broadcast_result(collectives, lambda: vectors.check(output, o.embed.feature, parts.exists()))
     if not o.encoder.load:
         raise UserError(f"--load is missing; give {SOURCES}")
     one = subject.of_encoder(
@@ -100,26 +102,42 @@ def embed(o: Embed) -> list[Split]:
     )
     size = max(1, _PART // o.embed.batch_size) * o.embed.batch_size
     splits = images(o.embed, o.data, o.encoder.load, collectives, size)
-    parts = output.with_name(f".{output.name}.parts")
-    bad_images = BadImages(o.data.max_bad_images, f"{output}.unreadable.txt")
+    bad_images = BadImages(o.data.max_bad_images, f"{output}.unreadable.txt", reported=False)  # `_finish` does
     work = Work(one, splits, parts, o.embed.batch_size, bad_images, collectives)
-    began, total = time.monotonic(), sum(split.source.num_examples for split in splits)
-    parts.mkdir(exist_ok=True)
-    with RunLock(parts, flag="--output") as lock:
-        broadcast_result(collectives, lock.acquire)
+    began = time.monotonic()
+    with _locked(work):
         broadcast_result(collectives, lambda: _begin(work, o))
         computed = float(collectives.mean([tf.constant([compute(work)], tf.float64)])[0][0]) * collectives.size
         if collectives.rank == 0:
-            rows = collected(work)
-            vectors.write(output, rows)
-            shutil.rmtree(parts)
-            rate = computed / (time.monotonic() - began)
-            shape, left_out = "x".join(map(str, (rows.total, *rows.shape))), total - rows.total
-            print(f"{shape} float32 written to {' and '.join(map(str, vectors.files(output)))}; {rate:,.0f} images/s")
-            if left_out:
-                print(f"{left_out} of {total:,} images could not be read and are left out", flush=True)
+            _finish(work, output, computed / (time.monotonic() - began))
     collectives.barrier()
     return splits
+
+
+@contextlib.contextmanager
+def _locked(work: Work) -> Iterator[None]:
+    """The folder of parts, for this job alone; an error before the first part leaves none."""
+    work.folder.mkdir(exist_ok=True)
+    with RunLock(work.folder, flag="--output") as lock:
+        broadcast_result(work.collectives, lock.acquire)
+        try:
+            yield
+        except UserError:
+            if work.collectives.rank == 0 and not any(work.folder.glob("*.npz")):
+                shutil.rmtree(work.folder)
+            raise
+
+
+def _finish(work: Work, output: pathlib.Path, rate: float) -> None:
+    """Writes the parts as one file, removes them, and says what is where."""
+    rows, total = collected(work), sum(split.source.num_examples for split in work.splits)
+    vectors.write(output, rows)
+    shutil.rmtree(work.folder)
+    shape, left_out = "x".join(map(str, (rows.total, *rows.shape))), total - rows.total
+    print(f"{shape} float32 written to {' and '.join(map(str, vectors.files(output)))}; {rate:,.0f} images/s")
+    if left_out:
+        listed = f"; see {work.bad_images.file}"
+        print(f"{left_out:,} of {total:,} images could not be read and are left out{listed}", flush=True)
 
 
 def _output(o: Embed) -> pathlib.Path:
@@ -152,7 +170,8 @@ def images(
     if collectives.rank == 0:
         print(f"images: {given}" if given else results.said(data, found, load), flush=True)
     if found.dataset:
-        sources = _of_data(dataclasses.replace(found, holdout=0), which.split, collectives)
+        of = _of_folder if given else _of_data
+        sources = of(dataclasses.replace(found, holdout=0), which.split, collectives)
     else:
         sources = {"": folder.of_paths(broadcast_result(collectives, lambda: _paths(str(given))))}
     splits: list[Split] = []
@@ -172,22 +191,38 @@ def _of_data(data: DataOptions, split: str, collectives: Collectives) -> dict[st
         except UserError as error:
             if not found:
                 raise
-            launcher.note(f"the training images alone: {error}")
+            launcher.note(f"no test images: {error}")
+    return found
+
+
+def _of_folder(data: DataOptions, split: str, collectives: Collectives) -> dict[str, Source]:
+    """All images below a folder that is given: by split and class where its folders say so, then the others."""
+    if split != "all":
+        return _of_data(data, split, collectives)
+    place = str(data.data_dir)
+    try:
+        found = _of_data(data, split, collectives)
+    except UserError as error:
+        launcher.note(f"without splits and labels: {error}")
+        return {"": folder.of_paths(folder.images(place))}
+    if others := folder.beside(place, found):
+        launcher.note(f"{len(others):,} images of {place} are of neither split: they come last, without labels")
+        found[""] = folder.of_paths(others)
     return found
 
 
 def _paths(given: str) -> list[str]:
     """The paths that --images gives: of one image, a text file's lines, or standard input's."""
     if given == "-":
-        lines = sys.stdin.read().split("\n")
+        content = sys.stdin.buffer.read()
     else:
         try:
             content = pathlib.Path(given).read_bytes()
         except OSError as error:
             raise UserError(f"--images={given} cannot be read ({error.strerror}); expected {_EXPECTED}") from None
-        if not given.endswith(".txt"):
+        if not given.lower().endswith(".txt"):
             return [given]
-        lines = content.decode("utf-8", "surrogateescape").split("\n")
+    lines = content.decode("utf-8-sig", "surrogateescape").split("\n")
     paths = [line.rstrip("\r") for line in lines if line.strip()]
     if not paths:
         raise UserError(f"--images={given} names no image; expected {_EXPECTED}")
@@ -232,6 +267,8 @@ def compute(work: Work) -> int:
     with tqdm.tqdm(total=sum(counts), unit=" images", dynamic_ncols=True, mininterval=pause, disable=not first) as bar:
         for split, parts in missing:
             for part, columns in zip(parts, _computed(work, split, parts)):
+                if not np.isfinite(columns[0]).all():
+                    raise RankError(features.NOT_FINITE)
                 _write(work.file(part), columns)
                 bar.update(len(columns[0]))
     return sum(counts)

@@ -3,6 +3,7 @@
 import csv
 import io
 import pathlib
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -78,13 +79,13 @@ def test_formats(suffix, run, expected, tmp_path, capsys):
 def test_images_from_elsewhere(run, photos, expected, tmp_path, monkeypatch):
     """A folder, class folders alone, one image, a list in a file or on standard input, one split; head and map."""
     paths, _, labels, numbers = expected
-    (tmp_path / "list.txt").write_text(f"{paths[100]}\n\n{paths[3]}\r\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{paths[7]}\n"))
+    (tmp_path / "LIST.TXT").write_text(f"\ufeff{paths[100]}\n\n{paths[3]}\r\n")  # with a byte-order mark
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{paths[7]}\nodd/".encode() + b"\xff\xfe.png\n")))
     for name, images, rows, split, label in (
         ("a", photos, range(114), None, labels),
         ("b", photos / "val", range(90, 114), "", labels),
         ("c", paths[5], [5], "", [""] * 114),
-        ("d", tmp_path / "list.txt", [100, 3], "", [""] * 114),
+        ("d", tmp_path / "LIST.TXT", [100, 3], "", [""] * 114),
         ("e", "-", [7], "", [""] * 114),
     ):
         call("embed", load=run, output=tmp_path / f"{name}.npz", images=images)
@@ -103,18 +104,20 @@ def test_images_from_elsewhere(run, photos, expected, tmp_path, monkeypatch):
 
 
 def test_vectors_are_those_of_python_and_of_the_saved_model(run, tmp_path):
-    """To 1e-5, of images of the network's size, 16 px, and of others."""
+    """To 1e-5, of images of the network's size, 16 px, and of others; those of 16 bits are for Python alone."""
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in ((16, 16), (40, 31), (16, 16), (18, 16))]
     for number, image in enumerate(images):
         PIL.Image.fromarray(image).save(tmp_path / f"{number}.png")
+    for name, white in (("deep", 1_000), ("deeper", 60_000)):
+        PIL.Image.fromarray(draw.integers(0, white, (16, 16)).astype(np.uint16)).save(tmp_path / f"{name}.png")
     call("embed", load=run, images=tmp_path, output=tmp_path / "v.npz")
     found, encoder = np.load(tmp_path / "v.npz")["vectors"], moco_tf.load(run)
     saved = savedmodel.Exported(encoder.encoder, 16, encoder.mean, encoder.std)
     whole = features.embedder(encoder.encoder, "backbone", encoder.mean, encoder.std)(images[2][None] / np.float32(255))
     largest = np.abs(found).max()
     for others in (encoder.embed(tmp_path), np.concatenate([saved.embed(image[None]) for image in images])):
-        np.testing.assert_allclose(found, others, rtol=0, atol=1e-5 * largest)
+        np.testing.assert_allclose(found[: len(others)], others, rtol=0, atol=1e-5 * largest)
     np.testing.assert_allclose(found[2:3], whole, rtol=0, atol=1e-5 * largest)
 
 
@@ -187,9 +190,67 @@ def test_unreadable_images(run, photos, expected, tmp_path, small_parts, capsys)
     listed = (tmp_path / "v.npz.unreadable.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in listed] == paths[20:40]
     assert "20 of 44 images could not be read and are left out" in capsys.readouterr().out
-    assert records.left_out() == [
-        f"20 of 44 images of folder could not be read and are left out; see {tmp_path}/v.npz.unreadable.txt"
-    ]
+    assert not records.left_out()  # it is said once
+    twice = [paths[0], *paths[20:22], *paths[20:22]]
+    (tmp_path / "list.txt").write_text("\n".join(twice))
+    call("embed", load=run, output=tmp_path / "w.npz", images=tmp_path / "list.txt")
+    assert f"4 of 5 images could not be read and are left out; see {tmp_path}/w.npz" in capsys.readouterr().out
+    (tmp_path / "list.txt").write_text("\n".join(paths[20:22]))
+    with pytest.raises(UserError, match="none of its 2 images can be read"):
+        call("embed", load=run, output=tmp_path / "x.npz", images=tmp_path / "list.txt")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_beside_whose_splits_images_lie(run, expected, tmp_path, capsys):
+    """All images below it are there, as Python takes them: test/ beside val/, folders of no split, loose ones."""
+    for number, name in enumerate(
+        ["train/a", "train/a", "val/a", "test/a", "test/b", "unlabeled", "unlabeled/deep", ""]
+    ):
+        (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(expected[0][number], tmp_path / "set" / name / f"{number}.png")
+    call("embed", load=run, output=tmp_path / "v.npz", images=tmp_path / "set")
+    paths, splits, labels, _ = read(tmp_path / "v.npz")
+    assert sorted(paths) == sorted(folder.images(str(tmp_path / "set"))) and len(paths) == 8
+    assert (splits, labels) == (["train"] * 2 + ["test"] + [""] * 5, ["a"] * 3 + [""] * 5)
+    out = capsys.readouterr().out
+    assert f"5 images of {tmp_path}/set are of neither split" in out and "those of val/, none of test/" in out
+    for no_split in ("val", "test"):
+        (tmp_path / "set" / no_split).rename(tmp_path / "set" / f"{no_split}_car")
+    call("embed", load=run, output=tmp_path / "w.npz", images=tmp_path / "set")
+    assert sorted(map(len, read(tmp_path / "w.npz")[:1])) == [8]
+    (tmp_path / "set" / "train").rename(tmp_path / "set" / "Train")  # a layout that training refuses
+    call("embed", load=run, output=tmp_path / "x.npz", images=tmp_path / "set")
+    assert len(read(tmp_path / "x.npz")[0]) == 8 and "without splits and labels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".SAFETENSORS"])
+def test_stopped_while_it_writes(suffix, run, photos, tmp_path, monkeypatch):
+    """Between the texts and the vectors: the same command goes on, without computing anything again."""
+    flags = {"load": run, "images": photos / "val", "output": tmp_path / f"v{suffix}"}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setitem(vectors._WRITERS, suffix.lower(), stop)
+        call("embed", **flags)
+    assert [path.name for path in tmp_path.glob("v.*")] == ["v.csv"]
+    with monkeypatch.context() as patched:
+        patched.setattr(embedding, "_write", stop)
+        call("embed", **flags)
+    assert len(vectors.read(flags["output"]).paths) == 24 and not list(tmp_path.glob(".*"))
+    with pytest.raises(UserError, match="exists already"):
+        call("embed", **flags)
+
+
+def test_vectors_that_are_no_numbers_are_refused(run, photos, tmp_path):
+    encoder = moco_tf.load(run)
+    scale = encoder.encoder.named_variables()["layer4.0.bn2.weight"]
+    scale.assign(scale.value * np.inf)
+    encoder.save(tmp_path / "broken")
+    with pytest.raises(UserError, match="features are not all finite"):
+        call("embed", load=tmp_path / "broken", images=photos / "val", output=tmp_path / "v.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
 def test_refusals(run, photos, tmp_path):

@@ -5,6 +5,7 @@ import itertools
 import mimetypes
 import os
 from collections import Counter
+from collections.abc import Container
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +78,20 @@ def images(place: str) -> list[str]:
     return _unlabelled(_find(place))[0]
 
 
+def beside(data_dir: str, splits: Container[str]) -> list[str]:
+    """Paths of the images below a folder with train/ that are of none of these of its splits, sorted."""
+    if not has_splits(data_dir):
+        return []
+    taken = {os.path.realpath(_train_dir(data_dir))}
+    taken |= {os.path.realpath(_held_out_dir(data_dir))} if "test" in splits else set()
+    there = [os.path.join(data_dir, name) for name in _subfolders(data_dir)]
+    passed_over = Counter[str]()
+    paths = _images_among(data_dir, _files(data_dir), passed_over)
+    for path in there:
+        paths += _images_below(path, passed_over) if os.path.realpath(path) not in taken else []
+    return sorted(paths)
+
+
 def has_splits(data_dir: str | None) -> bool:
     """Whether it has train/: what else lies there are the images of one split."""
     return os.path.isdir(os.path.join(data_dir or "", "train"))
@@ -108,9 +123,10 @@ def _train_dir(data_dir: str) -> str:
 
 def _held_out_dir(data_dir: str) -> str:
     there = _subfolders(data_dir)
-    for name in HELD_OUT:
-        if name in there:
-            return os.path.join(data_dir, name)
+    if held_out := [name for name in HELD_OUT if name in there]:
+        if others := held_out[1:]:
+            note(f"{data_dir}: the test images are those of {held_out[0]}/, none of {'/, '.join(others)}/")
+        return os.path.join(data_dir, held_out[0])
     raise UserError(
         f"{data_dir} has neither val/ nor test/, nor valid/ or validation/ ({_contents(data_dir)}), expected one to "
         "evaluate on, with the class folders of train/; or give --holdout=N to keep N training images out for that"
@@ -201,6 +217,10 @@ def _subfolders(path: str) -> list[str]:
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 
 
+def _files(path: str) -> list[str]:
+    return [entry.name for entry in os.scandir(path) if not entry.is_dir()]
+
+
 def _contents(folder: str) -> str:
     """What is in a folder, for messages."""
     names = [f"{name}/" for name in _subfolders(folder)]
@@ -213,8 +233,7 @@ def _find(folder: str) -> _Found:
     """Searches a folder for images and says which files are passed over."""
     passed_over: Counter[str] = Counter()
     classes = {name: _images_below(os.path.join(folder, name), passed_over) for name in _subfolders(folder)}
-    files = [entry.name for entry in os.scandir(folder) if not entry.is_dir()]
-    found = _Found(folder, classes, _images_among(folder, files, passed_over))
+    found = _Found(folder, classes, _images_among(folder, _files(folder), passed_over))
     if passed_over:
         kinds = ", ".join(f"{count} {kind}" for kind, count in passed_over.most_common())
         note(f"{folder}: passed over, as no images: {kinds}")
