@@ -12,23 +12,25 @@ from moco_tf.reporting.results import RunRecord
 
 _POINTS = 300  # of a curve; longer ones become means of neighbouring lines
 _WIDTH, _HEIGHT = 400, 250
+_LEAST_SPAN = 0.2  # of the largest value, where an axis does not begin at 0
 _DASHES = ("-", (0, (4, 2)))
 _DASH_SIGNS = "─┄"  # the same in text
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """What is drawn: metrics by their names for people; a share is shown in percent."""
+    """What is drawn: metrics by their names for people; a share is shown in percent; whether the axis begins at 0."""
 
     name: str
     title: str
     metrics: dict[str, str]
     share: bool = False
     says: str = ""
+    from_zero: bool = True
 
 
 CHARTS = (
-    Chart("loss", "Loss", {"loss": "loss"}, says="With a queue it first rises while real keys replace noise."),
+    Chart("loss", "Loss", {"loss": "loss"}, False, "With a queue it first rises while real keys replace noise.", False),
     Chart(
         "contrast",
         "Contrast accuracy",
@@ -71,19 +73,37 @@ def draw(chart: Chart, runs: list[RunRecord]) -> dict[str, Any] | None:
         axes.grid(axis="y", linewidth=0.8)
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, chart.share)))
-        axes.margins(x=0.02)
+        note = _settle(axes, chart, [points for *_, points in lines])
         drawn = svg.text(figure)  # settles the limits, which `places` needs
         for _, _, label, points in lines:
             x, y = svg.places(figure, points)
             data.append({"label": label, "at": [p[0] for p in points], "value": [p[1] for p in points], "x": x, "y": y})
     return {
         "chart": chart,
+        "says": f"{chart.says} {note}".strip(),
         "axis": axis,
         "svg": drawn,
         "legend": _legend(chart, runs, lines),
         "summary": _summary(chart, axis, lines),
         "data": {"axis": axis, "share": chart.share, "series": data, "width": _WIDTH, "height": _HEIGHT},
     }
+
+
+def _settle(axes: Axes, chart: Chart, curves: list[list[tuple[float, float]]]) -> str:
+    """Sets the limits, so that little is not drawn as much; says where an axis does not begin at 0.
+
+    Across from 0 to the last point; upwards from 0, or, of a loss and of values below 0, over a fifth of the largest.
+    """
+    points = np.array([point for curve in curves for point in curve])
+    (last, high), low = points.max(axis=0), float(points[:, 1].min())
+    axes.set_xlim(min(0.0, float(points[:, 0].min())), float(last) * 1.02 or 1.0)
+    if low >= 0 and (chart.from_zero or low < 0.3 * high):
+        axes.set_ylim(0, float(high) * 1.06 or 1.0)
+        return ""
+    reach = 0.55 * max(high - low, _LEAST_SPAN * max(abs(high), abs(low)))
+    bottom, top = (high + low) / 2 - reach, (high + low) / 2 + reach
+    axes.set_ylim(bottom, top)
+    return "The axis does not begin at 0." if bottom > 0 else ""
 
 
 def _plot(axes: Axes, points: list[tuple[float, float]], look: int, style: int) -> None:

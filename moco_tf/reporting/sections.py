@@ -1,13 +1,17 @@
 """The sections of the page: each is what the template shows, or one sentence that says why there is nothing to show."""
 
 import dataclasses
+import pathlib
 import time
 from typing import Any
 
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from moco_tf import __version__
+from moco_tf.config import define
+from moco_tf.config.options import Pretrain
 from moco_tf.reporting import accuracies, attention, charts, classes, embedding_map, pictures, svg
 from moco_tf.reporting.examined import Examination, Examined, SampledViews, Spread, attempt
 from moco_tf.reporting.results import RunRecord
@@ -52,6 +56,7 @@ def of_files(records: list[RunRecord]) -> dict[str, Any]:
         "footer": f"Written by python -m moco_tf.report, moco_tf {__version__}.",
         "complaints": [complaint for run in records for complaint in run.complaints],
         "tiles": tiles(records),
+        "runs": several(records) if len(records) > 1 else None,
         "results": evaluated(records),
         "charts": drawn or "metrics.jsonl holds no curves.",
         "no_knn": no_knn(records),
@@ -88,14 +93,14 @@ def add_images(
 
 
 def tiles(runs: list[RunRecord]) -> list[tuple[str, str]]:
-    """(name, value) of the figures that a reader looks for first; of one run, or how many runs there are."""
+    """(name, value) of the figures that a reader looks for first, of one run."""
     if len(runs) > 1:
-        return [("runs", str(len(runs)))]
+        return []
     (run,) = runs
     found = [
         ("method", run.flags.get("method")),
         ("encoder", run.flags.get("arch")),
-        ("data", run.flags.get("dataset")),
+        ("data", data_of(run)),
     ]
     for name, metric, share in (
         ("steps", "step", False),
@@ -107,6 +112,23 @@ def tiles(runs: list[RunRecord]) -> list[tuple[str, str]]:
         value = run.metrics.last(metric)
         found.append((name, None if value is None else charts.shown(value, share)))
     return [(name, value) for name, value in found if value]
+
+
+def data_of(run: RunRecord) -> str | None:
+    """The name of its data set, of images in folders with that of their folder; None where it is not known."""
+    name, place = run.flags.get("dataset"), run.flags.get("data_dir")
+    return f"{name} ({pathlib.PurePath(place).name})" if name == "folder" and place else name
+
+
+def several(runs: list[RunRecord]) -> dict[str, Any]:
+    """A row for each run: name, method, encoder, data, epochs, loss; a sentence where their images differ."""
+    rows = []
+    for run in runs:
+        last = [run.metrics.last(metric) for metric in ("epoch", "loss")]
+        words = [run.flags.get("method"), run.flags.get("arch"), data_of(run)]
+        rows.append((run.name, [word or "-" for word in words], ["-" if v is None else charts.shown(v) for v in last]))
+    images = {(run.flags.get("dataset"), run.flags.get("data_dir")) for run in runs}
+    return {"rows": rows, "says": "" if len(images) == 1 else "Not all runs learn from the same images."}
 
 
 def evaluated(runs: list[RunRecord]) -> Section:
@@ -143,10 +165,23 @@ def speed(runs: list[RunRecord]) -> Section:
 
 
 def recipe(runs: list[RunRecord]) -> dict[str, Any]:
-    """The runs, and which of their flags differ."""
+    """The runs, which of their flags differ, and which of each run's are not the defaults: None: not known."""
     names = sorted(set().union(*(run.flags for run in runs)) - {"workdir"})
     table = [(name, [run.flags.get(name, "-") for run in runs]) for name in names]
-    return {"runs": runs, "differing": [(name, values) for name, values in table if len(set(values)) > 1]}
+    differing = [(name, values) for name, values in table if len(set(values)) > 1]
+    return {"runs": [(run, _set(run)) for run in runs], "names": [run.name for run in runs], "differing": differing}
+
+
+def _set(run: RunRecord) -> set[str] | None:
+    """The flags that a recipe or the command line has set; None where the defaults are not known."""
+    chosen = [f"--{name}={run.flags[name]}" for name in ("method", "arch") if name in run.flags]
+    try:
+        defaults = define.texts(define.flagfile(define.parse(Pretrain, ["", *chosen])).splitlines())
+    except flags.Error:
+        return None
+    return {name for name, text in run.flags.items() if defaults.get(name) != text} | {"method", "arch"} & set(
+        run.flags
+    )
 
 
 def views(run: RunRecord, found: SampledViews | str) -> Section:

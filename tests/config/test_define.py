@@ -229,7 +229,9 @@ def test_a_method_has_no_options_of_others(tmp_path):
     (tmp_path / "old.cfg").write_text("--method=moco\n--queue_size=64\n--nosymmetric\n--negatives=4096\n")
     o = parse("pretrain", f"--flagfile={tmp_path / 'old.cfg'}", "--method", "simclr")
     assert o.method.own == {"temperature": 0.5} and "queue_size" not in define.flagfile(o)
-    words = "^--symmetric came with --method=simclr, expected moco; leave --symmetric out, or give --nosymmetric behind a"
+    words = (
+        "^--symmetric came with --method=simclr, expected moco; leave --symmetric out, or give --nosymmetric behind a"
+    )
     with pytest.raises(flags.IllegalFlagValueError, match=words):
         parse("pretrain", "--method=simclr", "--symmetric")
 

@@ -12,13 +12,13 @@ import pytest
 import tensorflow as tf
 from google.protobuf import text_format
 from PIL import Image
-from support.programs import TINY, call, start, write_photos
+from support.programs import ROOT, TINY, arguments, call, start, write_photos
 from support.report_pages import HOSTILE, Page
 from tensorboard.plugins import projector
 
-from moco_tf.config import extras
+from moco_tf.config import define, extras
 from moco_tf.errors import UserError
-from moco_tf.reporting import charts, embedding_map, pictures, svg
+from moco_tf.reporting import charts, embedding_map, pictures, results, sections, svg
 from moco_tf.reporting.results import RunRecord
 from moco_tf.run import examine
 from moco_tf.run.folder import Metrics, RunFolder
@@ -114,6 +114,59 @@ def test_several_runs(run, tmp_path):
     assert loss[1]["value"] == [2.5]
     assert "--queue_size 64 8 " in page.text("recipe") and "--nesterov false true" in page.text("recipe")
     assert all("--noimages" in page.text(name) for name in ("views", "neighbours", "map", "classes", "spread"))
+
+
+def test_several_runs_name_their_images(tmp_path):
+    """A row a run, with its data set; folders by their names; a warning where they are not the same."""
+    for name, flags in (("a", "--dataset=folder\n--data_dir=/x/photos\n"), ("b", "--dataset=cifar10\n--method=moco\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "flags.cfg").write_text(flags)
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.5, "loss": 2.5}\n')
+    for runs, words in (
+        (
+            ("a", "b"),
+            "Not all runs learn from the same images. run method encoder data epochs loss a - - folder (photos)",
+        ),
+        (("b",), "method moco data cifar10 steps 1"),
+    ):
+        places = ",".join(str(tmp_path / name) for name in runs)
+        call("report", workdir=places, output=tmp_path / "page.html", images=False)
+        assert words in Page(tmp_path / "page.html").text("results")
+
+
+def test_set_flags_are_marked(run, tmp_path):
+    """Those that are not the defaults, of which there are as many as were given here."""
+    text = Page(run / "report.html").text("recipe")
+    marked = re.findall(r"set: --(\w+)", text)
+    given = define.texts([*(ROOT / "flags" / "debug" / "pretrain.cfg").read_text().splitlines(), *arguments(**TINY)])
+    asked = {name for name in given if name.isidentifier()} | {
+        "knn_every",
+        "jit_compile",
+        "dataset",
+        "data_dir",
+        "workdir",
+    }
+    assert set(marked) <= asked | {"method"} and {"queue_size", "dataset", "workdir", "method", "steps"} <= set(marked)
+    assert f"{len(marked)} of " in text and not {"momentum", "nesterov", "warmup_epochs"} & set(marked)
+    (tmp_path / "flags.cfg").write_text("--method=nothing_like_it\n")
+    found = sections.recipe(results.read_all([str(tmp_path)]))
+    assert found["runs"][0][1] is None
+
+
+def test_little_is_not_drawn_as_much(tmp_path):
+    """A loss that falls by a hundredth falls by less than a tenth of the plot; an accuracy and the steps begin at 0."""
+    lines = [{"step": 30.0, "loss": 5.30, "contrast_top1": 0.2}, {"step": 60.0, "loss": 5.25, "contrast_top1": 0.1}]
+    record = [RunRecord("r", RunFolder(tmp_path), Metrics(lines, []), {}, [])]
+    loss, contrast = (charts.draw(chart, record) for chart in charts.CHARTS[:2])
+    (series,) = loss["data"]["series"]
+    plot = 0.76 * 250
+    assert series["y"][1] - series["y"][0] == pytest.approx(plot * 0.05 / (1.1 * 0.2 * 5.3), abs=0.2)
+    assert "does not begin at 0" in loss["says"] and "does not begin" not in contrast["says"]
+    left, width = 0.16 * 400, 0.81 * 400
+    np.testing.assert_allclose(series["x"], [left + width * part / 1.02 for part in (0.5, 1)], atol=0.2)
+    bottom = 250 * 0.81
+    heights = [bottom - y for y in contrast["data"]["series"][0]["y"]]
+    assert heights == pytest.approx([plot / 1.06, plot / 2.12], abs=0.2)
 
 
 def test_images_that_are_gone(run, tmp_path):

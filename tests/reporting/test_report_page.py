@@ -3,8 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from support.report_pages import HOSTILE
+
+from moco_tf.reporting import classes, page, results, sections
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -67,8 +70,8 @@ class Opened:
         return self.browser.switch_to.active_element
 
 
-@pytest.fixture
-def page(browser, run):
+@pytest.fixture(name="page")
+def _page(browser, run):
     """The page on a desk; afterwards nothing may be in the console, and nothing was asked of a network."""
     yield Opened(browser, run / "report.html")
     assert browser.get_log("browser") == []
@@ -87,7 +90,7 @@ def test_hostile_names_are_text(page):
 def test_tab_reaches_everything_and_shows_where_it_is(page):
     from selenium.webdriver.common.keys import Keys
 
-    stops = "a[href], button, summary, [tabindex='0']"
+    stops = "a[href], button, input, summary, [tabindex='0']"
     wanted = page.js("[...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility()).length", stops)
     seen = []
     for _ in range(wanted):
@@ -166,6 +169,40 @@ def test_a_class_alone(page):
     assert [b.get_attribute("aria-pressed") for b in (first, second)] == ["false", "true"]
     second.click()
     assert not page.all(".field g.faded")
+
+
+def test_search(page):
+    """The first eight; then those of every word, by class and file; again the first eight, and all of them."""
+    box, items = (
+        page.find(".found input"),
+        "[...document.querySelectorAll('.found li')].filter(e => e.checkVisibility())",
+    )
+    assert page.js(f"{items}.length") == 8
+    box.send_keys("BIRD 05.p")
+    assert page.js(f"{items}.map(e => e.dataset.text)") == ["bird 05.png"]
+    assert page.find(".found [role=status]").text == "1 of 24"
+    box.clear()
+    box.send_keys(" ")
+    assert page.js(f"{items}.length") == 8
+    page.find(".found button").click()
+    assert page.js(f"{items}.length") == 24 and not page.find(".found button").is_displayed()
+
+
+def test_matrix_of_ten_classes_fits_a_phone(browser, run, tmp_path):
+    """Nothing to scroll, and digits of 12 px."""
+    names, counts = [f"class {n}" for n in range(10)], np.full((10, 10), 103)
+    found = classes.summary(classes.Counted(counts, tuple(names), ""))
+    made = sections.of_files(results.read_all([str(run)]))
+    sections.add_images(made, [], None, None)
+    made["classes"] = {"says": "", "no_matrix": "", **found}
+    page.write(tmp_path / "page.html", page.render(made))
+    phone = Opened(browser, tmp_path / "page.html", width=390)
+    box = "document.querySelector('.confusion').parentElement"
+    assert phone.js(f"{box}.scrollWidth - {box}.clientWidth") == 0
+    assert (
+        phone.js("getComputedStyle(document.querySelector('.confusion td.full, .confusion tbody td')).fontSize")
+        == "12px"
+    )
 
 
 def test_one_of_many_classes_alone(browser, many_classes):
