@@ -256,3 +256,14 @@ class Method(keras.Model):
 def normalised(x: tf.Tensor) -> tf.Tensor:
     """Rows of length one."""
     return tf.math.l2_normalize(x, axis=-1)
+
+
+def forward_passes(method: Method) -> int:
+    """A step's passes through an encoder for each image, in units of a forward one; a backward pass counts as two.
+
+    With a key encoder (moco and the supcon family): one view forward and backward, the other forward, 3 + 1; twice that
+    where both views change places (symmetric, moco_v3). Without one (simclr, npid, supervised): 3 for each view.
+    """
+    if hasattr(method, "key_encoder"):
+        return 4 * (1 + bool(getattr(method, "symmetric", False)))
+    return 3 * method.num_views

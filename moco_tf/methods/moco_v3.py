@@ -29,7 +29,7 @@ class MoCoV3(Method):
         **kwargs: of Method.
     """
 
-    norms = "sync"
+    norms, symmetric = "sync", True
 
     def __init__(
         self,

@@ -62,6 +62,7 @@ def of_files(records: list[RunRecord]) -> dict[str, Any]:
         "no_knn": no_knn(records),
         "speed": throughput,
         "recipe": recipe(records),
+        "environment": environment(records),
         "attention": None,
         "data": {"map": None, "charts": {one["chart"].name: one["data"] for one in every}},
     }
@@ -182,6 +183,32 @@ def _set(run: RunRecord) -> set[str] | None:
     return {name for name, text in run.flags.items() if defaults.get(name) != text} | {"method", "arch"} & set(
         run.flags
     )
+
+
+def environment(runs: list[RunRecord]) -> Section:
+    """What each run's newest start ran on, and the flags that differ from its recipe."""
+    found = {run.name: run.folder.read_environment() for run in runs}
+    texts = {name: _environment_texts(entries[-1]) for name, entries in found.items() if entries}
+    if not texts:
+        return "No environment.json: the runs are of an earlier version."
+    names = dict.fromkeys(name for each in texts.values() for name in each)
+    starts = max(map(len, found.values()))
+    says = f"Of the newest start; environment.json in the run folder has {starts}." if starts > 1 else ""
+    return {"says": says, "runs": [*texts], "rows": [(n, [own.get(n, "-") for own in texts.values()]) for n in names]}
+
+
+def _environment_texts(entry: dict[str, Any]) -> dict[str, str]:
+    """An entry of environment.json as texts by name, without the command, whose paths are nobody else's."""
+    found: dict[str, Any] = {}
+    for name, value in entry.items():
+        if name in ("machine", "versions") and isinstance(value, dict):
+            found |= value
+        elif isinstance(value, dict):
+            pairs = ((key, " to ".join(map(str, own)) if isinstance(own, list) else own) for key, own in value.items())
+            found["differs from the recipe" if name == "changed" else name] = ", ".join(f"{k} {v}" for k, v in pairs)
+        elif name != "command":
+            found[name] = value
+    return {str(name): str(value) for name, value in found.items() if value not in (None, "")}
 
 
 def views(run: RunRecord, found: SampledViews | str) -> Section:

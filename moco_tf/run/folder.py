@@ -68,6 +68,14 @@ class RunFolder:
         except (OSError, ValueError, RecursionError):
             return {}
 
+    def read_environment(self) -> list[dict[str, Any]]:
+        """The entries of environment.json, the oldest first; none without the file, or with a broken one."""
+        try:
+            found = json.loads(self.environment.read_text(encoding="utf-8"))
+            return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+        except (OSError, ValueError, RecursionError):
+            return []
+
     def flag_lines(self) -> list[str]:
         """The lines of flags.cfg that hold a flag; empty without the file."""
         try:

@@ -100,6 +100,7 @@ class TrainingTask:
         watch: looks at a step's metrics and says what is wrong.
         resumes: whether checkpoints are written, and the training goes on from them.
         steps_per_call: most steps of one call, see `calls`.
+        peak_rate: images a second of a rank at which its device would reach its peak; None where that is not known.
         keeps_broken: whether the state and batch of a step that is not finite are kept, for moco_tf.debug.
     """
 
@@ -121,6 +122,7 @@ class TrainingTask:
     watch: Callable[[int, dict[str, float]], str] = says_nothing
     resumes: bool = True
     steps_per_call: int = 1
+    peak_rate: float | None = None
     keeps_broken: bool = False
 
     @property

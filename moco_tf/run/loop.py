@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from moco_tf.config import define
 from moco_tf.errors import UserError
-from moco_tf.run import broken, calls, statistics
+from moco_tf.run import broken, calls, environment, statistics
 from moco_tf.run.learner import Batches, TrainingTask
 from moco_tf.run.resume import Start, resume
 from moco_tf.training import checkpoint, compiled, device, elastic
@@ -56,6 +56,7 @@ def train(training: TrainingTask, name: str, received: Signals, introduce: Calla
             return start.step
         if collectives.rank == 0:
             write_whole(folder.flags, define.flagfile(training.options))
+            environment.note(folder, training.options, collectives.size, start.step)
             introduce(start.step)
         log = RunLog(folder.path, collectives.rank == 0, training.total, start.step)
         hang = HangTimer(limits.step_timeout, collectives.rank, collectives.size, name, elastic.is_elastic())
@@ -175,8 +176,10 @@ class Loop:
     def _write(self, step: int, epoch: float, learning_rate: float) -> None:
         values = self.meter.read()
         values["input_wait"] = self.wait.share(values["images_per_second"] / self.training.batch_size)
+        rate, peak = values["images_per_second"] / self.training.collectives.size, self.training.peak_rate
+        used = {"model_flop_utilisation": rate / peak if peak else None}
         self.log.show(shown(values))
-        self.log.write(step, epoch=epoch, learning_rate=learning_rate, **values)
+        self.log.write(step, epoch=epoch, learning_rate=learning_rate, **values, **used)
         if warning := self.training.watch(step, values):
             self.log.say(warning)
 

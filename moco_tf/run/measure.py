@@ -1,12 +1,8 @@
 """What moco_tf.bench measures with: random images, a stopwatch, memory, the bytes that cross ranks, a table."""
 
-import contextlib
 import functools
-import importlib.metadata
 import itertools
 import math
-import pathlib
-import platform
 import re
 import resource
 import statistics
@@ -23,7 +19,7 @@ from moco_tf.data.normalisation import normalisation
 from moco_tf.data.sources import ArraySource, RecordSource, Source
 from moco_tf.evaluation.online_probe import OnlineProbe
 from moco_tf.methods.base import Method, as_given
-from moco_tf.run import calls, prepare
+from moco_tf.run import calls, environment, prepare
 from moco_tf.run.learner import TrainingTask
 from moco_tf.training import compiled, device
 from moco_tf.training.collectives import Collectives, Horovod
@@ -183,8 +179,8 @@ class Bench:
             "both": both,
             "peak_memory_bytes": memory,
             "collectives": self.collectives,
-            "machine": machine(),
-            "versions": versions(),
+            "machine": environment.machine(),
+            "versions": environment.versions(),
         }
 
     def recipe(self) -> dict[str, Any]:
@@ -274,28 +270,6 @@ def peak_memory() -> int:
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, kilobytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def machine() -> dict[str, str | int | None]:
-    """{"cpu", "cores", "threads", "gpu", "system"}; gpu is None without one."""
-    info, gpus = pathlib.Path("/proc/cpuinfo"), tf.config.get_visible_devices("GPU")
-    name = re.search(r"^model name\s*: (.*)", info.read_text() if info.exists() else "", re.MULTILINE)
-    return {
-        "cpu": name[1] if name else platform.processor() or platform.machine(),
-        "cores": device.cores(),
-        "threads": device.threads(),
-        "gpu": tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else None,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter and are installed."""
-    found = {"python": platform.python_version()}
-    for package in ("moco_tf", "tensorflow", "keras", "horovod", "numpy"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def table(figures: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from moco_tf.config.options import Pretrain
 from moco_tf.contrast.collapse import has_collapsed
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
-from moco_tf.methods.base import Method
+from moco_tf.methods.base import Method, forward_passes
 from moco_tf.networks.cost import cost
 from moco_tf.run import advice, automatic, calls, compile_choice, initial, loop, monitor, prepare
 from moco_tf.run.folder import RunFolder
@@ -80,8 +80,17 @@ def training_of(run: Pretraining) -> TrainingTask:
         evaluation=monitor.of_run(run),
         watch=CollapseWatch(run.method.query_encoder.config["feature_dim"]),
         steps_per_call=prepare.steps_per_call(o.device, run.method.one_piece, batches.on_device, o.run.log_every),
+        peak_rate=peak_rate(run),
         keeps_broken=True,
     )
+
+
+def peak_rate(run: Pretraining) -> float | None:
+    """Images a second with which the encoders' passes alone would fill this device; None where that is not known."""
+    encoder = run.method.query_encoder
+    peak = device.peak_flops(device.name(), encoder.compute_dtype)
+    counted = cost(encoder, run.size).multiply_adds if peak else None
+    return peak / (2 * forward_passes(run.method) * counted) if peak and counted else None
 
 
 def seconds_of_a_step(o: Pretrain, collectives: Collectives) -> float:

@@ -65,7 +65,7 @@ def run(main: Callable[[Options], None], options: type[Options]) -> None:
 
     def parse(argv: list[str]) -> Options:
         try:
-            argv = defaults.words(options, argv)
+            argv = sys.argv[:] = defaults.words(options, argv)  # what ran, for environment.json
             if asked := set(argv) & set(usage.WORDS):
                 words = define.words_of(options, argv, flags.FlagValues())
                 full = any("full" in word for word in asked)

@@ -2,12 +2,28 @@
 
 import os
 import pathlib
+import re
 
 import tensorflow as tf
 from tensorflow.python.framework import config
 
 from moco_tf.errors import UserError
 from moco_tf.training import cuda, gpu, launcher
+
+# Dense peaks in 1e12 floating-point operations a second, from NVIDIA's data sheets, by a pattern that the device's own
+# name matches: (float16, bfloat16, float32 as TensorFlow multiplies it: TF32 where the device has that).
+_PEAKS: dict[str, tuple[float, float | None, float]] = {
+    r"H200$": (989.4, 989.4, 494.7),
+    r"H100 80GB HBM3$": (989.4, 989.4, 494.7),  # SXM
+    r"H100 PCIe$": (756.0, 756.0, 378.0),
+    r"\bA100\b": (312.0, 312.0, 156.0),
+    r"\bL40S$": (362.0, 362.0, 183.0),
+    r"\bL4$": (121.0, 121.0, 60.0),
+    r"\bA10$": (125.0, 125.0, 62.5),
+    r"\bT4$": (65.0, None, 8.1),
+    r"V100-PCIE": (112.0, None, 14.0),
+    r"V100-SXM2": (125.0, None, 15.7),
+}
 
 
 def configure(threads: int, ranks_here: int) -> None:
@@ -56,12 +72,16 @@ def is_deterministic() -> bool:
     return bool(config.is_op_determinism_enabled())
 
 
+def name() -> str:
+    """The name of this process' GPU; empty without one."""
+    gpus = tf.config.get_visible_devices("GPU")
+    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")) if gpus else ""
+
+
 def description() -> str:
     """The device of this process in words: the GPU's name and memory, or why it is a CPU."""
-    gpus = tf.config.get_visible_devices("GPU")
-    if gpus:
-        name = str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
-        return f"{name}{_memory(name)}"
+    if card := name():
+        return f"{card}{_memory(card)}"
     if cuda.DRIVER.exists():
         return "CPU: no GPU is visible to TensorFlow though this machine has an NVIDIA driver; see BUILD.md"
     return f"CPU, {threads()} threads"
@@ -105,3 +125,12 @@ def _multiplies_bfloat16() -> bool:
     # With AVX-512's bfloat16 a step is 1.2 (ResNet-10 of width 16) to 1.6 times (ResNet-18) as fast as in float32.
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     return cpuinfo.exists() and any(name in cpuinfo.read_text() for name in ("amx_bf16", "avx512_bf16"))
+
+
+def peak_flops(name: str, dtype: str) -> float | None:
+    """Floating-point operations a second that a GPU of this name can do at most; None where that is not known here."""
+    for pattern, (float16, bfloat16, float32) in _PEAKS.items():
+        if re.search(pattern, name):
+            peak = {"float16": float16, "bfloat16": bfloat16, "float32": float32}.get(dtype)
+            return peak and peak * 1e12
+    return None

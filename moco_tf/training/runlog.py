@@ -54,8 +54,8 @@ class RunLog:
         if self.enabled:
             self._bar.set_postfix_str(text, refresh)
 
-    def write(self, step: int, **values: float) -> None:
-        """One line of metrics.jsonl and one point of each TensorBoard curve."""
+    def write(self, step: int, **values: float | None) -> None:
+        """One line of metrics.jsonl, null for None, and one point of each TensorBoard curve."""
         if not self.enabled:
             return
         line = {"step": step, **values, "time": round(time.monotonic() - self._began, 3)}
@@ -63,7 +63,7 @@ class RunLog:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         with self._board.as_default(step=step):
-            for name, value in values.items():
+            for name, value in ((name, value) for name, value in values.items() if value is not None):
                 tf.summary.scalar(name, value)
 
     def to_disk(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from moco_tf.networks.conv import Conv2D
-from moco_tf.run import measure
+from moco_tf.run import environment
 
 TURNS = 12
 # Batch, side of the output, channels in and out, kernel, stride: of ResNet-18 at 32 px and of ResNet-50 at 128 px.
@@ -65,7 +65,7 @@ def milliseconds(steps: list[Step], turns: int) -> list[float]:
 
 def report(shapes: list[tuple[int, ...]], turns: int) -> str:
     """The table."""
-    about = f"{measure.machine()['cpu']}; TensorFlow {tf.__version__}; smallest of {turns} turns"
+    about = f"{environment.machine()['cpu']}; TensorFlow {tf.__version__}; smallest of {turns} turns"
     lines = [f"Forward pass and gradients, processor ms; {about}", ""]
     lines += ["| batch, output, channels, kernel | | TensorFlow's | as chosen | ratio |", "|---|---|---|---|---|"]
     for batch, side, channels, filters, size, strides in shapes:

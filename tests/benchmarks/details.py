@@ -9,7 +9,6 @@ Takes every flag of moco_tf.bench. With --json it writes what it prints.
 import json
 import os
 import pathlib
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,35 +19,12 @@ import tensorflow as tf
 
 from moco_tf import bench
 from moco_tf.config import options
-from moco_tf.methods.base import Method
+from moco_tf.methods.base import Method, forward_passes
 from moco_tf.networks.cost import cost
-from moco_tf.run import measure, prepare, program
+from moco_tf.run import environment, measure, prepare, program
+from moco_tf.training import device
 
 _OVERHEAD_CALLS = 100
-
-# Dense peaks in 1e12 floating-point operations a second, from NVIDIA's data sheets, by a pattern that the device's own
-# name matches: (float16, bfloat16, float32 as TensorFlow multiplies it: TF32 where the device has that).
-_PEAKS: dict[str, tuple[float, float | None, float]] = {
-    r"H200$": (989.4, 989.4, 494.7),
-    r"H100 80GB HBM3$": (989.4, 989.4, 494.7),  # SXM
-    r"H100 PCIe$": (756.0, 756.0, 378.0),
-    r"\bA100\b": (312.0, 312.0, 156.0),
-    r"\bL40S$": (362.0, 362.0, 183.0),
-    r"\bL4$": (121.0, 121.0, 60.0),
-    r"\bA10$": (125.0, 125.0, 62.5),
-    r"\bT4$": (65.0, None, 8.1),
-    r"V100-PCIE": (112.0, None, 14.0),
-    r"V100-SXM2": (125.0, None, 15.7),
-}
-
-
-def peak_flops(name: str, dtype: str) -> float | None:
-    """Floating-point operations a second that a GPU of this name can do at most; None where that is not known here."""
-    for pattern, (float16, bfloat16, float32) in _PEAKS.items():
-        if re.search(pattern, name):
-            peak = {"float16": float16, "bfloat16": bfloat16, "float32": float32}.get(dtype)
-            return peak and peak * 1e12
-    return None
 
 
 def main(o: options.Bench) -> None:
@@ -99,17 +75,6 @@ def lines(figures: dict[str, Any]) -> Iterator[str]:
         yield f"{what}, by itself: {found['sent_bytes'] / 1e6:,.3f} MB sent to others{took}"
 
 
-def forward_passes(method: Method) -> int:
-    """A step's passes through an encoder for each image, in units of a forward one; a backward pass counts as two.
-
-    With a key encoder (moco and the supcon family): one view forward and backward, the other forward, 3 + 1; twice that
-    where both views change places (symmetric). Without one (simclr, npid, supervised): 3 for each view.
-    """
-    if hasattr(method, "key_encoder"):
-        return 4 * (1 + bool(getattr(method, "symmetric", False)))
-    return 3 * method.num_views
-
-
 def multiply_adds(method: Method, image_size: int, batch: int) -> int | None:
     """Of a step on a rank's images: the encoders' passes alone, without views, logits and optimizer.
 
@@ -124,7 +89,7 @@ def achieved(operations: int | None, rates: dict[str, measure.Spread], method: M
     if operations is None:
         return {"flops_per_second": None, "share_of_peak": None}
     flops = 2 * operations / (rates["ms"]["median"] / 1000)
-    peak = peak_flops(str(measure.machine()["gpu"]), method.query_encoder.compute_dtype)
+    peak = device.peak_flops(str(environment.machine()["gpu"]), method.query_encoder.compute_dtype)
     return {"flops_per_second": flops, "share_of_peak": flops / peak if peak else None}
 
 

@@ -31,7 +31,7 @@ from support import checkpoints, parity_cases
 from moco_tf.config import define, options
 from moco_tf.contrast.self_test import self_test
 from moco_tf.errors import UserError
-from moco_tf.run import measure, prepare
+from moco_tf.run import environment, measure, prepare
 from moco_tf.training import device, gpu, launcher
 from moco_tf.training.collectives import Horovod, horovod
 
@@ -107,7 +107,12 @@ def bench_of(recipe: str, o: argparse.Namespace, *more: str) -> measure.Bench:
 def checks(o: argparse.Namespace) -> dict[str, Any]:
     """What this machine is, and what docs/gpu.md's checks and the self-test find wrong with it."""
     prepare.connect(options.DeviceOptions(), 0, compiles=False)
-    found = {**gpu.report(), "self_test": self_test(), "machine": measure.machine(), "versions": measure.versions()}
+    found = {
+        **gpu.report(),
+        "self_test": self_test(),
+        "machine": environment.machine(),
+        "versions": environment.versions(),
+    }
     wrong = [finding["text"] for finding in found["findings"]] + [found["self_test"]] * bool(found["self_test"])
     return {**found, "summary": f"{device.description()}; " + ("; ".join(wrong) or "nothing is wrong")}
 

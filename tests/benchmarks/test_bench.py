@@ -22,8 +22,10 @@ from moco_tf.config import find
 from moco_tf.data.views import recipes as views
 from moco_tf.data.views.ops import call as call_piece
 from moco_tf.errors import UserError
+from moco_tf.methods.base import forward_passes
 from moco_tf.run import measure, prepare
 from moco_tf.run.measure import sent
+from moco_tf.training import device
 from moco_tf.training.collectives import SingleProcess
 
 TORCH_PYTHON = os.environ.get("TORCH_PYTHON", sys.executable)  # another Python may be the one with PyTorch
@@ -232,16 +234,16 @@ def test_bytes_sent_by_a_ring():
 
 
 @pytest.mark.parametrize(
-    ("method", "passes"), [("moco", 4), ("supcon_in", 4), ("simclr", 6), ("npid", 3), ("supervised", 3)]
+    ("method", "passes"), [("moco", 4), ("supcon_in", 4), ("simclr", 6), ("npid", 3), ("supervised", 3), ("moco_v3", 8)]
 )
 def test_forward_passes(method, passes):
     kind = find.find("method", method)
-    stub = type("Stub", (), {"num_views": kind.num_views})()
+    stub = type("Stub", (), {name: getattr(kind, name) for name in ("num_views", "symmetric") if hasattr(kind, name)})()
     if "key_encoder" in kind.given():
         stub.key_encoder = None
-    assert details.forward_passes(stub) == passes
+    assert forward_passes(stub) == passes
     stub.symmetric = True
-    assert details.forward_passes(stub) == (8 if passes == 4 else passes)
+    assert forward_passes(stub) == (8 if passes == 4 else passes)
 
 
 @pytest.mark.parametrize("name", ["cifar", "cifar_mild", "crop_flip", "moco_v1", "moco_v2", "none", "simclr_cifar"])
@@ -292,9 +294,9 @@ def test_convolutions_benchmark():
 
 
 def test_peaks_by_name():
-    assert details.peak_flops("NVIDIA A100-SXM4-40GB", "bfloat16") == 312e12
-    assert details.peak_flops("NVIDIA H100 80GB HBM3", "float32") == 494.7e12
-    assert details.peak_flops("Tesla V100-SXM2-16GB", "float32") == 15.7e12
-    assert details.peak_flops("Tesla T4", "float16") == 65e12
+    assert device.peak_flops("NVIDIA A100-SXM4-40GB", "bfloat16") == 312e12
+    assert device.peak_flops("NVIDIA H100 80GB HBM3", "float32") == 494.7e12
+    assert device.peak_flops("Tesla V100-SXM2-16GB", "float32") == 15.7e12
+    assert device.peak_flops("Tesla T4", "float16") == 65e12
     for name, dtype in [("NVIDIA A10G", "float32"), ("", "bfloat16"), ("Tesla T4", "bfloat16")]:
-        assert details.peak_flops(name, dtype) is None
+        assert device.peak_flops(name, dtype) is None

@@ -20,7 +20,7 @@ from PIL import Image
 
 from moco_tf.data.sources import decode_rgb
 from moco_tf.data.views import recipes as views
-from moco_tf.run import measure
+from moco_tf.run import environment
 
 NAME, SCALE = "moco_v2", (0.2, 1.0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -187,7 +187,7 @@ def measured(seconds: float, rounds: int, batches: dict[int, int], folder: str) 
 
 def report(seconds: float, rounds: int, batches: dict[int, int], folder: str) -> str:
     """Both tables."""
-    about = f"{measure.machine()['cpu']}, one core; TensorFlow {tf.__version__}, Pillow {Image.__version__}"
+    about = f"{environment.machine()['cpu']}, one core; TensorFlow {tf.__version__}, Pillow {Image.__version__}"
     lines = [f"{NAME} views a second; {about}; medians of {rounds} turns", ""]
     lines += ["| | PIL | exact | of PIL's | --fast_views | of PIL's |", "|---|---|---|---|---|---|"]
     for name, (pil, exact, fast) in measured(seconds, rounds, batches, folder):

@@ -176,6 +176,7 @@ def test_a_probe_that_is_asked_to_stop(cached, said, run, photos, tmp_path, monk
     assert ("step-00000003\nchanged: --learning_rate=0.25 (was 0.5)\n" in out) != cached
     lines = [line for line in metrics(tmp_path) if "loss" in line]
     keys = {"step", "epoch", "loss", "train_top1", "learning_rate", "images_per_second", "input_wait", "time"}
+    keys |= {"model_flop_utilisation"}
     assert [line["step"] for line in lines] == [4, 8] and all(line.keys() == keys for line in lines)
     assert [test["step"] for test in result_of(tmp_path)["tests"]] == [5, 8]
 

@@ -66,8 +66,9 @@ def steps_kept(run):
     return sorted(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
 
 
+_OF_THE_CLOCK = ("time", "images_per_second", "input_wait", "model_flop_utilisation")
+
+
 def learnt(run):
     """metrics.jsonl without what the clock says."""
-    return [
-        {k: v for k, v in line.items() if k not in ("time", "images_per_second", "input_wait")} for line in metrics(run)
-    ]
+    return [{k: v for k, v in line.items() if k not in _OF_THE_CLOCK} for line in metrics(run)]
