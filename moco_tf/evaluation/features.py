@@ -36,6 +36,8 @@ def prepare(images: tf.Tensor, geometry: tuple[int, int]) -> tf.Tensor:
     resize, size = geometry
     if resize not in (0, size):
         return resize_center_crop(images, resize, size)
+    if images.shape[1:3] == (size, size):
+        return images
     as_it_is = tf.reduce_all(tf.shape(images)[1:3] == size)
     return tf.ensure_shape(
         tf.cond(as_it_is, lambda: images, lambda: resize_center_crop(images, resize or short_side(size), size)),

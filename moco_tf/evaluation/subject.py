@@ -135,7 +135,7 @@ def checkpoints(folder: str | None) -> list[str]:
     found: list[pathlib.Path] = []
     if folder:
         place = pathlib.Path(folder)
-        files = [path for path in sorted(place.glob("*")) if path.suffix in _FILES]
+        files = [path for path in sorted(place.glob("*")) if path.suffix.lower() in _FILES]
         found = checkpoint.existing(RunFolder(place).checkpoints) or checkpoint.existing(place) or files
     if not found:
         raise UserError(

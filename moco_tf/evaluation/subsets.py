@@ -48,7 +48,7 @@ def listed(source: Source, path: str) -> Source:
         UserError: the list cannot be read, or names what is not there, or not there once.
     """
     try:
-        names = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+        names = pathlib.Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--train_list={path} cannot be read ({error}); give a text file, a name a line") from None
     names = [name.strip() for name in names if name.strip()]

@@ -119,7 +119,7 @@ def _reason(error: Exception) -> str:
 
 
 def _read_texts(path: pathlib.Path) -> Iterator[list[str]]:
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = csv.reader(file)
         if next(lines, [])[: len(_TEXTS)] != list(_TEXTS):
             raise ValueError(f"{path} has no columns {', '.join(_TEXTS)}")

@@ -26,7 +26,7 @@ def output_of(given: str | None, beside: str | None, name: str) -> pathlib.Path:
     """
     place = RunFolder.around(pathlib.Path(beside or "")).path
     output = pathlib.Path(given) if given else (place if place.is_dir() else place.parent) / f"{name}.csv"
-    if output.suffix != ".csv":
+    if output.suffix.lower() != ".csv":
         raise UserError(f"--output={output} came, expected a name that ends in .csv; the page goes beside it")
     if not output.parent.is_dir():
         raise UserError(f"--output={output} is in a folder that is not there; make it, or give another")

@@ -209,7 +209,7 @@ def files(*names):
 
 def test_listed_images(tmp_path):
     source = files("/data/train/n1/n1_7.JPEG", "/data/train/n1/x.png", "/data/train/n2/x.png", "/data/train/n2/y.png")
-    (tmp_path / "list.txt").write_text("n2/x.png\n\nn1_7.JPEG \r\n")
+    (tmp_path / "list.txt").write_text("\ufeffn2/x.png\n\nn1_7.JPEG \r\n")
     part = subsets.listed(source, str(tmp_path / "list.txt"))
     assert [part.describe(i) for i in range(part.num_examples)] == ["/data/train/n1/n1_7.JPEG", "/data/train/n2/x.png"]
 
