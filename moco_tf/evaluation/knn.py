@@ -74,14 +74,11 @@ def measure(
 
     Args:
         embed: float32 images in [0, 1], BxSxSx3, to features.
-        bank: labelled images; where fewer than k of them can be read, all of these vote.
-        queries: images to classify.
+        bank, queries: labelled images, and those to classify; where fewer than k of the bank can be read, all vote.
         geometries: of the bank's and the queries' images, see `features.test_geometry`.
         ks, temperatures: at least one of each; majority votes know no temperature, and take the first alone.
         weighting: "weighted" or "majority".
-        rank_batch: images of a batch of one rank.
-        collectives: what crosses ranks.
-        bad_images: how unreadable images are treated.
+        rank_batch, collectives, bad_images: of `features.extract`.
         require_finite: refuse features that are not finite; otherwise they make accuracies meaningless.
         alterations: what the queries are tested with besides, by name.
         copies: whether near-duplicates are counted.
@@ -89,7 +86,6 @@ def measure(
     Raises:
         UserError: features are not finite.
     """
-
     normalised = _normalised(embed)
     run = rank_batch, collectives, bad_images
     compute: Callable = duplicates.beside(normalised) if copies else normalised
@@ -107,16 +103,15 @@ def measure(
     near = nearest(wanted, max(ks))
     temperatures = temperatures if weighting == "weighted" else temperatures[:1]
     settings = [(k, temperature) for k in ks for temperature in temperatures]
-    classes = queries.num_classes
+    classes, first = queries.num_classes, settings[0]
     outcomes = [_outcome(near, truth, classes, *setting, weighting) for setting in settings]
-    altered = {}
-    for name, alter in (alterations or {}).items():
-        x, labels_again = features.extract(normalised, queries, geometries[1], *run, alter)
-        altered[name] = _outcome(nearest(x, ks[0]), labels_again, classes, *settings[0], weighting).top1
-    count = None
-    if copies:
-        count = duplicates.count_in_train(thumbnails[0], others[0], queries, geometries[1], collectives)
-    return Measured(outcomes, truth, total, wanted, altered, count)
+
+    def top1(alter: Alter) -> float:
+        x, own = features.extract(normalised, queries, geometries[1], *run, alter)
+        return _outcome(nearest(x, ks[0]), own, classes, *first, weighting).top1
+
+    altered = {name: top1(alter) for name, alter in (alterations or {}).items()}
+    return Measured(outcomes, truth, total, wanted, altered)
 
 
 @functools.lru_cache(maxsize=2)  # the same function for the same encoder: it is traced once

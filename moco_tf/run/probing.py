@@ -44,6 +44,11 @@ class Tested:
     predictions: np.ndarray | None = None
     calibration_error: float = math.nan
 
+    def take(self, shares: list[tuple[float, float]], predictions: np.ndarray, confidences: np.ndarray) -> None:
+        """Keeps what `Classifiers.test` says of one classifier."""
+        ((self.top1, self.top5),), self.predictions = shares, predictions[:, 0]
+        self.calibration_error = calibration_error(confidences[:, 0], self.predictions == self.labels)
+
 
 def evaluate(o: Lincls, one: Subject | None = None) -> dict[str, Any]:
     """Trains and tests a linear classifier, or fine-tunes, and writes the result; returns it.
@@ -213,9 +218,7 @@ def train(
     o, collectives = run.options, run.collectives
 
     def measure(step: int, epoch: float) -> dict[str, float]:
-        ((tested.top1, tested.top5),), predictions, sure = learner.classifiers.test(queries(), tested.labels)
-        tested.predictions = predictions[:, 0]
-        tested.calibration_error = calibration_error(sure[:, 0], tested.predictions == tested.labels)
+        tested.take(*learner.classifiers.test(queries(), tested.labels))
         return {"test_top1": tested.top1, "test_top5": tested.top5}
 
     training = TrainingTask(
