@@ -212,7 +212,7 @@ class RecordReader:
             with tf.device("/CPU:0"):
                 return self._load_one(*(tf.convert_to_tensor(value) for value in row))
         except (tf.errors.OpError, UnicodeDecodeError) as error:  # the latter when a message quotes the image's bytes
-            self._unreadable.add(index, one_line(error) if isinstance(error, tf.errors.OpError) else "missing, or not an image")
+            self._unreadable.add(index, one_line(error) if isinstance(error, tf.errors.OpError) else "unreadable")
             return None
 
 
