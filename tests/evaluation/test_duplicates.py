@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from support import evaluation_runs
 from support.programs import call
 from support.report_pages import Page
 
@@ -57,6 +58,7 @@ def planted(tmp_path_factory):
 def test_planted_copies(planted, tmp_path, monkeypatch, capsys):
     """All fifty, each in a group with its image and no other; those of other labels are counted."""
     monkeypatch.setattr(device, "configure", lambda *_: None)
+    monkeypatch.setattr(duplicates, "SAMPLE", 150)
     call("duplicates", dataset="folder", data_dir=planted, output=tmp_path / "d.csv")
     with open(tmp_path / "d.csv", newline="") as file:
         lines = list(csv.DictReader(file))
@@ -80,6 +82,27 @@ def test_planted_copies(planted, tmp_path, monkeypatch, capsys):
     assert "0 of 150 images are near-duplicates" in capsys.readouterr().out
     with pytest.raises(UserError, match="exists already"):
         call("duplicates", images=planted, output=tmp_path / "d.csv")
+
+
+def test_knn_and_lincls_count_them(planted, tmp_path, monkeypatch, capsys):
+    """The fifty, in one line and in the result; what else the result says is the same without the count."""
+    monkeypatch.setattr(device, "configure", lambda *_: None)
+    run, given = evaluation_runs.make_run(tmp_path / "run"), {"data_dir": planted, "load": tmp_path / "run"}
+    assert (run / "checkpoints").is_dir()
+    flags = {"knn": {"k": 3}, "lincls": {"cache_features": True, "steps": 2, "learning_rate": 0.1}}
+    found = {}
+    for counted in (True, False):
+        if not counted:
+            monkeypatch.setattr(duplicates, "count_in_train", lambda *_: None)
+            monkeypatch.setattr(duplicates, "beside", lambda embed: lambda images: (embed(images), images[:, 0, 0]))
+        for name, more in flags.items():
+            place = tmp_path / f"{name}{counted}"
+            call(name, workdir=place, **given, **evaluation_runs.SMALL, **more)
+            found[name, counted] = json.loads((place / "result.json").read_text())
+    for name in flags:
+        assert found[name, True].pop("test_images_in_train") == 50 and found[name, True] == found[name, False]
+    line = "50 of 150 test images have a near-duplicate among the training images; moco_tf.duplicates lists them"
+    assert capsys.readouterr().out.count(line) == 2
 
 
 def rows_of(images):
