@@ -15,6 +15,7 @@ import PIL.Image
 import tensorflow as tf
 
 from moco_tf.api import recipes
+from moco_tf.config import define
 from moco_tf.config.options import Export, Knn, Lincls
 from moco_tf.config.types import absolute
 from moco_tf.data.decoding import of_pillow
@@ -29,7 +30,7 @@ from moco_tf.formats import origin
 from moco_tf.formats.base import Loaded, used_with
 from moco_tf.formats.load import announced
 from moco_tf.networks.encoder import Encoder
-from moco_tf.run import knn_evaluation, probing
+from moco_tf.run import defaults, knn_evaluation, probing
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import checkpoint, collectives, device, launcher
 from moco_tf.training.files import make_folder, one_line
@@ -100,9 +101,11 @@ class Pretrained(Loaded):
     def linear_probe(self, flagfile: str | os.PathLike | None = None, **flags: Any) -> dict[str, Any]:
         """Accuracy of a linear classifier on the frozen backbone, as `python -m moco_tf.lincls`. See `knn`.
 
-        With finetune=True a copy is tuned: the checkpoints in the result's folder hold it.
+        Without a flagfile and a learning_rate it is chosen from a grid, on held-out training images. With finetune=True
+        a copy is tuned: the checkpoints in the result's folder hold it.
         """
-        o: Lincls = self._recipe("lincls", flagfile, flags).options
+        given = self._recipe("lincls", flagfile, flags).arguments
+        o = define.parse(Lincls, defaults.words(Lincls, ["lincls", *given]))
         with recipes.whole():
             return probing.evaluate(o, self._subject(o, self._copy() if o.probe.finetune else self))
 

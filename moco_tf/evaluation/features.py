@@ -86,6 +86,7 @@ def extract(
     collectives: Collectives,
     bad_images: BadImages = NO_BAD_IMAGES,
     alter: Alter | None = None,
+    done: Callable[[int], object] = lambda images: None,
 ) -> tuple[np.ndarray, ...]:
     """Features (N x D float32) and labels (N int32) of all readable images, in the source's order, on every rank.
 
@@ -93,9 +94,9 @@ def extract(
     that returns several tensors has as many columns in place of the features.
 
     Args:
-        embed, source, geometry, rank_batch, collectives, bad_images, alter: of `extract_share`.
+        embed, source, geometry, rank_batch, collectives, bad_images, alter, done: of `extract_share`.
     """
-    share = extract_share(embed, source, geometry, rank_batch, collectives, bad_images, alter)
+    share = extract_share(embed, source, geometry, rank_batch, collectives, bad_images, alter, done)
     if collectives.size == 1:
         return share[:-1]
     *columns, indices = (collectives.allgather(tf.constant(column)).numpy() for column in share)
@@ -111,6 +112,7 @@ def extract_share(
     collectives: Collectives,
     bad_images: BadImages = NO_BAD_IMAGES,
     alter: Alter | None = None,
+    done: Callable[[int], object] = lambda images: None,
 ) -> tuple[np.ndarray, ...]:
     """Features (n x D float32), labels (n int32) and indices (n int64, ascending) of this rank's readable images.
 
@@ -124,6 +126,7 @@ def extract_share(
         collectives: which rank this is; nothing crosses ranks.
         bad_images: of `eval_batches`.
         alter: what is done to the images first.
+        done: called with the number of images of each batch, for a progress bar.
 
     Raises:
         UserError: too few images, or too few that can be read.
@@ -139,6 +142,7 @@ def extract_share(
         for column, part in zip(columns, batch):
             column[filled : filled + len(part)] = part
         filled += len(batch[0])
+        done(len(batch[0]))
     if not filled:
         raise RankError(f"{source.name}: none of a rank's {count} images can be read; mend them, or use fewer ranks")
     columns = tuple(column[:filled] for column in columns)
@@ -161,7 +165,7 @@ def computing(
     An embed that returns several tensors has as many columns in place of the features.
 
     Args:
-        embed, source, geometry, bad_images, alter: of `extract_share`.
+        embed, source, geometry, bad_images, alter, done: of `extract_share`.
         share: this rank, for the list of unreadable images.
     """
     prepare_one, in_batch = None, geometry

@@ -10,6 +10,7 @@ import numpy as np
 
 from moco_tf.config import extras
 from moco_tf.evaluation.scores import MISS, label_places
+from moco_tf.training.runlog import progress
 
 WEIGHT_DECAYS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -46,11 +47,13 @@ def fit_and_test(
     rest = np.setdiff1d(np.arange(len(features)), held_out)
     shares: dict[float, float] = {}
     model: Any = None
-    for weight_decay in WEIGHT_DECAYS:  # from the strongest on, each from where the last one ended
-        model = _fit(features[rest], labels[rest], weight_decay, max_iterations, model)
-        shares[weight_decay] = float((model.predict(features[held_out]) == labels[held_out]).mean())
-    best = max(shares, key=lambda weight_decay: shares[weight_decay])
-    model = _fit(features, labels, best, max_iterations)
+    with progress(len(WEIGHT_DECAYS) + 1, "L-BFGS, --nologistic_regression leaves it out") as bar:
+        for weight_decay in WEIGHT_DECAYS:  # from the strongest on, each from where the last one ended
+            model = _fit(features[rest], labels[rest], weight_decay, max_iterations, model)
+            shares[weight_decay] = float((model.predict(features[held_out]) == labels[held_out]).mean())
+            bar.update()
+        best = max(shares, key=lambda weight_decay: shares[weight_decay])
+        model = _fit(features, labels, best, max_iterations)
     scores = model.decision_function(test)
     scores = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores  # of two classes it gives one column
     # A class without training images has no column there, and is no answer.

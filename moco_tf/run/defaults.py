@@ -1,5 +1,6 @@
 """What a command leaves out: the settings of a bare pretrain, the run folder, the run to load. All of it is said."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -7,18 +8,21 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from moco_tf.config import define
-from moco_tf.config.options import Compare, Duplicates, Export, Pretrain
+from moco_tf.config import define, recipes, usage
+from moco_tf.config.options import Compare, Duplicates, Export, Lincls, Pretrain
 from moco_tf.errors import UserError
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import launcher
 
+# A probe without a recipe: features once, the learning rate chosen on held-out training images, L-BFGS as a check.
+GRID: tuple[str, ...] = ("--cache_features", "--standardise", "--schedule=cosine", "--epochs=20")
+GRID += ("--learning_rates=0.001,0.003,0.01,0.03,0.1,0.3,1,3", "--logistic_regression")
 RUNS = "runs"  # the folder of runs
 _RECIPE = "fashion_mnist_moco"  # fits the default data set; 128 images a step, which 8 ranks share
 
 
 def words(program: type, argv: Sequence[str]) -> list[str]:
-    """The command line, for pretrain with a recipe where it has none, for compare with its runs behind --workdir.
+    """The command line; pretrain and lincls get settings where no recipe came, compare its runs behind --workdir.
 
     A --load without a value is left out.
     """
@@ -27,7 +31,8 @@ def words(program: type, argv: Sequence[str]) -> list[str]:
     if program is Compare and not any(word.startswith("-") for word in argv[1:]):
         return [argv[0], f"--workdir={','.join(argv[1:])}"]
     following = [*argv[1:], "--"]
-    return [word for word, after in zip(argv, following) if not (word == "--load" and after.startswith("--"))]
+    rest = [word for word, after in zip(argv, following) if not (word == "--load" and after.startswith("--"))]
+    return [rest[0], *_probe(rest[1:])] if program is Lincls else rest
 
 
 def _recipe(words: Sequence[str]) -> list[str]:
@@ -41,6 +46,38 @@ def _recipe(words: Sequence[str]) -> list[str]:
     taken = ["--flagfile=auto", *["--dataset=folder"] * (not dataset)]
     _say(f"no recipe came: taking {' '.join(taken)}")
     return taken
+
+
+def _probe(words: list[str]) -> list[str]:
+    """The words of a linear probe: with a grid of learning rates where neither they nor a recipe that fits name one."""
+    own, recipe, said = define.texts(words), define.given("flagfile", words), "no learning rate came"
+    if _decided(own) or own.keys() & {word.strip("-") for word in usage.WORDS}:
+        return words
+    if recipe:
+        texts = define.texts_of(recipes.find(recipe, ["lincls"]))
+        images, asked = texts.get("dataset"), define.given("dataset", words)
+        fits = texts.get("finetune") == "true" or not (images and asked) or images == asked
+        if fits and _decided(texts | own):
+            return words
+        if not fits:
+            words = _without_flagfile(words)
+            said = f"--flagfile={recipe} is of {images}, not of {asked}, and is left out"
+    grid = GRID if importlib.util.find_spec("sklearn") else GRID[:-1]
+    _say(f"{said}: a grid of learning rates is taken, {' '.join(grid)}")
+    return [*grid, *words]
+
+
+def _decided(texts: dict[str, str]) -> bool:
+    """Whether flags name a learning rate, or ask for a training on images, which no grid can be of."""
+    on_images = texts.get("finetune") == "true" or texts.get("cache_features") == "false"
+    return on_images or bool(texts.keys() & {"learning_rate", "learning_rates"})
+
+
+def _without_flagfile(words: list[str]) -> list[str]:
+    """The words without --flagfile=PATH, or --flagfile and the word behind it."""
+    pairs = list(zip(["", *words], words))
+    flagfile = ("--flagfile", "-flagfile")
+    return [word for before, word in pairs if word.partition("=")[0] not in flagfile and before not in flagfile]
 
 
 def _is_known(data_dir: str) -> bool:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.config import define
 from moco_tf.config.options import Lincls
 from moco_tf.data.order import Share
 from moco_tf.data.pipeline import TrainBatches
@@ -28,6 +29,7 @@ from moco_tf.run.results import Evaluation
 from moco_tf.training import compiled, device, schedules
 from moco_tf.training.collectives import SingleProcess
 from moco_tf.training.files import make_folder
+from moco_tf.training.runlog import progress
 from moco_tf.training.stop import Signals, signals
 
 Probing = Evaluation[Lincls]
@@ -137,9 +139,9 @@ def name_of(o: Lincls) -> str:
 
 def on_cached_features(run: Probing, received: Signals) -> Probed:
     """Training on un-augmented features, computed once."""
+    run = with_batch_that_fits(run)
     o, collectives = run.options, run.collectives
-    left_out = probe.held_out(run.train.num_examples, o.run.seed) if o.probe.learning_rates else np.zeros(0, int)
-    probe.check_batch(o.run.batch_size, run.train.num_examples - len(left_out), collectives)
+    probe.check_batch(o.run.batch_size, run.train.num_examples, collectives)
     results.check_folder(run.folder)  # a probe of augmented images keeps its checkpoints there
     make_folder(run.folder.path)  # now, not after the work
     both = duplicates.beside(run.subject.embed)
@@ -150,6 +152,7 @@ def on_cached_features(run: Probing, received: Signals) -> Probed:
     if o.probe.standardise:
         probe.standardise(x, queries)
     numbers: dict[str, Any] = {"learning_rate": o.optimizer.learning_rate, "train_images": len(x)}
+    numbers |= {"batch_size": o.run.batch_size}
     numbers |= run.of_copies(copies, len(queries))
     if o.probe.learning_rates:
         numbers |= choose(run, x, labels)
@@ -164,6 +167,18 @@ def on_cached_features(run: Probing, received: Signals) -> Probed:
         numbers["logistic_regression"] = logistic.fit_and_test(x, labels, left_out, queries, query_labels)
         print(f"logistic regression: {logistic.in_words(numbers['logistic_regression'])}", flush=True)
     return tested, numbers, classifiers.logits
+
+
+def with_batch_that_fits(run: Probing) -> Probing:
+    """A grid of learning rates, which learns on nine tenths of the images, with a batch that they have."""
+    o, count, ranks = run.options, run.train.num_examples, run.collectives.size
+    most = count - len(probe.held_out(count, o.run.seed))
+    size = max(most // ranks, 1) * ranks
+    if not o.probe.learning_rates or o.run.batch_size <= most:
+        return run
+    if run.collectives.rank == 0:
+        print(f"the batch is {size}, not {o.run.batch_size}: {most:,} images are left to learn from", flush=True)
+    return dataclasses.replace(run, options=define.replaced(o, batch_size=size))
 
 
 def on_images(run: Probing, received: Signals) -> Probed:
@@ -291,10 +306,13 @@ def choose(run: Probing, x: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     collectives.broadcast(classifiers.variables())
     learner = LinearProbe(classifiers, tf.identity, collectives, o.run.seed)
     step_of_all, losses = tf.function(learner.train_step_of_all, autograph=False), np.full(len(rates), np.nan)
-    for step, batch in loop.steps(batches, 0, advice.total_steps(o.schedule, batches.steps_per_epoch)):
-        every = [schedules.learning_rate(step - 1, batches.steps_per_epoch, rate, o.schedule) for rate in rates]
-        learner.set_learning_rates(every)
-        losses = step_of_all(batch)
+    total = advice.total_steps(o.schedule, batches.steps_per_epoch)
+    with progress(total, f"{len(rates)} learning rates", collectives.rank == 0) as bar:
+        for step, batch in loop.steps(batches, 0, total):
+            every = [schedules.learning_rate(step - 1, batches.steps_per_epoch, rate, o.schedule) for rate in rates]
+            learner.set_learning_rates(every)
+            losses = step_of_all(batch)
+            bar.update()
     shares, *_ = classifiers.test(x[left_out], labels[left_out])
     found = [
         {"learning_rate": rate, "held_out_top1": top1, "loss": float(loss) if math.isfinite(loss) else None}
@@ -326,7 +344,9 @@ def extract(run: Probing, images: Source, embed: Callable | None = None) -> tupl
     """Features (of an embed in place of the subject's) and labels of all images, un-augmented."""
     one, collectives = run.subject, run.collectives
     compute, geometry = embed or one.embed, one.geometry(images)
-    found = features.extract(compute, images, geometry, run.rank_batch, collectives, run.bad_images)
+    with progress(images.num_examples // collectives.size, "features", collectives.rank == 0) as bar:
+        more = {"bad_images": run.bad_images, "done": bar.update}
+        found = features.extract(compute, images, geometry, run.rank_batch, collectives, **more)
     features.check_finite(found[0], collectives)
     return found
 

@@ -10,12 +10,10 @@ norms as many times.
 import dataclasses
 import json
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
 from moco_tf.config import define
 from moco_tf.config.options import Debug, Pretrain
@@ -26,6 +24,7 @@ from moco_tf.run.learner import TrainingTask
 from moco_tf.run.watch import Found, Watch
 from moco_tf.training import checkpoint
 from moco_tf.training.files import write_whole
+from moco_tf.training.runlog import progress
 from moco_tf.training.update import flat
 
 _SHOWN = 3  # values of a kind that are named
@@ -194,9 +193,7 @@ class Replay:
         """Computes the steps after `done`, as the run did."""
         call, t = calls.caller(self.training), self.training
         groups = calls.grouped(loop.steps(t.batches, done, until), t.steps_per_call, lambda step: step == until)
-        with tqdm.tqdm(
-            total=until - done, unit=" steps", dynamic_ncols=True, disable=until == done, file=sys.stderr
-        ) as bar:
+        with progress(until - done, "steps", until > done) as bar:
             for step, batches in groups:
                 call(batches, [t.rates(number) for number in range(step - len(batches) + 1, step + 1)])
                 bar.update(len(batches))

@@ -16,6 +16,8 @@ from moco_tf.training.files import write_whole, writing
 # At 80 columns at least 10 are left for the bar itself.
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 
+_WORK = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left"
+
 
 class RunLog:
     """Writes a run's numbers on rank 0; on other ranks it does nothing.
@@ -85,6 +87,20 @@ class RunLog:
             with contextlib.suppress(OSError):  # a full disk, which `write` has reported
                 self._file.close()
             self._board.close()
+
+
+def progress(total: int, what: str, shown: bool = True) -> tqdm.tqdm:
+    """A bar on standard error for work without a run log, gone when it is done.
+
+    Args:
+        total: of what `update` counts.
+        what: is done, in words.
+        shown: whether this is rank 0.
+    """
+    pause = 0.5 if sys.stderr.isatty() else 10.0
+    return tqdm.tqdm(
+        total=total, desc=what, disable=not shown, dynamic_ncols=True, mininterval=pause, leave=False, bar_format=_WORK
+    )
 
 
 _open_logs: list[RunLog] = []

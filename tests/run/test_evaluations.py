@@ -14,12 +14,12 @@ from support import evaluation_runs, ranks
 from support.evaluation_runs import PROBE, SMALL
 from support.programs import call, losses, metrics, parse
 
-from moco_tf.config import define
+from moco_tf.config import define, options
 from moco_tf.config.options import OF_THE_RUN, DataOptions, EncoderToEvaluate
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features, robustness, subject
 from moco_tf.formats.load import load
-from moco_tf.run import loop, prepare, probing, results
+from moco_tf.run import defaults, loop, prepare, probing, results
 from moco_tf.training import checkpoint, stop
 from moco_tf.training.collectives import SingleProcess
 
@@ -36,6 +36,27 @@ def evaluated(run, photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluated")
     evaluation_runs.evaluate(run, photos, out)
     return out
+
+
+def test_probe_finds_its_learning_rate(run, photos, tmp_path, capsys):
+    """As bare as users have it: 90 images and a batch of 256; grid and L-BFGS stand beside each other."""
+    given = [
+        f"--load={run}",
+        "--dataset=folder",
+        f"--data_dir={photos}",
+        f"--workdir={tmp_path}",
+        "--precision=float32",
+    ]
+    o = define.parse(options.Lincls, defaults.words(options.Lincls, ["lincls", *given]))
+    found = probing.evaluate(o)
+    out, error = capsys.readouterr()
+    assert "the batch is 81, not 256: 81 images are left to learn from" in out and found["batch_size"] == 81
+    tops = {one["learning_rate"]: one["held_out_top1"] for one in found["learning_rates"]}
+    assert list(tops) == [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0] and found["held_out_images"] == 9
+    assert tops[found["learning_rate"]] == max(tops.values()) and found["top1"] > 0.6
+    assert abs(found["logistic_regression"]["top1"] - found["top1"]) < 0.25 and found["steps"] == 20
+    assert "features: " in error and "8 learning rates: " in error and "L-BFGS, --nologistic_regression" in error
+    assert found["settings"]["learning_rates"] == "0.001,0.003,0.01,0.03,0.1,0.3,1.0,3.0"
 
 
 def result_of(folder):

@@ -84,6 +84,7 @@ def test_bare_commands(tmp_path, monkeypatch, capsys):
     """What they take is said; what is given stands; without a run --load stays missing."""
     monkeypatch.chdir(tmp_path)
     assert completed("lincls")["load"] is None
+    assert capsys.readouterr().out.startswith("no learning rate came: a grid of learning rates is taken, --cache_feat")
     bare = completed("pretrain")
     assert bare == completed(
         "pretrain", "--flagfile=fashion_mnist_moco", f"--workdir={tmp_path}/runs/fashion_mnist_moco"
@@ -161,3 +162,34 @@ def test_help_of_every_flag():
     assert len(set(shown) - {flag.name for flag in every if flag.asked and flag.name != "temperature"}) == 16
     assert "steps" not in shown
     assert {"negatives", "bank_momentum", "flagfile"} <= set(shown)
+
+
+def test_probe_without_a_learning_rate(monkeypatch, capsys, tmp_path):
+    """A grid of them is taken, and said; not with a recipe of these images, a rate, or a training on images."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.cfg").write_text("--batch_size=32\n")
+    grid = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    cases = {
+        "--load=a.pth --dataset=cifar10": grid,
+        "--load=a.pth --flagfile=imagenet --dataset=folder --batch_size=8": grid,
+        "--load=a.pth --flagfile mine.cfg --epochs=7": grid,
+        "--load=a.pth --flagfile=imagenet --data_dir=there": None,
+        "--load=a.pth --flagfile=imagenet --dataset=imagenet2012": None,
+        "--load=a.pth --flagfile=imagenet --dataset=folder --learning_rate=30": None,
+        "--load=a.pth --flagfile=imagenet_finetune_1pct --dataset=folder": None,
+        "--load=a.pth --learning_rate=0.5": None,
+        "--load=a.pth --cache_features --learning_rates=1,2": (1.0, 2.0),
+        "--load=a.pth --finetune": None,
+        "--load=a.pth --nocache_features": None,
+    }
+    for words, rates in cases.items():
+        found = completed("lincls", *words.split())
+        assert found["learning_rates"] == rates, words
+        assert found["logistic_regression"] == (rates == grid), words
+        assert ("a grid of learning rates is taken" in capsys.readouterr().out) == (rates == grid), words
+    left_out = completed("lincls", "--load=a.pth", "--flagfile=imagenet", "--dataset=folder", "--batch_size=8")
+    assert "--flagfile=imagenet is of imagenet2012, not of folder, and is left out" in capsys.readouterr().out
+    assert left_out["batch_size"] == 8 and left_out["epochs"] == 20 and left_out["dataset"] == "folder"
+    assert completed("lincls", "--load=a.pth", "--flagfile", "mine.cfg", "--epochs=7")["epochs"] == 7
+    monkeypatch.setattr(defaults.importlib.util, "find_spec", lambda name: None)
+    assert not completed("lincls", "--load=a.pth")["logistic_regression"]
