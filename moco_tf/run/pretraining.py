@@ -13,11 +13,12 @@ import tensorflow as tf
 from moco_tf.config import define
 from moco_tf.config.options import Pretrain
 from moco_tf.contrast.collapse import has_collapsed
+from moco_tf.data.sets import folder as folder_of_images
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
 from moco_tf.methods.base import Method, forward_passes
 from moco_tf.networks.cost import cost
-from moco_tf.run import advice, automatic, calls, compile_choice, initial, loop, monitor, prepare
+from moco_tf.run import advice, automatic, calls, compile_choice, initial, loop, monitor, prepare, verdict
 from moco_tf.run.folder import RunFolder
 from moco_tf.run.learner import TrainingTask
 from moco_tf.run.prepare import Pretraining
@@ -57,6 +58,18 @@ def pretrain(o: Pretrain) -> None:
         done = loop.train(training, "moco_tf.pretrain", received, introduce)
     if collectives.rank == 0:
         print(f"done: {done} steps; the run folder is {training.folder.path}", flush=True)
+        if done == training.total and verdict.is_own(o.data.dataset):
+            print(
+                *verdict.lines(training.folder, run.method.query_encoder.config["feature_dim"], can_be_probed(run)),
+                sep="\n",
+            )
+
+
+def can_be_probed(run: Pretraining) -> bool:
+    """Whether there are classes, and test images besides."""
+    data = run.options.data
+    tested = bool(data.holdout) or data.dataset != "folder" or folder_of_images.has_splits(data.data_dir)
+    return tested and run.train.num_classes > 1
 
 
 def training_of(run: Pretraining) -> TrainingTask:

@@ -58,6 +58,12 @@ def test_flags_cfg_runs_again(run, tmp_path):
     out, error = again.communicate()
     assert again.returncode == 0, error
     assert out.count("done:") == 1
+    at_the_end = out.rpartition("done:")[2].splitlines()[1:]
+    assert at_the_end[0].startswith("verdict: too short to tell (") and at_the_end[1].startswith("figures: spread ")
+    assert at_the_end[2:] == [
+        f"next: python -m moco_tf.lincls --load={tmp_path / 'again'}",
+        f"report: python -m moco_tf.report --workdir={tmp_path / 'again'} (report.html there)",
+    ]
     here, there = (set((folder / "flags.cfg").read_text().splitlines()) for folder in (run, tmp_path / "again"))
     assert here ^ there == {f"--workdir={run}", f"--workdir={tmp_path / 'again'}"}
     assert losses(tmp_path / "again") == pytest.approx(losses(run), rel=1e-3)
