@@ -356,7 +356,7 @@ class _Parser(flags.ArgumentParser):
         if self._kind.many:
             return self._parse_many(argument)
         try:
-            value = self._one.parse(absolute(argument) if self._kind.path else argument)
+            value = self._one.parse(self._kind.kept(argument))
         except ValueError as error:
             if str(error).startswith(("invalid literal", "could not convert")):  # Python's words
                 raise ValueError(f"expected {self._one.syntactic_help}") from None
@@ -370,7 +370,7 @@ class _Parser(flags.ArgumentParser):
             values = tuple(self._kind.type(word.strip()) for word in text.split(",")) if text else ()
         except ValueError:
             raise ValueError("expected numbers between commas") from None
-        values = tuple(map(absolute, values)) if self._kind.path else values
+        values = tuple(map(self._kind.kept, values)) if self._kind.place else values
         least, most = self._kind.bounds.least, self._kind.bounds.most
         if any((least is not None and v < least) or (most is not None and v > most) for v in values):
             raise ValueError(f"expected numbers between commas, each {self._one.syntactic_help}")

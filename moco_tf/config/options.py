@@ -7,11 +7,12 @@ goes on; `may_change` marks the others, whose change is said, and `elsewhere` wh
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from moco_tf.config import find
-from moco_tf.config.types import Count, CountOrZero, Path, Positive, PositiveOrZero, Share, Value
+from moco_tf.config.types import Bounds, Count, CountOrZero, Path, Place, Positive, PositiveOrZero, Share, Value
 from moco_tf.errors import UserError
 
 
@@ -250,6 +251,9 @@ class AutomaticOptions:
     given: tuple[str, ...] = came()
 
 
+BASELINES = ("none", "untrained", "raw_pixels")
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadOptions:
     """What holds the encoder."""
@@ -261,9 +265,30 @@ class LoadOptions:
 class EncoderToEvaluate(LoadOptions):
     """What is evaluated."""
 
-    baseline: Literal["none", "untrained", "raw_pixels"] = option(
-        "none", "Evaluate its architecture untrained, or pixels."
+    baseline: Annotated[str, Place(BASELINES)] = option(
+        "none", "In its place: untrained, its architecture; raw_pixels; or another encoder, whatever --load takes."
     )
+
+    def __post_init__(self) -> None:
+        check_baseline(self.baseline)
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotOptions:
+    """The labels, and what else is measured with the same ones."""
+
+    baseline: tuple[Annotated[str, Place(BASELINES)], ...] = option(
+        ("untrained", "raw_pixels"), "Beside it: none, or some of untrained, raw_pixels and whatever --load takes."
+    )
+    shots: tuple[int, ...] = option((1, 5, 10, 100), "Labelled images a class, several between commas.")
+    draws: Annotated[int, Bounds(2)] = option(5, "How often they are drawn; at random, the same for all.")
+
+    def __post_init__(self) -> None:
+        check_each("shots", self.shots, 1)
+        for text in self.baseline:
+            check_baseline(text)
+        if "none" in self.baseline and len(self.baseline) > 1:
+            raise UserError(f"--baseline={','.join(self.baseline)} came, expected none alone; leave none out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -437,6 +462,14 @@ def check_each(name: str, numbers: tuple[int, ...] | tuple[float, ...], least: f
         raise UserError(f"--{name}={shown} came, expected numbers from {least:g} on")
 
 
+def check_baseline(text: str) -> None:
+    """Refuses what is neither the name of a baseline nor there. Raises UserError."""
+    if text not in BASELINES and not pathlib.Path(text).exists():
+        raise UserError(
+            f"--baseline={text} came, expected {', '.join(BASELINES)}, or a path of what --load takes; nothing is there"
+        )
+
+
 def check_words(name: str, words: tuple[str, ...], known: tuple[str, ...]) -> None:
     """Refuses an empty list and words that are not known. Raises UserError."""
     if not words or set(words) - set(known):
@@ -497,6 +530,17 @@ class Knn:
     knn: KnnOptions = KnnOptions(feature="backbone")
     sweep: SweepOptions = SweepOptions()
     measures: MeasureOptions = MeasureOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    """Options of moco_tf.fewshot."""
+
+    encoder: LoadOptions = LoadOptions()
+    few: FewShotOptions = FewShotOptions()
+    data: DataOptions = OF_THE_RUN
+    run: RunOptions = RunOptions()
+    device: DeviceOptions = DeviceOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -586,6 +630,7 @@ PROGRAMS: dict[str, type] = {
     "pretrain": Pretrain,
     "lincls": Lincls,
     "knn": Knn,
+    "fewshot": FewShot,
     "embed": Embed,
     "neighbours": Neighbours,
     "duplicates": Duplicates,

@@ -17,7 +17,9 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The text is a path: it is kept absolute."""
+    """The text is a path, which is kept absolute, or one of these names."""
+
+    names: tuple[str, ...] = ()
 
 
 Path = Annotated[str, Place()]
@@ -39,7 +41,11 @@ class Kind:
     bounds: Bounds
     choices: tuple[str, ...] = ()
     many: bool = False
-    path: bool = False
+    place: Place | None = None
+
+    def kept(self, text: str) -> str:
+        """The text as it is kept: a path absolute."""
+        return absolute(text) if self.place and text not in self.place.names else text
 
 
 def kind_of(annotation: Any) -> Kind:
@@ -48,25 +54,25 @@ def kind_of(annotation: Any) -> Kind:
     Raises:
         TypeError: it is no type that a flag can have.
     """
-    bounds, path = Bounds(), False
+    bounds, place = Bounds(), None
     if get_origin(annotation) in (Union, types.UnionType):
         rest = [part for part in get_args(annotation) if part is not type(None)]
         annotation = rest[0] if len(rest) == 1 else annotation
     if get_origin(annotation) is Annotated:
         annotation, *notes = get_args(annotation)
         bounds = next((note for note in notes if isinstance(note, Bounds)), bounds)
-        path = Place() in notes
+        place = next((note for note in notes if isinstance(note, Place)), None)
     if get_origin(annotation) is Literal:
         return Kind(str, bounds, get_args(annotation))
     many = get_origin(annotation) is tuple
     if many:
         inner = kind_of(get_args(annotation)[0])
         if inner.type is not bool and not inner.choices and not inner.many:
-            return Kind(inner.type, bounds if bounds != Bounds() else inner.bounds, (), True, inner.path)
+            return Kind(inner.type, bounds if bounds != Bounds() else inner.bounds, (), True, inner.place)
     plain = annotation
     if plain not in (bool, int, float, str):
         raise TypeError(f"{annotation} is no type of an option; expected bool, int, float, str, Literal or a tuple")
-    return Kind(plain, bounds, (), many, path)
+    return Kind(plain, bounds, (), many, place)
 
 
 def absolute(path: str, base: str = "") -> str:

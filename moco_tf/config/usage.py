@@ -13,7 +13,18 @@ _FIRST = (
     *("fake", "compare", "bench_steps", "load", "vectors", "image", "images", "output", "workdir"),
     *("dataset", "data_dir", "init", "method", "arch"),
     *("image_size", "batch_size", "epochs", "learning_rate", "queue_size", "temperature", "views", "knn_every"),
-    *("monitor", "precision", "baseline", "k", "knn_temperature", "feature", "exact", "all_checkpoints"),
+    *(
+        "monitor",
+        "precision",
+        "baseline",
+        "k",
+        "knn_temperature",
+        "feature",
+        "shots",
+        "draws",
+        "exact",
+        "all_checkpoints",
+    ),
     *("measures", "cache_features", "learning_rates", "logistic_regression", "finetune", "train_fraction"),
 )
 _INDENT = 26
@@ -50,7 +61,7 @@ def _shown(flag: define.Flag) -> str:
     if kind.type is bool:
         name = f"--[no]{flag.name}"
     elif flag.default in (None, ""):
-        name = f"--{flag.name}={'PATH' if kind.path else 'TEXT' if kind.type is str else 'NUMBER'}"
+        name = f"--{flag.name}={'PATH' if kind.place else 'TEXT' if kind.type is str else 'NUMBER'}"
     else:
         name = f"--{flag.name}={define.shown(flag.default)}"
     choices = f" One of {', '.join(kind.choices)}." if kind.choices else ""

@@ -4,6 +4,7 @@ The problem is convex, so that its answer depends on no learning rate, schedule 
 """
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from moco_tf.evaluation.scores import MISS, label_places
 from moco_tf.training.runlog import progress
 
 WEIGHT_DECAYS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+FEW_WEIGHT_DECAYS = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4)  # of few images
+_UNCHOSEN = 0.1
 
 
-def require() -> None:
+def require(what: str = "--logistic_regression") -> None:
     """Raises UserError where scikit-learn is missing."""
-    extras.need("--logistic_regression", ("sklearn",), "probe")
+    extras.need(what, ("sklearn",), "probe")
 
 
 def fit_and_test(
@@ -44,14 +47,9 @@ def fit_and_test(
         top1, top5 (shares of the test images), weight_decay, held_out_top1 of each weight decay tried, iterations, and
         whether it converged.
     """
-    rest = np.setdiff1d(np.arange(len(features)), held_out)
-    shares: dict[float, float] = {}
-    model: Any = None
+    split = np.setdiff1d(np.arange(len(features)), held_out), held_out
     with progress(len(WEIGHT_DECAYS) + 1, "L-BFGS, --nologistic_regression leaves it out") as bar:
-        for weight_decay in WEIGHT_DECAYS:  # from the strongest on, each from where the last one ended
-            model = _fit(features[rest], labels[rest], weight_decay, max_iterations, model)
-            shares[weight_decay] = float((model.predict(features[held_out]) == labels[held_out]).mean())
-            bar.update()
+        shares = _shares(features, labels, [split], WEIGHT_DECAYS, max_iterations, bar.update)
         best = max(shares, key=lambda weight_decay: shares[weight_decay])
         model = _fit(features, labels, best, max_iterations)
     scores = model.decision_function(test)
@@ -67,6 +65,71 @@ def fit_and_test(
         "iterations": int(model.n_iter_.max()),
         "converged": bool(model.n_iter_.max() < max_iterations),
     }
+
+
+def few(
+    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, test: np.ndarray, max_iterations: int = 1000
+) -> tuple[np.ndarray, float]:
+    """Learns from few images, with the weight decay that cross-validation among them chooses.
+
+    Features are turned into as many as there are images, where these are fewer: the answer is the same, sooner.
+
+    Args:
+        features, labels: NxD, best standardised, and N.
+        folds: N, in which fold an image is kept out; of a single fold nothing can be chosen, and 0.1 is taken.
+        test: QxD.
+        max_iterations: of L-BFGS, for each fit.
+
+    Returns:
+        The answers, Q, and the weight decay.
+    """
+    turned, basis = _turned(features)
+    splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+    best = _UNCHOSEN
+    if len(splits) > 1:
+        shares = _shares(turned, labels, splits, FEW_WEIGHT_DECAYS, max_iterations)
+        best = max(shares, key=lambda weight_decay: shares[weight_decay])
+    model = _fit(turned, labels, best, max_iterations)
+    scores = test @ (basis @ model.coef_.T.astype(test.dtype)) + model.intercept_  # a column for two classes
+    places = scores.argmax(axis=1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(int)
+    return model.classes_[places], best
+
+
+def _turned(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features NxR of R at most N, and DxR of length one each, which turn NxD into them and lose nothing of it."""
+    if len(features) > features.shape[1]:
+        return features, np.eye(features.shape[1], dtype=features.dtype)
+    basis, lengths, rest = np.linalg.svd(features.T, full_matrices=False)
+    kept = lengths > 1e-5 * lengths[0]
+    return (lengths[kept, None] * rest[kept]).T, basis[:, kept]
+
+
+def _shares(
+    features: np.ndarray,
+    labels: np.ndarray,
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],
+    weight_decays: Sequence[float],
+    max_iterations: int,
+    done: Callable[[], object] = bool,
+) -> dict[float, float]:
+    """Of the images that are kept out, the share that is right with each weight decay.
+
+    Args:
+        features, labels: NxD and N.
+        splits: rows to learn from and rows that are kept out, of each part.
+        weight_decays: from the strongest on, each begins where the last one ended.
+        max_iterations: of L-BFGS, for each.
+        done: called after each fit.
+    """
+    right = dict.fromkeys(weight_decays, 0)
+    for rest, held_out in splits:
+        model: Any = None
+        for weight_decay in weight_decays:
+            model = _fit(features[rest], labels[rest], weight_decay, max_iterations, model)
+            right[weight_decay] += int((model.predict(features[held_out]) == labels[held_out]).sum())
+            done()
+    total = sum(len(held_out) for _, held_out in splits)
+    return {weight_decay: count / total for weight_decay, count in right.items()}
 
 
 def in_words(result: dict[str, Any]) -> str:

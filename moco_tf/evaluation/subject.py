@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.config.options import DataOptions, EncoderToEvaluate
+from moco_tf.config.options import BASELINES, DataOptions, EncoderToEvaluate
 from moco_tf.data.normalisation import normalisation
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
@@ -86,7 +86,7 @@ def _contents(encoder: Encoder) -> dict[str, bytes]:
 
 
 def load(encoder: EncoderToEvaluate, data: DataOptions, precision: str, feature: str = "backbone") -> Subject:
-    """The encoder that --load holds, or the baseline asked for.
+    """The encoder that --load holds, or the baseline asked for, on the same images.
 
     Args:
         encoder: what to load.
@@ -106,9 +106,18 @@ def load(encoder: EncoderToEvaluate, data: DataOptions, precision: str, feature:
     found = of_encoder(announced(encoder.load, device.dtype_policy(precision), untrained), data, feature)
     if pixels:
         return dataclasses.replace(found, name="raw pixels", embed=features.raw_pixels, encoder=None, step=None)
+    if encoder.baseline not in BASELINES:
+        return _beside(found, announced(encoder.baseline, device.dtype_policy(precision)), data, feature)
     if untrained and found.encoder:
         return dataclasses.replace(found, name=f"untrained {found.encoder.config['arch']}", step=None)
     return found
+
+
+def _beside(run: Subject, loaded: Loaded, data: DataOptions, feature: str) -> Subject:
+    """Another encoder; one that does not say the size of its images gets those of the run."""
+    if not loaded.image_size:
+        loaded = dataclasses.replace(loaded, image_size=run.image_size, test_resize=run.test_resize)
+    return of_encoder(loaded, data, feature)
 
 
 def of_encoder(loaded: Loaded, data: DataOptions, feature: str = "backbone") -> Subject:

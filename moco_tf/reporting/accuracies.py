@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -61,7 +62,7 @@ class Outcome:
     @property
     def title(self) -> str:
         """What a baseline is called."""
-        return BASELINES.get(self.baseline, self.baseline)
+        return BASELINES.get(self.baseline, pathlib.PurePath(self.baseline).name)
 
     @property
     def step(self) -> int | None:
@@ -199,11 +200,12 @@ def _other(one: Outcome, first: list[Outcome]) -> str:
 
 
 def _of_baselines(found: list[Outcome]) -> Iterator[tuple[str, list[Outcome]]]:
-    for baseline, label in BASELINES.items():
+    given = [one.baseline for one in found if one.baseline != "none"]
+    for baseline in sorted(dict.fromkeys(given), key=lambda name: [*BASELINES, *given].index(name)):
         own = [one for one in found if one.baseline == baseline]
         subjects = list(dict.fromkeys(one.subject for one in own))
         for subject in subjects:
-            yield label if len(subjects) == 1 else subject, [one for one in own if one.subject == subject]
+            yield own[0].title if len(subjects) == 1 else subject, [one for one in own if one.subject == subject]
 
 
 def _top1(found: Iterable[Outcome], column: Column | str) -> str:

@@ -52,7 +52,8 @@ class RunFolder:
 
     def results(self, evaluation: str, baseline: str = "none") -> Iterator["RunFolder"]:
         """The folders for results of an evaluation of this run, without an end: knn, knn-2, knn-3 ..."""
-        name = evaluation.lower() if baseline == "none" else f"{evaluation.lower()}_{baseline}"
+        own = "" if baseline == "none" else f"_{pathlib.PurePath(baseline).name.partition('.')[0]}"  # a name or a path
+        name = evaluation.lower() + own
         yield RunFolder(self.path / name)
         yield from (RunFolder(self.path / f"{name}-{number}") for number in itertools.count(2))
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from moco_tf.config import define
-from moco_tf.config.options import OF_THE_RUN, DataOptions, Knn, Lincls
+from moco_tf.config.options import BASELINES, OF_THE_RUN, DataOptions, EncoderToEvaluate, FewShot, Knn, Lincls
 from moco_tf.data.records import BadImages
 from moco_tf.data.sources import Source
 from moco_tf.errors import UserError
@@ -27,11 +27,12 @@ from moco_tf.training.files import make_folder, write_new, write_whole
 
 _IMAGES = ("dataset", "data_dir", "holdout", "image_size", "test_resize", "normalise")
 # What a result depends on, besides the images and what is evaluated.
-_GROUPS = ("data", "knn", "sweep", "optimizer", "schedule", "probe")
+_GROUPS = ("data", "knn", "sweep", "few", "optimizer", "schedule", "probe")
 _OF_A_TRAINING = ("batch_size", "seed")
 _NO_SETTINGS = ("max_bad_images", "eval_every")
 
-Program = TypeVar("Program", Knn, Lincls)
+Evaluating = Knn | Lincls | FewShot
+Program = TypeVar("Program", Knn, Lincls, FewShot)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,59 +78,71 @@ class Evaluation(Generic[Program]):
             print(f"{count:,} of {total:,} {images} images have a near-duplicate among the training images{more}")
         return {"test_images_in_train": count}
 
-    def contents(self, predictions: np.ndarray, labels: np.ndarray, numbers: dict[str, Any]) -> dict[str, Any]:
+    def contents(self, count: int, numbers: dict[str, Any]) -> dict[str, Any]:
         """What result.json says.
 
         Args:
-            predictions, labels: of the test images that can be read, Q each.
-            numbers: top1, top5 and what else is kept.
+            count: of the test images that can be read.
+            numbers: what was measured.
         """
         o, one = self.options, self.subject
-        counts = scores.confusion(predictions, labels, self.test.num_classes)
         resize, size = one.geometry(self.test)
         as_they_are = self.test.image_shape == (size, size)
         return numbers | {
             "evaluation": self.name,
             "subject": one.name,
-            "baseline": o.encoder.baseline,
+            "baseline": baseline_of(o),
             "checkpoint": one.path,
             "step": one.step,
             "weights": one.weights,
             "dataset": o.data.dataset,
             "data_dir": o.data.data_dir,
             "split": f"{o.data.holdout} held-out training images" if o.data.holdout else "test",
-            "test_images": len(labels),
-            "unreadable_test_images": self.test.num_examples - len(labels),
+            "test_images": count,
+            "unreadable_test_images": self.test.num_examples - count,
             "image_size": size,
             "test_resize": resize or (size if as_they_are else features.short_side(size)),
             "mean": list(one.mean),
             "std": list(one.std),
             "settings": self.settings,
-            "per_class": scores.per_class(counts, self.test.class_names),
         }
 
     def finish(self, predictions: np.ndarray, labels: np.ndarray, numbers: dict[str, Any]) -> dict[str, Any]:
-        """Writes the files and prints the accuracy, on rank 0; returns what result.json says. Args: of `contents`."""
-        found = self.contents(predictions, labels, numbers)
+        """Writes the files and prints the accuracy, on rank 0; returns what result.json says.
+
+        Args:
+            predictions, labels: of the test images that can be read, Q each.
+            numbers: top1, top5 and what else is kept.
+        """
+        counts = scores.confusion(predictions, labels, self.test.num_classes)
+        found = self.contents(len(labels), numbers)
+        found["per_class"] = scores.per_class(counts, self.test.class_names)
         if self.collectives.rank == 0:
             make_folder(self.folder.path)
-            counts = scores.confusion(predictions, labels, self.test.num_classes)
             scores.write_confusion(self.folder.confusion, counts, self.test.class_names)
             scores.write_predictions(self.folder.predictions, predictions, labels)
-            write_whole(self.folder.flags, define.flagfile(self.options))
-            write_whole(self.folder.result, json.dumps(found, indent=1) + "\n")
             accuracy = f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}"
-            print(f"{self.name} of {self.subject.name} on {self.options.data.dataset}: {accuracy}")
-            print(f"written to {self.folder.result}", flush=True)
+            self.write(found, f"{self.name} of {self.subject.name} on {self.options.data.dataset}: {accuracy}")
         return found
+
+    def write(self, found: dict[str, Any], words: str) -> None:
+        """Writes result.json and flags.cfg, and prints what was found, in words."""
+        write_whole(self.folder.flags, define.flagfile(self.options))
+        write_whole(self.folder.result, json.dumps(found, indent=1) + "\n")
+        print(f"{words}\nwritten to {self.folder.result}", flush=True)
 
 
 def completed(o: Program) -> Program:
     """The options with the run's own data set, place and held-out images where they name none. Raises UserError."""
-    if not o.encoder.load and o.encoder.baseline != "raw_pixels":
+    if not o.encoder.load and baseline_of(o) != "raw_pixels":
         raise UserError(f"--load is missing; give {SOURCES}")
     given = origin.completed(o.data, o.encoder.load)
     return define.replaced(o, dataset=given.dataset, data_dir=given.data_dir, holdout=given.holdout)
+
+
+def baseline_of(o: Evaluating) -> str:
+    """The baseline that an evaluation is of; none: of the encoder."""
+    return o.encoder.baseline if isinstance(o.encoder, EncoderToEvaluate) else "none"
 
 
 def begin(name: str, o: Program, given: DataOptions, one: Subject, collectives: Collectives) -> Evaluation[Program]:
@@ -145,7 +158,8 @@ def begin(name: str, o: Program, given: DataOptions, one: Subject, collectives: 
     Raises:
         UserError: there are no images or no labels, or --workdir holds something else.
     """
-    full = define.replaced(o, image_size=one.image_size, test_resize=one.test_resize, load=one.path or o.encoder.load)
+    load = one.path if one.path and baseline_of(o) in BASELINES else o.encoder.load  # another encoder has its own flag
+    full = define.replaced(o, image_size=one.image_size, test_resize=one.test_resize, load=load)
     if collectives.rank == 0:
         print(said(given, full.data, o.encoder.load), flush=True)
     train, test = (prepare.source(o.data, split, collectives) for split in ("train", "test"))
@@ -170,16 +184,16 @@ def said(given: DataOptions, found: DataOptions, load: str | None) -> str:
     return "images: " + "; ".join(own + (["ImageNet's normalisation is assumed"] if unsaid and load else []))
 
 
-def settings(o: Knn | Lincls) -> dict[str, str]:
+def settings(o: Evaluating) -> dict[str, str]:
     """What a result depends on besides what is evaluated, as text by flag."""
     groups = [getattr(o, group) for group in _GROUPS if hasattr(o, group)]
     names = {"precision"} | {field.name for group in groups for field in dataclasses.fields(group)}
-    names |= set(_OF_A_TRAINING) if isinstance(o, Lincls) else set()
+    names |= set(_OF_A_TRAINING) if isinstance(o, Lincls) else {"seed"} if isinstance(o, FewShot) else set()
     texts = define.texts(define.flagfile(o).splitlines())
     return {name: text for name, text in texts.items() if name in names and name not in _NO_SETTINGS}
 
 
-def folder_of(name: str, o: Knn | Lincls, weights: str, own: dict[str, str]) -> RunFolder:
+def folder_of(name: str, o: Evaluating, weights: str, own: dict[str, str]) -> RunFolder:
     """--workdir, or the folder of these settings in the run folder, or beside the file that was loaded.
 
     There the first result stands in knn, one of other settings or another checkpoint in knn-2, and so on.
@@ -194,7 +208,7 @@ def folder_of(name: str, o: Knn | Lincls, weights: str, own: dict[str, str]) -> 
         UserError: --workdir holds the result of other settings.
     """
     if not o.run.workdir:
-        places = place_of(o.encoder.load).results(name, o.encoder.baseline)
+        places = place_of(o.encoder.load).results(name, baseline_of(o))
         return next(folder for folder in places if reserved(folder, o, weights, own))
     folder = RunFolder.of(o.run.workdir)
     if checkpoint.existing(folder.checkpoints):  # of more steps it goes on, as if it had never stopped
@@ -205,7 +219,7 @@ def folder_of(name: str, o: Knn | Lincls, weights: str, own: dict[str, str]) -> 
     return folder
 
 
-def reserved(folder: RunFolder, o: Knn | Lincls, weights: str, own: dict[str, str]) -> bool:
+def reserved(folder: RunFolder, o: Evaluating, weights: str, own: dict[str, str]) -> bool:
     """Whether a folder is for this result; then its flags.cfg says so to jobs that start now. Args: of `different`."""
     if different(folder, o, weights, own):
         return False
@@ -239,7 +253,7 @@ def place_of(load: str | None) -> RunFolder:
     return RunFolder(place if place.is_dir() else pathlib.Path("runs", place.name.split(".")[0]))
 
 
-def different(folder: RunFolder, o: Knn | Lincls, weights: str, own: dict[str, str]) -> list[str]:
+def different(folder: RunFolder, o: Evaluating, weights: str, own: dict[str, str]) -> list[str]:
     """What of a folder's result, or unfinished training, is not as it is here, in words; nothing of an empty folder.
 
     Args:
