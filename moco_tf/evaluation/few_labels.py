@@ -56,12 +56,17 @@ def answers(
         rows: CxM, which of them are drawn; negative: that image could not be read.
         shots: how many of the M to take, S numbers.
         test: features of test images, Q x the features' width.
+
+    Raises:
+        UserError: of all classes but one no image could be read.
     """
     found, decays = [], []
     for number in shots:
         own = rows[:, :number]
         folds = np.broadcast_to(np.arange(number) % _FOLDS, own.shape)[own >= 0]
         own = own[own >= 0]
+        if len(np.unique(labels[own])) < 2:
+            raise UserError(f"of {rows[:, :number].size} labelled images drawn too few can be read; mend the images")
         predictions, decay = logistic.few(features[own], labels[own], folds, test)
         found.append(predictions)
         decays.append(decay)

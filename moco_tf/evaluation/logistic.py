@@ -83,13 +83,17 @@ def few(
     Returns:
         The answers, Q, and the weight decay.
     """
+    from threadpoolctl import threadpool_limits  # scikit-learn brings it
+
     turned, basis = _turned(features)
     splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+    splits = [(rest, held_out) for rest, held_out in splits if len(np.unique(labels[rest])) > 1]
     best = _UNCHOSEN
-    if len(splits) > 1:
-        shares = _shares(turned, labels, splits, FEW_WEIGHT_DECAYS, max_iterations)
-        best = max(shares, key=lambda weight_decay: shares[weight_decay])
-    model = _fit(turned, labels, best, max_iterations)
+    with threadpool_limits(1):  # matrices are small: threads would wait for each other, on a busy machine for minutes
+        if splits:
+            shares = _shares(turned, labels, splits, FEW_WEIGHT_DECAYS, max_iterations)
+            best = max(shares, key=lambda weight_decay: shares[weight_decay])
+        model = _fit(turned, labels, best, max_iterations)
     scores = test @ (basis @ model.coef_.T.astype(test.dtype)) + model.intercept_  # a column for two classes
     places = scores.argmax(axis=1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(int)
     return model.classes_[places], best

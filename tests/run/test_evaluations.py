@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from sklearn.linear_model import LogisticRegression
 from support import evaluation_runs, ranks
 from support.evaluation_runs import PROBE, SMALL
 from support.programs import call, losses, metrics, parse
 
+import moco_tf
 from moco_tf.config import define, options
 from moco_tf.config.options import OF_THE_RUN, DataOptions, EncoderToEvaluate
 from moco_tf.errors import UserError
-from moco_tf.evaluation import features, robustness, subject
+from moco_tf.evaluation import features, few_labels, robustness, subject
 from moco_tf.formats.load import load
 from moco_tf.run import defaults, loop, prepare, probing, results
 from moco_tf.training import checkpoint, stop
@@ -105,6 +108,56 @@ def test_what_knn_measures_besides(evaluated, run, photos):
     assert result["retrieval"]["queries"] == 24
     assert list(result["robustness"]) == list(robustness.alterations())
     assert all(round(24 * top1, 6).is_integer() for top1 in result["robustness"].values())
+
+
+def test_few_labels(evaluated, run, photos):
+    """By hand: scikit-learn on pixels of the images that were drawn; the encoder against itself differs in nothing."""
+    result = result_of(evaluated / "fewshot")
+    names = ["none", "untrained", "raw_pixels", str(run)]
+    assert [one["baseline"] for one in result["features"]] == names and result["shots"] == [1, 5]  # 99 are too many
+    first, _, pixels, again = result["features"]
+    assert again["weights"] == first["weights"] == result["weights"] and again["shots"] == first["shots"]
+    assert all((one["difference"], one["low"], one["high"], one["p"]) == (0, 0, 0, 1) for one in again["better_by"])
+    assert not first["better_by"] and result["test_images"] == 24 and "top1" not in result
+    train, test = (
+        prepare.source(DataOptions(dataset="folder", data_dir=str(photos)), split, SingleProcess())
+        for split in ("train", "test")
+    )
+    one = subject.load(EncoderToEvaluate(str(run), "raw_pixels"), OF_THE_RUN, "float32")
+    x, labels = features.extract(one.embed, train, one.geometry(train), 16, SingleProcess())
+    queries, truth = features.extract(one.embed, test, one.geometry(test), 16, SingleProcess())
+    drawn = few_labels.draws(train, 5, 3, 0)
+    seen = x[np.unique(np.stack(drawn))].astype(np.float64)
+    for number, draw in enumerate(drawn):
+        rows = draw[:, :1].ravel()
+        model = LogisticRegression(C=1 / (3 * 0.1), max_iter=5000, tol=1e-8)
+        model.fit((x[rows] - seen.mean(axis=0)) / seen.std(axis=0), labels[rows])
+        expected = np.mean(model.predict((queries - seen.mean(axis=0)) / seen.std(axis=0)) == truth)
+        assert pixels["shots"][0]["draws"][number] == pytest.approx(expected)
+        assert pixels["weight_decays"][number][0] == 0.1
+    assert pixels["shots"][0]["top1"] == pytest.approx(np.mean(pixels["shots"][0]["draws"]))
+
+
+def test_another_encoder_as_baseline(run, photos, tmp_path, capsys):
+    """On the run's images at the run's size; its result has a folder and a row of its own, and compare knows it."""
+    here = shutil.copytree(run, tmp_path / "run")
+    moco_tf.load(run / "checkpoints/step-00000001").export(tmp_path / "public.pth", format="pth")
+    data = {**SMALL, "data_dir": photos, "k": 3}
+    call("knn", load=here, **data)
+    call("knn", load=here, baseline=tmp_path / "public.pth", normalise="none", **data)
+    call("knn", load=here / "checkpoints/step-00000001", normalise="none", workdir=tmp_path / "same", **data)
+    found, same = result_of(here / "knn_public"), result_of(tmp_path / "same")
+    assert (found["top1"], found["per_class"], found["image_size"]) == (same["top1"], same["per_class"], 16)
+    assert found["baseline"] == found["subject"] == str(tmp_path / "public.pth")
+    with np.load(here / "knn/predictions.npz") as file:
+        right = file["predictions"] == file["labels"]
+    assert len(right) == 24 and right.mean() == result_of(here / "knn")["top1"]
+    call("knn", load=here, baseline=tmp_path / "public.pth", **data)
+    capsys.readouterr()
+    call("table", workdir=here)
+    assert f"| public.pth | {100 * result_of(here / 'knn_public-2')['top1']:.2f} |" in capsys.readouterr().out
+    call("compare", workdir=here)
+    assert re.search(r"\| (run - public.pth|public.pth - run) \|", capsys.readouterr().out)
 
 
 def test_probe_reports_last_and_best(evaluated):
@@ -313,7 +366,7 @@ def test_where_results_go(run, tmp_path):
 def on_two_ranks(run, photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks")
     done = ranks.horovodrun(2, ranks.TESTS / "workers" / "evaluations.py", run, photos, out)
-    assert done.stdout.count("finished") == 2 and done.stdout.count("written to ") == 4
+    assert done.stdout.count("finished") == 2 and done.stdout.count("written to ") == 5
     return out
 
 
@@ -324,6 +377,8 @@ def test_two_ranks_are_one_process(on_two_ranks, evaluated):
     assert all(one[name] == two[name] for name in ("all", "per_class", "retrieval", "robustness"))
     assert one["label_free"].pop("views") == two["label_free"].pop("views") == "moco_v2"
     assert one["label_free"] == pytest.approx(two["label_free"], rel=1e-4)
+    one, two = (result_of(out / "fewshot")["features"] for out in (evaluated, on_two_ranks))
+    assert [(f["shots"], f["weight_decays"]) for f in one] == [(f["shots"], f["weight_decays"]) for f in two]
     for name in ("frozen", "cached"):
         assert losses(on_two_ranks / name) == pytest.approx(losses(evaluated / name), rel=1e-4)
         one, two = (result_of(out / name) for out in (evaluated, on_two_ranks))
