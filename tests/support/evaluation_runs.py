@@ -29,7 +29,7 @@ def evaluate(run, photos, out):
     given = {"load": run, "data_dir": photos}
     every = {"k": "5,3", "knn_temperature": "0.1,0.5", "measures": ",".join(MEASURES)}
     call("knn", workdir=f"{out}/knn", **every, **given, **SMALL)
-    few = {"shots": "1,5,99", "draws": 3, "baseline": f"untrained,raw_pixels,{run}"}
+    few = {"shots": "1,5,99", "draws": 3, "baseline": f"raw_pixels,{run}"}
     call("fewshot", workdir=f"{out}/fewshot", **few, **given, **SMALL)
     call("lincls", workdir=f"{out}/frozen", steps=6, **given, **PROBE)
     grid = {"cache_features": True, "standardise": True, "learning_rates": "0.01,0.1"}
