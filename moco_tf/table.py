@@ -3,7 +3,7 @@
     python -m moco_tf.table --workdir=runs/demo
     python -m moco_tf.table --workdir=runs/moco,runs/simclr
 
-Results on other images, or under other settings, stand in tables of their own.
+Results on other images, or under other settings, stand in tables of their own, and so do those of moco_tf.fewshot.
 """
 
 from moco_tf.config.options import Table
@@ -12,9 +12,11 @@ from moco_tf.run import program
 
 def main(options: Table) -> None:
     """Prints the table of --workdir."""
-    from moco_tf.reporting import accuracies, results
+    from moco_tf.reporting import accuracies, few_shot, results
 
-    print(accuracies.markdown(results.folders(options.table.workdir or ())))
+    runs = results.folders(options.table.workdir or ())
+    text, few = accuracies.markdown(runs), [*few_shot.of_runs(runs)]
+    print("\n\n".join(few if few and text == accuracies.NOTHING else [text, *few]))
 
 
 if __name__ == "__main__":

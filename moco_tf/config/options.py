@@ -266,7 +266,7 @@ class EncoderToEvaluate(LoadOptions):
     """What is evaluated."""
 
     baseline: Annotated[str, Place(BASELINES)] = option(
-        "none", "In its place: untrained, its architecture; raw_pixels; or another encoder, whatever --load takes."
+        "none", "In its place: untrained, raw_pixels, or whatever else --load takes."
     )
 
     def __post_init__(self) -> None:

@@ -105,10 +105,14 @@ def contenders(runs: Mapping[str, RunFolder], found: list[Outcome]) -> list[Cont
     made = [_of_runs(name, group, runs, answers) for name, group in zip(names, groups.values())]
     seen = intervals.pooled([one.scatter for one in made if one.scatter])
     made = [dataclasses.replace(one, scatter=one.scatter or seen) for one in made]
-    baselines = {one.title: one for one in reversed(found) if one.baseline != "none"}  # one of several runs is enough
-    return made + [
-        Contender(title, (one.run,), answers(one)[None], None, True) for title, one in reversed(baselines.items())
-    ]
+    return made + [Contender(name, (one.run,), answers(one)[None], None, True) for name, one in _baselines(found)]
+
+
+def _baselines(found: list[Outcome]) -> Iterator[tuple[str, Outcome]]:
+    """(name, result) of each baseline once, though several runs have it; by the run where weights differ."""
+    own = list({(one.title, one.weights): one for one in reversed(found) if one.baseline != "none"}.values())[::-1]
+    titles = [one.title for one in own]
+    yield from ((one.title if titles.count(one.title) == 1 else f"{one.title} of {one.run}", one) for one in own)
 
 
 def recipe(run: RunFolder) -> object:

@@ -1,5 +1,7 @@
 """The tables of an evaluation with few labels."""
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moco_tf.evaluation.intervals import LEVEL
@@ -27,6 +29,16 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(_row(f"{names[0]} - {name}", [text if one else f"({text})" for text, one in zip(cells, seen)]))
     draws = len(result["features"][0]["shots"][0]["draws"])
     return "\n".join([*lines, "", f"{draws} draws, {result['test_images']:,} test images. {_SAYS}"])
+
+
+def of_runs(runs: Mapping[str, RunFolder]) -> Iterator[str]:
+    """The tables of all such results in run folders by name; one that cannot be read is left out."""
+    for name, run in runs.items():
+        for folder in run.all_results():
+            result = folder.read_result()
+            if result.get("evaluation") == "fewshot":
+                with contextlib.suppress(LookupError, TypeError, ValueError):
+                    yield f"{name}, few labels, {Outcome(name, folder, result).images}:\n\n{markdown(result)}"
 
 
 def _name(one: dict[str, Any]) -> str:

@@ -58,6 +58,25 @@ def test_flags(argv, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "program, word, message",
+    [
+        (
+            "knn",
+            "--baseline=untraind",
+            r"--baseline=\S*/untraind came, expected none, untrained, raw_pixels, or a path",
+        ),
+        ("fewshot", "--baseline=untrained,gone.pth", r"--baseline=\S*/gone.pth came, expected none, untrained"),
+        ("fewshot", "--baseline=none,untrained", "--baseline=none,untrained came, expected none alone"),
+        ("fewshot", "--shots=0", "--shots=0 came, expected numbers from 1 on"),
+        ("fewshot", "--draws=1", "--draws=1"),
+    ],
+)
+def test_flags_of_evaluations(program, word, message):
+    with pytest.raises(flags.Error, match=message):
+        parse(program, word)
+
+
 @pytest.mark.parametrize("program, words", [("pretrain", ["--workdir"]), ("knn", ["--load"]), ("table", ["--workdir"])])
 def test_missing_flags(program, words):
     refusal(program, *words)

@@ -17,14 +17,14 @@ Q = 4000
 LABELS = np.arange(Q) % 10
 
 
-def write(run, right, evaluation="kNN", labels=LABELS, baseline="none", step=7, **flags):
+def write(run, right, evaluation="kNN", labels=LABELS, baseline="none", step=7, weights=None, **flags):
     """A run folder with a result whose answers are right where `right` says so."""
     folder = run / (evaluation.lower() if baseline == "none" else f"{evaluation.lower()}_{baseline}")
     folder.mkdir(parents=True)
     if flags:
         (run / "flags.cfg").write_text("".join(f"--{name}={value}\n" for name, value in flags.items()))
     found = {"evaluation": evaluation, "dataset": "mnist", "test_images": len(labels), "settings": {"k": "200"}}
-    found |= {"baseline": baseline, "step": step, "top1": float(np.mean(right)), "subject": "x"}
+    found |= {"baseline": baseline, "step": step, "top1": float(np.mean(right)), "subject": "x", "weights": weights}
     (folder / "result.json").write_text(json.dumps(found))
     scores.write_predictions(folder / "predictions.npz", np.where(right, labels, (labels + 1) % 10), labels)
 
@@ -54,7 +54,8 @@ def test_three_recipes_with_three_seeds(tmp_path):
             shares.setdefault(method, []).append(right.mean())
             write(run, right, method=method, seed=seed, workdir=run, log_every=seed + 1)
             folders.append(run)
-    write(folders[0], answers(rng, hard, 0.7), baseline="raw_pixels")
+    for run in folders[:2]:  # the same for both
+        write(run, answers(np.random.default_rng(2), hard, 0.7), baseline="raw_pixels", weights="none")
     rows, lines = compared(*folders)
     assert lines[0] == "kNN top-1 on mnist, 4,000 test images:"
     assert [rows[name][0] for name in ("moco", "simclr", "supcon", "raw pixels")] == ["3", "3", "3", "1"]
@@ -93,6 +94,9 @@ def test_one_run_each(tmp_path):
     assert rows["b - a"][3] == "this run of b is better"
     assert [line[:6] for line in lines if line.endswith(":")] == ["kNN to", "linear"]
     assert "a, b: one run each, so that the luck of its seed is in no interval; give runs of other seeds." in lines
+    for name in "ab":
+        write(tmp_path / name, answers(rng, hard, 0.6), baseline="untrained", weights=name)
+    assert {"untrained encoder of a", "untrained encoder of b"} <= compared(tmp_path / "a", tmp_path / "b")[0].keys()
     rows, lines = compared(tmp_path / "a", tmp_path / "c")
     assert "a + c" in rows or "a" not in rows
     assert "no difference can be seen: the 2.00 points" in lines[1]

@@ -110,7 +110,7 @@ def test_what_knn_measures_besides(evaluated, run, photos):
     assert all(round(24 * top1, 6).is_integer() for top1 in result["robustness"].values())
 
 
-def test_few_labels(evaluated, run, photos):
+def test_few_labels(evaluated, run, photos, capsys):
     """By hand: scikit-learn on pixels of the images that were drawn; the encoder against itself differs in nothing."""
     result = result_of(evaluated / "fewshot")
     names = ["none", "raw_pixels", str(run)]
@@ -118,6 +118,8 @@ def test_few_labels(evaluated, run, photos):
     first, pixels, again = result["features"]
     assert again["weights"] == first["weights"] == result["weights"] and again["shots"] == first["shots"]
     assert all((one["difference"], one["low"], one["high"], one["p"]) == (0, 0, 0, 1) for one in again["better_by"])
+    call("table", workdir=evaluated)
+    assert f"| pre-trained - {run.name} | (0.0, 0.0 to 0.0) | (0.0, 0.0 to 0.0) |" in capsys.readouterr().out
     assert not first["better_by"] and result["test_images"] == 24 and "top1" not in result
     train, test = (
         prepare.source(DataOptions(dataset="folder", data_dir=str(photos)), split, SingleProcess())
