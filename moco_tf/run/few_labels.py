@@ -7,6 +7,7 @@ import numpy as np
 
 from moco_tf.config.options import EncoderToEvaluate, FewShot
 from moco_tf.data.sources import Source
+from moco_tf.errors import UserError
 from moco_tf.evaluation import features, few_labels, logistic, probe, subject
 from moco_tf.evaluation.subject import Subject
 from moco_tf.reporting import few_shot
@@ -27,6 +28,8 @@ def evaluate(o: FewShot) -> dict[str, Any]:
     given, o = o.data, results.completed(o)
     run = results.begin("fewshot", o, given, subject_of(o, "none"), collectives)
     with results.given_back(run):
+        if run.test.num_examples < 2:
+            raise UserError(f"{run.test.name} has one test image, expected two or more, of which intervals are made")
         results.check_folder(run.folder)
         make_folder(run.folder.path)  # now, not after the work
         numbers = measured(run)
