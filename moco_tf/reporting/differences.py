@@ -215,9 +215,9 @@ def _notes(found: list[Contender], tested: int) -> Iterator[str]:
         )
     single = [one for one in found if len(one.runs) == 1 and not one.baseline]
     if single and any(one.scatter for one in single):
-        yield f"{_and(single)}: one run each; the seed is taken to matter as much as to the other recipes."
+        yield f"One run of {_and(single)}: the seed is taken to matter as much as to the other recipes."
     elif single:
-        yield f"{_and(single)}: one run each, so that the luck of its seed is in no interval; give runs of other seeds."
+        yield f"One run of {_and(single)}: the luck of its seed is in no interval; give runs of other seeds."
     if tested > 1:
         yield f"Each p is corrected for the {tested} pairs (Holm); each interval is of its pair alone."
 

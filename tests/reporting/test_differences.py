@@ -93,7 +93,7 @@ def test_one_run_each(tmp_path):
     rows, lines = compared(tmp_path / "a", tmp_path / "b")
     assert rows["b - a"][3] == "this run of b is better"
     assert [line[:6] for line in lines if line.endswith(":")] == ["kNN to", "linear"]
-    assert "a, b: one run each, so that the luck of its seed is in no interval; give runs of other seeds." in lines
+    assert "One run of a, b: the luck of its seed is in no interval; give runs of other seeds." in lines
     for name in "ab":
         write(tmp_path / name, answers(rng, hard, 0.6), baseline="untrained", weights=name)
     assert {"untrained encoder of a", "untrained encoder of b"} <= compared(tmp_path / "a", tmp_path / "b")[0].keys()
@@ -102,7 +102,7 @@ def test_one_run_each(tmp_path):
     assert "no difference can be seen: the 2.00 points" in lines[1]
     rows, lines = compared(*(tmp_path / name for name in "abc"))
     assert rows["b - a + c"][3] == "no difference can be seen"  # two seeds that are 2 points apart
-    assert "b: one run each; the seed is taken to matter as much as to the other recipes." in lines
+    assert "One run of b: the seed is taken to matter as much as to the other recipes." in lines
 
 
 def test_what_is_refused(tmp_path):
