@@ -196,7 +196,7 @@ def _of_contrast(facts: Facts, batch: int) -> list[Setting]:
         Setting("batch_size", batch, f"an epoch has {facts.images // batch:,} of them"),
         Setting("queue_size", queue, f"keys of {queue / facts.images:.0%} of the images"),
         Setting("key_momentum", 0.99, "the queue turns over in an epoch or less"),
-        Setting("temperature", 0.1, "as measured: docs/automatic.md"),
+        Setting("temperature", 0.2, "as MoCo v2"),
         Setting("head", "mlp"),
         Setting("feature_dim", 128),
     ]

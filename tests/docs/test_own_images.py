@@ -12,11 +12,7 @@ from moco_tf.config.options import PROGRAMS
 from moco_tf.run import defaults
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "own_images.md"
-# What makes them short; everything else is as it stands.
-SHORT = {
-    "pretrain": ["--steps=3", "--jit_compile=false"],
-    "lincls": ["--cache_features", "--learning_rates=1,10", "--batch_size=16", "--epochs=2"],
-}
+SHORT = {"pretrain": ["--steps=3", "--jit_compile=false"]}  # everything else is as it stands
 
 
 def run(program, words):
