@@ -10,7 +10,7 @@ layout with random rows and columns, of which mean squares estimate the variance
 The first part is what other replicates would change, the second what other test images would. The error is taken to be
 Student's t with R - 1 degrees of freedom times the root of the first, so that few replicates make intervals wide, plus
 Student's t with Q - 1 times the root of the second (Behrens & Fisher). Replicates of two kinds share one t, with the
-degrees of freedom of Welch's test.
+degrees of freedom of Welch's test (Satterthwaite, 1946) over the independent estimates of scatter that are in it.
 """
 
 import dataclasses
@@ -34,19 +34,21 @@ class Estimate:
     p: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scatter:
-    """How replicates differ on the same test images.
+    """How replicates differ on the same test images; each object is an estimate of its own.
 
     Args:
         variance: of the mean over the images, from one replicate to another.
         residual: the part of it that comes of the number of images: MS_E / Q.
         freedom: degrees of freedom of the estimate.
+        parts: what it was pooled from, by their freedoms; of none it is itself.
     """
 
     variance: float
     residual: float
     freedom: float
+    parts: tuple["Scatter", ...] = ()
 
 
 def require(what: str) -> None:
@@ -71,7 +73,7 @@ def pooled(parts: Sequence[Scatter]) -> Scatter | None:
     variance, residual = (
         float(np.average([getattr(part, name) for part in parts], weights=weights)) for name in ("variance", "residual")
     )
-    return Scatter(variance, residual, sum(weights))
+    return Scatter(variance, residual, sum(weights), tuple(parts))
 
 
 def mean(table: np.ndarray) -> Estimate:
@@ -99,13 +101,16 @@ def _student(images: np.ndarray, parts: Sequence[tuple[Scatter, int]]) -> Estima
     """By Student's t: means over replicates of each image, Q, and the scatter and number of the replicates in them."""
     from scipy import optimize
 
-    replicates = [part.variance / count for part, count in parts]
+    replicates: dict[Scatter, float] = {}  # one estimate may be in both: own, and borrowed
+    for part, count in parts:
+        for one in part.parts or (part,):
+            replicates[one] = replicates.get(one, 0.0) + one.variance * one.freedom / part.freedom / count
     residual = sum(part.residual / count for part, count in parts)
     others = max(float(images.var(ddof=1)) / len(images) - residual, 0.0)
-    found, total = float(images.mean()), sum(replicates)
+    found, total = float(images.mean()), sum(replicates.values())
     if total + others == 0:
         return Estimate(found, found, found, float(found == 0))
-    shares = [variance**2 / part.freedom for variance, (part, _) in zip(replicates, parts)]
+    shares = [variance**2 / one.freedom for one, variance in replicates.items()]
     freedom = total**2 / sum(shares) if total else 1.0
     tail = _tail(*sorted([(total**0.5, freedom), (others**0.5, len(images) - 1)]))
     most = 1e4 * (total + others) ** 0.5  # Student's t of one degree of freedom leaves 3e-5 beyond

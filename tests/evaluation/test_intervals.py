@@ -34,6 +34,23 @@ def test_replicates_alone_are_students_t():
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-9)
 
 
+def test_borrowed_scatter_keeps_its_freedom():
+    """Two single runs beside one recipe of three seeds, images alike: Student's t of 2, not of Welch's 4."""
+    own = intervals.scatter(np.random.default_rng(0).normal(0.8, 0.1, (3, 1)) + np.zeros(7))
+    lent = intervals.pooled([own])
+    low, high = np.full((1, 7), 0.6), np.full((1, 7), 0.9)
+    found = intervals.difference(high, low, (lent, lent))
+    assert found.p == pytest.approx(2 * stats.t.sf(0.3 / (2 * own.variance) ** 0.5, 2), rel=1e-9)
+    found = intervals.difference(np.full((3, 7), 0.9), low, (own, lent))
+    assert found.p == pytest.approx(2 * stats.t.sf(0.3 / (own.variance * 4 / 3) ** 0.5, 2), rel=1e-9)
+    # Of two that lend, half of the weight is the own one's: (1/3 + 2/6) s1 + 4/6 s2 of 2 and 4 degrees.
+    other = intervals.scatter(np.random.default_rng(1).normal(0.8, 0.1, (5, 1)) + np.zeros(7))
+    one, two = own.variance * 2 / 3, other.variance * 2 / 3
+    found = intervals.difference(np.full((3, 7), 0.9), low, (own, intervals.pooled([own, other])))
+    freedom = (one + two) ** 2 / (one**2 / 2 + two**2 / 4)
+    assert found.p == pytest.approx(2 * stats.t.sf(0.3 / (one + two) ** 0.5, freedom), rel=1e-9)
+
+
 def test_images_alone_are_students_t():
     """Where replicates do not differ: SciPy's t interval over images."""
     images = np.random.default_rng(1).normal(0.3, 1, 50)
@@ -113,9 +130,9 @@ def test_encoders_of_one_accuracy():
     assert np.mean([intervals.difference(*pair, (None, None)).p < 0.05 for pair in tables]) <= 0.1
 
 
-@pytest.mark.parametrize("seeds", [(3, 3), (1, 3), (1, 1)])
-def test_three_points_are_found(seeds):
-    """In each of 30 cases."""
+@pytest.mark.parametrize("seeds, least", [((3, 3), 1), ((1, 3), 0.8), ((1, 9), 1), ((1, 1), 1)])
+def test_three_points_are_found(seeds, least):
+    """In each of 30 cases; in most where two degrees of freedom are all that a single run can borrow."""
     rng, found = np.random.default_rng(7), []
     for _ in range(30):
         one, other = planted(rng, (0.85, 0.82), seeds, 0.003)
@@ -123,7 +140,7 @@ def test_three_points_are_found(seeds):
         seen = intervals.pooled([part for part in own if part])
         found.append(intervals.difference(one, other, (own[0] or seen, own[1] or seen)))
     assert all(0.015 < estimate.mean < 0.045 for estimate in found)
-    assert all(estimate.p < 0.05 for estimate in found)
+    assert np.mean([estimate.p < 0.05 for estimate in found]) >= least
 
 
 @pytest.mark.parametrize("draws, spread, images", [(5, 0.03, 10_000), (5, 0.03, 200), (2, 0.03, 1000)])
