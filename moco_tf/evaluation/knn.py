@@ -111,7 +111,9 @@ def measure(
         return _outcome(nearest(x, ks[0]), own, classes, *first, weighting).top1
 
     altered = {name: top1(alter) for name, alter in (alterations or {}).items()}
-    return Measured(outcomes, truth, total, wanted, altered)
+    pictures = (thumbnails[0], others[0], queries, geometries[1], collectives) if copies else None
+    count = duplicates.count_in_train(*pictures) if pictures else None
+    return Measured(outcomes, truth, total, wanted, altered, count)
 
 
 @functools.lru_cache(maxsize=2)  # the same function for the same encoder: it is traced once

@@ -118,7 +118,7 @@ class BatchNorm(keras.layers.Layer):
         y = (parts - mean) * (scale * tf.math.rsqrt(variance + self.epsilon)) + offset
         count = tf.cast(b // self.splits * h * w, tf.float32)
         self._move(self.running_mean, mean + shift)
-        self._move(self.running_variance, variance * count / (count - 1.0))
+        self._move(self.running_variance, variance * count / tf.maximum(count - 1.0, 1.0))
         return tf.reshape(tf.cast(y, x.dtype), tf.shape(x))
 
     def _normalise_over_ranks(self, x: tf.Tensor, collectives: Collectives) -> tf.Tensor:
@@ -133,7 +133,7 @@ class BatchNorm(keras.layers.Layer):
         mean, variance = tf.nn.moments(x, [0, 1, 2])
         count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), x.dtype)
         self._move(self.running_mean, mean)
-        self._move(self.running_variance, variance * count / (count - 1.0))
+        self._move(self.running_variance, variance * count / tf.maximum(count - 1.0, 1.0))
         return self._scaled(x, mean, variance)
 
     def _scaled(self, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:

@@ -85,8 +85,8 @@ class Work:
         return [part for part in split.parts if part in own and not self.file(part).exists()]
 
 
-def embed(o: Embed) -> list[Split]:
-    """Computes the vectors and writes them; returns the images.
+def embed(o: Embed, says: bool = True) -> list[Split]:
+    """Computes the vectors and writes them, and says where; returns the images.
 
     Raises:
         UserError: options do not fit, there are no images, or too many cannot be read.
@@ -109,7 +109,7 @@ def embed(o: Embed) -> list[Split]:
         broadcast_result(collectives, lambda: _begin(work, o))
         computed = float(collectives.mean([tf.constant([compute(work)], tf.float64)])[0][0]) * collectives.size
         if collectives.rank == 0:
-            _finish(work, output, computed / (time.monotonic() - began))
+            _finish(work, output, computed / (time.monotonic() - began) if says else None)
     collectives.barrier()
     return splits
 
@@ -128,13 +128,14 @@ def _locked(work: Work) -> Iterator[None]:
             raise
 
 
-def _finish(work: Work, output: pathlib.Path, rate: float) -> None:
-    """Writes the parts as one file, removes them, and says what is where."""
+def _finish(work: Work, output: pathlib.Path, rate: float | None) -> None:
+    """Writes the parts as one file, removes them, and says what is where, with a rate."""
     rows, total = collected(work), sum(split.source.num_examples for split in work.splits)
     vectors.write(output, rows)
     shutil.rmtree(work.folder)
     shape, left_out = "x".join(map(str, (rows.total, *rows.shape))), total - rows.total
-    print(f"{shape} float32 written to {' and '.join(map(str, vectors.files(output)))}; {rate:,.0f} images/s")
+    if rate is not None:
+        print(f"{shape} float32 written to {' and '.join(map(str, vectors.files(output)))}; {rate:,.0f} images/s")
     if left_out:
         listed = f"; see {work.bad_images.file}"
         print(f"{left_out:,} of {total:,} images could not be read and are left out{listed}", flush=True)

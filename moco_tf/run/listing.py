@@ -30,8 +30,9 @@ def output_of(given: str | None, beside: str | None, name: str) -> pathlib.Path:
         raise UserError(f"--output={output} came, expected a name that ends in .csv; the page goes beside it")
     if not output.parent.is_dir():
         raise UserError(f"--output={output} is in a folder that is not there; make it, or give another")
+    own = pathlib.Path(beside).with_suffix(".csv") if beside else None  # may hold the paths of the vectors
     for path in (output, output.with_suffix(".html")):
-        if given and path.exists():
+        if (given or path == own) and path.exists():
             raise UserError(f"{path} exists already; give another --output, or move it away")
     return output
 

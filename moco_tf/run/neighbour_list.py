@@ -72,7 +72,7 @@ def _vectors(o: Neighbours, output: pathlib.Path) -> Iterator[tuple[vectors.Tabl
     file.unlink(missing_ok=True)  # of a search that was stopped
     given = EmbedOptions(images=n.images, split=n.split, feature=n.feature, batch_size=n.batch_size, output=str(file))
     try:
-        splits = embedding.embed(Embed(o.encoder, given, o.data, o.device))
+        splits = embedding.embed(Embed(o.encoder, given, o.data, o.device), says=False)
         yield vectors.read(file) if launcher.is_first_rank() else _NOTHING, splits
     finally:
         if launcher.is_first_rank():
@@ -164,6 +164,8 @@ def _row_of(paths: Sequence[str], image: str) -> int:
     same = {image, os.path.abspath(image)}
     ending = [row for row, path in enumerate(paths) if path in same or path.endswith(f"/{image}")]
     exact = [row for row in ending if paths[row] in same]
+    if not exact and os.path.isfile(image):  # another file
+        return -1
     if len(ending) > 1 and not exact:
         first, second, *_ = (paths[row] for row in ending)
         raise UserError(

@@ -103,7 +103,7 @@ def pretraining(
         o.run.seed,
         Share(collectives.rank, collectives.size),
         crops(views[: kind.num_views]),
-        BadImages(o.data.max_bad_images, str(folder.unreadable) if folder else None),
+        BadImages(o.data.max_bad_images, str(folder.unreadable) if folder else None, reported=folder is not None),
         o.views.read_order,
     )
     built = method(o, collectives, views, train)

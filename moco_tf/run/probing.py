@@ -292,8 +292,9 @@ def choose(run: Probing, x: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         x, labels: features NxD and labels N of the training images.
 
     Returns:
-        learning_rate: the one that is right most often on the held-out training images; learning_rates: all of them,
-        with held_out_top1 and the last loss, None where it diverged; held_out_images.
+        learning_rate: the one that is right most often on the held-out training images, of equal ones that of the
+        lowest training loss; learning_rates: all of them, with held_out_top1 and the last loss, None where it diverged;
+        held_out_images.
 
     Raises:
         UserError: all of them diverged.
@@ -322,7 +323,8 @@ def choose(run: Probing, x: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         for one in found:
             said = "diverged" if one["loss"] is None else f"{one['held_out_top1']:.2%}"
             print(f"learning rate {one['learning_rate']:g}: {said} of {len(left_out)} held-out training images")
-    best = max(found, key=lambda one: (one["loss"] is not None, one["held_out_top1"]))
+    # Few held-out images give many ties: the lower loss then.
+    best = max(found, key=lambda one: (one["loss"] is not None, one["held_out_top1"], -(one["loss"] or 0.0)))
     if best["loss"] is None:
         raise UserError("every one of --learning_rates diverged, expected one that does not; lower them")
     return {"learning_rate": best["learning_rate"], "learning_rates": found, "held_out_images": len(left_out)}

@@ -74,8 +74,8 @@ class Evaluation(Generic[Program]):
             return {}
         if self.collectives.rank == 0:
             images = "held-out" if self.options.data.holdout else "test"
-            more = "; moco_tf.duplicates lists them" if count else ""
-            print(f"{count:,} of {total:,} {images} images have a near-duplicate among the training images{more}")
+            more = "; moco_tf.duplicates looks closer and lists them" if count else ""
+            print(f"about {count:,} of {total:,} {images} images have a near-duplicate among the training images{more}")
         return {"test_images_in_train": count}
 
     def contents(self, count: int, numbers: dict[str, Any]) -> dict[str, Any]:

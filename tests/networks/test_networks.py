@@ -115,6 +115,16 @@ def test_batch_norm_of_xla(splits):
         assert_near(value.numpy(), exact.numpy(), 2e-6)
 
 
+def test_batch_norm_of_one_number():
+    """A split of one pixel has the variance 0, as the kernel says: 0.9 of the running one is left."""
+    x = np.random.default_rng(4).normal(size=(4, 1, 1, 6))
+    for dtype, compiles in (("float64", False), ("float32", False), ("float32", True)):
+        layer = BatchNorm(splits=4, dtype=dtype)
+        layer.for_xla = compiles
+        np.testing.assert_allclose(layer(tf.constant(x, dtype), training=True), 0, atol=1e-6)
+        np.testing.assert_allclose(layer.running_variance.numpy(), 0.9, rtol=1e-6)
+
+
 def test_batch_norm_of_vectors_and_of_bfloat16():
     x = np.random.default_rng(1).normal(size=(8, 6)).astype(np.float32)
     expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
