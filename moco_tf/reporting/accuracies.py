@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,6 +17,12 @@ BASELINES = {"untrained": "untrained encoder", "raw_pixels": "raw pixels"}
 NOTHING = "Nothing was evaluated yet: moco_tf.knn and moco_tf.lincls with --load of the run folder do that."
 _TITLES = {"kNN": "kNN", "lincls": "linear"}  # these columns are always there
 _OF_THE_IMAGES = ("dataset", "data_dir", "holdout", "all_checkpoints")  # settings that make no column
+
+
+def is_place(dataset: str) -> bool:
+    """Whether --data_dir says which images a data set has, as it does of a folder and may do of a module's."""
+    return dataset == "folder" or "." in re.split("[/:]", dataset)[0]
+
 
 Column = tuple[str, tuple[tuple[str, str], ...]]  # an evaluation and its settings
 
@@ -38,7 +45,7 @@ class Outcome:
     def images(self) -> str:
         """What was tested on, in words."""
         name, place = str(self.result.get("dataset")), self.result.get("data_dir")
-        where = f" ({place})" if place and (name == "folder" or "." in name) else ""  # such a set is its place
+        where = f" ({place})" if place and is_place(name) else ""
         count = self.result.get("test_images")
         return f"{name}{where}, {count:,} {self.kind}" if isinstance(count, int) else f"{name}{where}, {self.kind}"
 

@@ -4,9 +4,11 @@ Runs that differ in their seed alone are one recipe. Its runs answer the same te
 do, so that `evaluation.intervals` tells seeds, images and recipes apart.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -19,6 +21,7 @@ from moco_tf.evaluation.intervals import Estimate, Scatter
 from moco_tf.reporting import accuracies
 from moco_tf.reporting.accuracies import Outcome
 from moco_tf.run.folder import RunFolder
+from moco_tf.training import checkpoint
 
 SAME = "no difference can be seen"
 _NO_RECIPE = {"seed", "workdir", "data_dir", "log_every", "threads"}
@@ -71,8 +74,8 @@ def markdown(runs: Mapping[str, RunFolder]) -> str:
     every = [one for name, run in runs.items() for one in accuracies.outcomes(name, run)]
     kept = [one for one in every if one.folder.predictions.is_file()]
     parts = []
-    for images in dict.fromkeys(one.images for one in kept):
-        together = [one for one in kept if one.images == images]
+    for images in dict.fromkeys(map(_images, kept)):
+        together = [one for one in kept if _images(one) == images]
         for column, title in accuracies.columns(together).items():
             own = [one for one in together if one.column == column]
             parts += [_table(f"{title} on {images}", contenders(runs, own))] if own else []
@@ -82,8 +85,22 @@ def markdown(runs: Mapping[str, RunFolder]) -> str:
             "each; evaluate them with moco_tf.knn or moco_tf.lincls, again if an earlier version did"
         )
     without = len(every) - len(kept)
-    note = f"{without} of {len(every)} results are left out: an earlier version kept no answers; evaluate again."
-    return "\n\n".join(parts + [note] * bool(without))
+    notes = [f"{without} of {len(every)} results are left out: an earlier version kept no answers; evaluate again."]
+    notes = notes * bool(without) + list(_unevaluated(runs, every))
+    return "\n\n".join(parts + notes)
+
+
+def _unevaluated(runs: Mapping[str, RunFolder], every: list[Outcome]) -> Iterator[str]:
+    """A line of the runs without a result."""
+    names = [name for name in runs if name not in {one.run for one in every}]
+    if names:
+        yield f"Left out, for lack of a result: {', '.join(names)}; evaluate with moco_tf.knn or moco_tf.lincls."
+
+
+def _images(one: Outcome) -> str:
+    """What was tested on, in words that are the same wherever a folder of this name stands."""
+    place = str(one.result.get("data_dir"))
+    return one.images.replace(f"({place})", f"({pathlib.PurePath(place).name})")
 
 
 def contenders(runs: Mapping[str, RunFolder], found: list[Outcome]) -> list[Contender]:
@@ -116,12 +133,26 @@ def _baselines(found: list[Outcome]) -> Iterator[tuple[str, Outcome]]:
 
 
 def recipe(run: RunFolder) -> object:
-    """What two runs have in common that differ in --seed alone; the folder itself where flags.cfg is missing."""
+    """What two runs have in common that differ in --seed alone; the folder itself where flags.cfg is missing.
+
+    Where --data_dir says which images there are, its last part and their number count, so that a folder may move.
+    """
     texts = define.texts_of(run.flags)
     if not texts:
         return run.path
     defaults = define.texts(define.flagfile(Pretrain()).splitlines())  # of flags that an earlier version did not have
-    return frozenset((name, text) for name, text in {**defaults, **texts}.items() if name not in _NO_RECIPE)
+    texts = {**defaults, **texts}
+    kept = frozenset((name, text) for name, text in texts.items() if name not in _NO_RECIPE)
+    if not accuracies.is_place(texts["dataset"]):
+        return kept
+    return kept, pathlib.PurePath(texts.get("data_dir", "")).name, _trained_on(run)
+
+
+def _trained_on(run: RunFolder) -> object:
+    """The number of training images, as the newest checkpoint says it; None without one."""
+    with contextlib.suppress(UserError, IndexError):
+        return checkpoint.describe(checkpoint.existing(run.checkpoints)[-1]).get("num_examples")
+    return None
 
 
 def _newest(run: RunFolder, own: list[Outcome]) -> Outcome:
@@ -218,6 +249,8 @@ def _notes(found: list[Contender], tested: int) -> Iterator[str]:
         yield f"One run of {_and(single)}: the seed is taken to matter as much as to the other recipes."
     elif single:
         yield f"One run of {_and(single)}: the luck of its seed is in no interval; give runs of other seeds."
+    if not tested:
+        yield "Nothing is compared here: no other recipe and no baseline has answers to these images."
     if tested > 1:
         yield f"Each p is corrected for the {tested} pairs (Holm); each interval is of its pair alone."
 

@@ -12,6 +12,7 @@ from moco_tf.errors import UserError
 from moco_tf.evaluation import scores
 from moco_tf.reporting import differences, results
 from moco_tf.run import defaults
+from moco_tf.run.folder import RunFolder
 
 Q = 4000
 LABELS = np.arange(Q) % 10
@@ -103,6 +104,32 @@ def test_one_run_each(tmp_path):
     rows, lines = compared(*(tmp_path / name for name in "abc"))
     assert rows["b - a + c"][3] == "no difference can be seen"  # two seeds that are 2 points apart
     assert "One run of b: the seed is taken to matter as much as to the other recipes." in lines
+
+
+def test_runs_on_images_of_ones_own(tmp_path):
+    """A folder that moved is the same one; another folder, or other images in it, make another recipe."""
+    rng = np.random.default_rng(3)
+    for name, place, count in (("a", "/d/photos", 90), ("b", "/e/photos/", 90), ("c", "/e/birds", 90)):
+        own = {"method": "moco", "dataset": "folder", "seed": ord(name), "data_dir": place}
+        write(tmp_path / name, rng.random(Q) < 0.8, **own)
+        path = tmp_path / name / "knn/result.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": "folder", "data_dir": "/x/photos"}))
+        at = tmp_path / name / "checkpoints/step-00000007/checkpoint.json"
+        at.parent.mkdir(parents=True)
+        at.write_text(json.dumps({"step": 7, "files": {}, "num_examples": count}))
+    moved = tmp_path / "b/knn/result.json"
+    moved.write_text(moved.read_text().replace("/x/", "/y/"))
+    (tmp_path / "bare").mkdir()
+    rows, lines = compared(*(tmp_path / name for name in ("a", "b", "c", "bare")))
+    assert lines[0] == "kNN top-1 on folder (photos), 4,000 test images:"
+    assert rows["a + b"][0] == "2" and rows["c"][0] == "1"
+    assert lines[-1] == "Left out, for lack of a result: bare; evaluate with moco_tf.knn or moco_tf.lincls."
+    assert compared(tmp_path / "a", tmp_path / "b")[1][-1].startswith("Nothing is compared here: no other recipe")
+    more = tmp_path / "b/checkpoints/step-00000007/checkpoint.json"
+    more.write_text(more.read_text().replace("90", "91"))
+    rows, lines = compared(tmp_path / "a", tmp_path / "b")
+    assert rows["a"][0] == rows["b"][0] == "1" and not any(line.startswith("Nothing is compared") for line in lines)
+    assert differences.recipe(RunFolder(tmp_path / "a")) != differences.recipe(RunFolder(tmp_path / "b"))
 
 
 def test_what_is_refused(tmp_path):
