@@ -35,6 +35,18 @@ def check_shots(train: Source, shots: Sequence[int]) -> list[int]:
     return possible
 
 
+def shared_images(train: Source, shots: Sequence[int]) -> list[str]:
+    """A sentence where draws take more than a quarter of a class, for their intervals are too narrow."""
+    assert train.labels is not None
+    smallest = int(np.bincount(train.labels, minlength=train.num_classes).min())
+    many = [str(number) for number in shots if number > smallest / 4]
+    return [
+        f"With {', '.join(many)} labels a class the draws share images, as the smallest class has {smallest}: there "
+        "the intervals are too narrow, for the luck of which images were collected is left out of them in part, and "
+        "whole where a draw takes all."
+    ] * bool(many)
+
+
 def draws(train: Source, most: int, count: int, seed: int) -> list[np.ndarray]:
     """Indices of `most` training images of each class, CxM, `count` times; the first m of M are a smaller draw."""
     assert train.labels is not None

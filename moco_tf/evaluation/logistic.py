@@ -104,7 +104,7 @@ def _turned(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(features) > features.shape[1]:
         return features, np.eye(features.shape[1], dtype=features.dtype)
     basis, lengths, rest = np.linalg.svd(features.T, full_matrices=False)
-    kept = lengths > 1e-5 * lengths[0]
+    kept = lengths >= 1e-5 * lengths[0]  # all of them where features are alike: the answer is then one of chance
     return (lengths[kept, None] * rest[kept]).T, basis[:, kept]
 
 

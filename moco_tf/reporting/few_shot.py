@@ -28,7 +28,8 @@ def markdown(result: dict[str, Any]) -> str:
             seen = [cell["p"] < LEVEL for cell in one["better_by"]]
             lines.append(_row(f"{names[0]} - {name}", [text if one else f"({text})" for text, one in zip(cells, seen)]))
     draws = len(result["features"][0]["shots"][0]["draws"])
-    return "\n".join([*lines, "", f"{draws} draws, {result['test_images']:,} test images. {_SAYS}"])
+    says = [f"{draws} draws, {result['test_images']:,} test images.", _SAYS, *result.get("notes", [])]
+    return "\n".join([*lines, "", " ".join(says)])
 
 
 def of_runs(runs: Mapping[str, RunFolder]) -> Iterator[str]:

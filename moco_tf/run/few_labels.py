@@ -62,7 +62,8 @@ def measured(run: Evaluation[FewShot]) -> dict[str, Any]:
         count = right.shape[-1]
         about = {"baseline": name, "subject": one.name, "weights": one.weights, "weight_decays": decays}
         found.append(about)
-    return broadcast_result(run.collectives, lambda: summary(shots, found, tables)) | {"count": count}
+    notes = few_labels.shared_images(run.train, shots)
+    return broadcast_result(run.collectives, lambda: summary(shots, found, tables)) | {"notes": notes, "count": count}
 
 
 def summary(shots: list[int], found: list[dict[str, Any]], tables: list[np.ndarray]) -> dict[str, Any]:
@@ -95,6 +96,8 @@ def tested(
     if run.collectives.rank > 0:
         return right, decays
     probe.standardise(x, queries)
+    if len(x) and np.abs(x).max() < 1e-3:  # else the deviation is 1
+        say(run, f"warning: {one.name}: the features of all labelled images are alike (a dead encoder): chance alone")
     places = np.full(len(rows), -1)
     places[known] = np.arange(len(known))
     for number, draw in enumerate(drawn):

@@ -7,7 +7,7 @@ from threadpoolctl import threadpool_limits
 
 from moco_tf.data.sources import ArraySource
 from moco_tf.errors import UserError
-from moco_tf.evaluation import few_labels, intervals, logistic
+from moco_tf.evaluation import few_labels, intervals, logistic, scores
 
 
 def source(labels, classes):
@@ -43,6 +43,26 @@ def test_how_many_labels_there_can_be():
         few_labels.check_shots(train, (3, 4))
     with pytest.raises(UserError, match="at most 0, the training images of class c"):
         few_labels.check_shots(source([0, 1], 3), (1,))
+    with pytest.raises(UserError, match="planted has 1 classes, expected labels of two or more"):  # as fewshot begins
+        scores.check_labels(source([0, 0], 1), train)
+
+
+def test_draws_that_share_images():
+    """More than a quarter of the smallest class, 12: from 4 on."""
+    train = source([0] * 12 + [1] * 40, 2)
+    (words,) = few_labels.shared_images(train, [3, 4, 12])
+    assert words.startswith("With 4, 12 labels a class the draws share images, as the smallest class has 12: there")
+    assert few_labels.shared_images(train, [1, 3]) == []
+
+
+@pytest.mark.parametrize("width", [4, 200])
+def test_features_that_are_alike(width):
+    """A dead encoder: one answer to every image, right for one class of three."""
+    labels = np.arange(30) % 3
+    for value in (0, 1e-9):
+        x = np.full((30, width), value, np.float32)
+        predictions, _ = logistic.few(x, labels, labels // 3, x)
+        assert np.mean(predictions == labels) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("width, classes", [(8, 3), (200, 3), (40, 2)])

@@ -106,6 +106,18 @@ def test_share_of_one_run_is_wilsons():
     assert (found.mean, found.low, found.high) == pytest.approx((0.9, low, high), rel=1e-6)
 
 
+def test_all_right_leaves_doubt():
+    """Wilson's z^2 / (n + z^2) on the other side, with and without seeds; where seeds say more, they stay."""
+    z2, right = 1.959963985**2, np.ones((3, 40))
+    found = intervals.share(right, intervals.scatter(right))
+    assert (found.mean, found.low, found.high) == pytest.approx((1, 40 / (40 + z2), 1), rel=1e-6)
+    found = intervals.share(1 - right, intervals.scatter(1 - right))
+    assert (found.mean, found.low, found.high) == pytest.approx((0, 0, z2 / (40 + z2)), rel=1e-6, abs=1e-12)
+    right = planted(np.random.default_rng(0), (0.8,), (3,), 0.05)[0]
+    found, whole = intervals.share(right, intervals.scatter(right)), intervals.mean(right)
+    assert (found.low, found.high) == (whole.low, min(whole.high, 1))
+
+
 def test_holm_by_hand():
     """0.005 * 4, 0.01 * 3, 0.03 * 2, and 0.04 is no smaller than the one before."""
     assert intervals.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

@@ -22,6 +22,7 @@ from moco_tf.config.options import OF_THE_RUN, DataOptions, EncoderToEvaluate
 from moco_tf.errors import UserError
 from moco_tf.evaluation import features, few_labels, robustness, subject
 from moco_tf.formats.load import load
+from moco_tf.reporting import few_shot
 from moco_tf.run import defaults, loop, prepare, probing, results
 from moco_tf.training import checkpoint, stop
 from moco_tf.training.collectives import SingleProcess
@@ -119,7 +120,10 @@ def test_few_labels(evaluated, run, photos, capsys):
     assert again["weights"] == first["weights"] == result["weights"] and again["shots"] == first["shots"]
     assert all((one["difference"], one["low"], one["high"], one["p"]) == (0, 0, 0, 1) for one in again["better_by"])
     call("table", workdir=evaluated)
-    assert f"| pre-trained - {run.name} | (0.0, 0.0 to 0.0) | (0.0, 0.0 to 0.0) |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"| pre-trained - {run.name} | (0.0, 0.0 to 0.0) | (0.0, 0.0 to 0.0) |" in printed
+    assert result["notes"] == []  # 5 of 30
+    assert few_shot.markdown({**result, "notes": ["Too narrow."]}) == few_shot.markdown(result) + " Too narrow."
     assert not first["better_by"] and result["test_images"] == 24 and "top1" not in result
     train, test = (
         prepare.source(DataOptions(dataset="folder", data_dir=str(photos)), split, SingleProcess())
