@@ -6,6 +6,7 @@ queue, bank, statistics) is taken from the last checkpoint where it is not finit
 """
 
 import pathlib
+import shlex
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +57,7 @@ def keep(training: TrainingTask, first: int, found: int) -> str:
             np.savez(draft, step=np.int64(first), allow_pickle=False, **batch)
     except UserError as error:
         return f"; its state is not kept: {error}"
-    return f"; python -m moco_tf.debug --load={folder.path} says which value was the first"
+    return f"; python -m moco_tf.debug --load={shlex.quote(str(folder.path))} says which value was the first"
 
 
 def take_broken_weights(learner: Learner, ranks: Collectives) -> int:

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import statistics
 import textwrap
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def lines(folder: RunFolder, feature_dim: int, probe: bool) -> list[str]:
         feature_dim: C of its head.
         probe: whether a linear probe can follow: there are labels and test images.
     """
-    metrics, path = folder.read_metrics(), _short(folder.path)
+    metrics, path = folder.read_metrics(), shlex.quote(_short(folder.path))
     then = f"moco_tf.lincls --load={path}" if probe else f"moco_tf.embed --load={path} --output=vectors.npz"
     return [
         f"verdict: {state(metrics.lines, feature_dim)}",
@@ -61,6 +62,9 @@ def state(every: Sequence[Line], feature_dim: int) -> str:
     loss = f"loss {_mean(found[:size], 'loss', 0):.3g} to {_mean(last, 'loss', 0):.3g}"
     if _moved(before, last, "loss") < -NOISE or _moved(before, last, "contrast_top1") > NOISE:
         return f"still learning ({loss}): more --epochs should help"
+    if _moved(before, last, "loss") > NOISE:
+        rise = f"{_mean(before, 'loss', 0):.3g} to {_mean(last, 'loss', 0):.3g}"
+        return f"getting worse (loss {rise} at the end): lower --learning_rate"
     return f"levelled off ({loss}): more of the same will hardly help"
 
 

@@ -22,6 +22,8 @@ FALLS, FLAT = np.linspace(6, 4, 100), np.r_[np.linspace(6, 4, 50), np.full(50, 4
 CASES = {
     "still learning (loss 5.81 to 4.19): more --epochs should help": curve(FALLS),
     "levelled off (loss 5.61 to 4): more of the same will hardly help": curve(FLAT),
+    # 5 + 69.5 and 89.5 of 99
+    "getting worse (loss 5.7 to 5.9 at the end): lower --learning_rate": curve(np.linspace(5, 6, 100)),
     "collapsed: lower --learning_rate or raise --temperature": curve(FALLS, std=0.012),
     "saturated, the task is solved: stronger --views or a larger queue": curve(FALLS, top1=0.96),
     "too short to tell (19 lines of metrics of 20): more --epochs, or a lower --log_every": curve(FALLS[:19]),
@@ -46,10 +48,10 @@ def test_better_by_the_contrast_alone():
 
 
 def test_noise_is_no_learning():
-    """Of 200 flat curves, which differ in their noise, at most one in ten is said to be still learning."""
+    """Of 200 flat curves, which differ in their noise, at most one in ten is said to be still learning, or worse."""
     rng = np.random.default_rng(1)
     found = [verdict.state([{"loss": 4 + x} for x in rng.normal(0, 0.1, 100)], DIM) for _ in range(200)]
-    assert sum(text.startswith("still") for text in found) <= 20
+    assert all(sum(text.startswith(word) for text in found) <= 20 for word in ("still", "getting"))
 
 
 def test_lines(tmp_path, monkeypatch):
@@ -66,6 +68,10 @@ def test_lines(tmp_path, monkeypatch):
         "report: python -m moco_tf.report --workdir=runs/photos_moco (report.html there)",
     ]
     assert all(len(line) <= 80 for line in verdict.lines(run, DIM, False))
+    spaced = RunFolder(run.path.rename(tmp_path / "my runs"))
+    assert verdict.lines(spaced, DIM, True)[2] == "next: python -m moco_tf.lincls --load='my runs'"
+    assert verdict.lines(spaced, DIM, True)[3].startswith("report: python -m moco_tf.report --workdir='my runs' (")
+    run = RunFolder(spaced.path.rename(run.path))
     assert verdict.lines(run, DIM, True)[2] == "next: python -m moco_tf.lincls --load=runs/photos_moco"
 
 
