@@ -34,7 +34,7 @@ _INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 _LOADING = r"^WARNING: All log messages before absl::InitializeLog|^[IW][0-9]{4} "
 _NO_GPU = "|failed call to cuInit"
 # And on processors without AVX-512, at the first step: no error, another kernel computes it.
-_NO_AVX512 = "|oneDNN supports DT_INT32 only on platforms with AVX-512"
+_NO_AVX512 = "|oneDNN supports DT_U?INT[0-9]+ only on platforms with AVX-512"
 # And when it reads compiled code that was kept: it tries text first.
 _KEPT_CODE = "|Error parsing text-format tensorflow.XlaSerializedCacheEntry"
 
