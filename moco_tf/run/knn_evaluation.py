@@ -87,7 +87,7 @@ def measure(run: Evaluation[Knn], copies: bool = True) -> knn.Measured:
         run.collectives,
         run.bad_images,
         alterations=robustness.alterations() if "robustness" in (o.measures.measures or ()) else None,
-        copies=copies,
+        copies=copies and run.counts_copies,
     )
 
 

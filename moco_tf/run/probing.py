@@ -144,11 +144,12 @@ def on_cached_features(run: Probing, received: Signals) -> Probed:
     probe.check_batch(o.run.batch_size, run.train.num_examples, collectives)
     results.check_folder(run.folder)  # a probe of augmented images keeps its checkpoints there
     make_folder(run.folder.path)  # now, not after the work
-    both = duplicates.beside(run.subject.embed)
-    x, bank, labels = extract(run, run.train, both)
-    queries, wanted, query_labels = extract(run, run.test, both)
-    copies = duplicates.count_in_train(bank, wanted, run.test, run.subject.geometry(run.test), SingleProcess())
-    del bank, wanted
+    both = duplicates.beside(run.subject.embed) if run.counts_copies else None
+    x, *bank, labels = extract(run, run.train, both)
+    queries, *wanted, query_labels = extract(run, run.test, both)
+    pictures = (bank[0], wanted[0], run.test, run.subject.geometry(run.test), SingleProcess()) if both else None
+    copies = duplicates.count_in_train(*pictures) if pictures else None
+    del bank, wanted, pictures
     if o.probe.standardise:
         probe.standardise(x, queries)
     numbers: dict[str, Any] = {"learning_rate": o.optimizer.learning_rate, "train_images": len(x)}

@@ -68,6 +68,11 @@ class Evaluation(Generic[Program]):
         """How unreadable images are treated."""
         return BadImages(self.options.data.max_bad_images, str(self.folder.unreadable))
 
+    @property
+    def counts_copies(self) -> bool:
+        """Whether near-duplicates are counted: of the encoder, as the images of a baseline are the same."""
+        return baseline_of(self.options) == "none"
+
     def of_copies(self, count: int | None, total: int) -> dict[str, int]:
         """Of how many test images a near-duplicate is among the training images, for a result; rank 0 says it."""
         if count is None:
