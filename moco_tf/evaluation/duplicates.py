@@ -28,6 +28,7 @@ _SIDE = 12
 WIDTH = _SIDE**2 + 1
 _FLAT = _SIDE / 255  # the length of a picture that varies by one grey level
 _LEAST_COPIES = 0.01  # share of the copies that may be below what counts as alike to a copy
+_LEAST_OF_FEW = 0.05
 _DEVIATIONS = 4.0
 _TENTH = 1.2816  # deviations from the middle of a normal distribution to its lowest tenth
 _FARTHEST = 3.0  # times the distance of such a copy
@@ -60,13 +61,17 @@ def copy_of(image: np.ndarray) -> np.ndarray:
 
 
 class Proposal(NamedTuple):
-    """From which similarity on images are near-duplicates, and the share of the copies of `copy_of` that reach it."""
+    """From which similarity on images are near-duplicates, and the share of the copies of `copy_of` that reach it.
+
+    known: whether enough images were unlike copies to tell strangers from copies.
+    """
 
     threshold: float
     recall: float
+    known: bool = True
 
 
-def propose(nearest: np.ndarray, copies: np.ndarray) -> Proposal:
+def propose(nearest: np.ndarray, copies: np.ndarray, least: float = _LEAST_COPIES) -> Proposal:
     """The similarity that hardly any image reaches by chance.
 
     Images whose nearest other is less alike than 99 % of the copies show how near strangers come. The logarithm of
@@ -79,15 +84,17 @@ def propose(nearest: np.ndarray, copies: np.ndarray) -> Proposal:
     Args:
         nearest: similarity of some images to the nearest other.
         copies: similarity of some images to their own copies.
+        least: share of these that may be less alike than what counts as alike to a copy.
     """
-    alike = float(np.quantile(copies, _LEAST_COPIES))
+    alike = float(np.quantile(copies, least))
     strangers = nearest[nearest < alike]
     threshold = alike
-    if len(strangers) >= _FEW * len(nearest):
+    known = len(strangers) >= _FEW * len(nearest)
+    if known:
         middle, low = np.quantile(np.log(1 - strangers), (0.5, 0.1))
         distance = min(np.exp(middle - _DEVIATIONS * (middle - low) / _TENTH), _FARTHEST * (1 - alike))
         threshold = 1 - max(float(distance), 1e-6)
-    return Proposal(threshold, float(np.mean(copies >= threshold)))
+    return Proposal(threshold, float(np.mean(copies >= threshold)), known)
 
 
 @functools.lru_cache(maxsize=2)  # the same function for the same encoder: it is traced once
@@ -98,8 +105,11 @@ def beside(embed: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tup
 
 def count_in_train(
     bank: np.ndarray, rows: np.ndarray, test: Source, geometry: tuple[int, int], collectives: Collectives
-) -> int:
+) -> int | None:
     """How many test images have a near-duplicate among the training images; the same on every rank.
+
+    None where strangers are as alike as copies. Of so few copies the worst are left out: one that is flat, say, would
+    decide.
 
     Args:
         bank: thumbnails of this rank's training images, nxT.
@@ -112,8 +122,9 @@ def count_in_train(
     nearest = np.concatenate([_largest(block, bank) for block in blocks])
     nearest = collectives.allgather(tf.constant(nearest[None])).numpy().max(axis=0)
     chosen = np.random.default_rng(0).permutation(test.num_examples)[:_QUICK]
-    proposal = propose(nearest, of_copies([(test, int(index)) for index in chosen], geometry))
-    return int((nearest >= proposal.threshold).sum())
+    copies = of_copies([(test, int(index)) for index in chosen], geometry, same_size=True)
+    proposal = propose(nearest, copies, _LEAST_OF_FEW)
+    return int((nearest >= proposal.threshold).sum()) if proposal.known else None
 
 
 def _halves(rows: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
@@ -148,12 +159,13 @@ def nearest_others(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.where(found == chosen[:, None], -1.0, similarities).max(axis=1)
 
 
-def of_copies(places: Iterable[tuple[Source, int]], geometry: tuple[int, int]) -> np.ndarray:
+def of_copies(places: Iterable[tuple[Source, int]], geometry: tuple[int, int], same_size: bool = False) -> np.ndarray:
     """Similarity of images to their own copies; of those that can be read.
 
     Args:
         places: source and index of each.
         geometry: what they are resized to, and the side of the centre that is cut out.
+        same_size: give a copy the image's size again: of another size it may be cut otherwise.
     """
 
     def row(image: np.ndarray) -> np.ndarray:
@@ -163,7 +175,10 @@ def of_copies(places: Iterable[tuple[Source, int]], geometry: tuple[int, int]) -
     for source, index in places:
         with contextlib.suppress(tf.errors.OpError, UnicodeDecodeError):  # the latter when a message quotes bytes
             image = source.image(index)
-            found.append(float((row(image) * mirrored(row(copy_of(image)))).sum()))
+            copy = copy_of(image)
+            if same_size:
+                copy = np.asarray(Image.fromarray(copy).resize(image.shape[1::-1], Image.Resampling.BICUBIC))
+            found.append(float((row(image) * mirrored(row(copy))).sum()))
     return np.array(found)
 
 

@@ -98,7 +98,7 @@ def completed(options: Any) -> Any:
             options = define.replaced(options, workdir=str(_run_folder(values)))
             _say(f"--workdir={options.run.workdir}; the same command goes on there")
         return options
-    needless = values.get("baseline") == "raw_pixels" or values.get("vectors")
+    needless = (values.get("baseline") == "raw_pixels" and values.get("dataset")) or values.get("vectors")
     needless = needless or (isinstance(options, Duplicates) and (values["dataset"] or values["images"]))
     if values.get("load", "") is not None or needless or not (run := newest()):
         return options

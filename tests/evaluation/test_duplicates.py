@@ -107,6 +107,17 @@ def test_knn_and_lincls_count_them(planted, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count(line) == 2
 
 
+def test_copies_are_cut_as_their_images(tmp_path):
+    """A copy of another size than the network's, which the image has, is resized first: nothing but noise is left."""
+    rng = np.random.default_rng(5)
+    images = np.stack([np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((8, 8, 1))) for _ in range(20)]).astype(
+        np.uint8
+    )
+    source = ArraySource("blocks", images)
+    found = duplicates.of_copies([(source, i) for i in range(20)], (0, 32), same_size=True)
+    assert found.min() > 0.98 > np.median(duplicates.of_copies([(source, i) for i in range(20)], (0, 32)))
+
+
 def rows_of(images):
     return duplicates.thumbnails(tf.constant(images, tf.float32) / 255).numpy()
 

@@ -110,7 +110,8 @@ def test_bare_commands(tmp_path, monkeypatch, capsys):
     assert (export["load"], export["output"], export["test_resize"]) == (new, f"{new}/encoder", 3)
     assert completed("export", "--format=pth")["output"] is None
     assert completed("knn", "--load", f"{tmp_path}/runs/old")["load"] == f"{tmp_path}/runs/old"
-    assert completed("lincls", "--baseline=raw_pixels")["load"] is None
+    assert completed("lincls", "--baseline=raw_pixels")["load"] == new  # whose images are taken
+    assert completed("lincls", "--baseline=raw_pixels", "--dataset=cifar10")["load"] is None
 
 
 def test_each_folder_of_images_has_a_run_of_its_own(tmp_path, monkeypatch):
