@@ -49,8 +49,16 @@ def check_run(run, case):
     assert result["parameters"] > 70_000 and result["multiply_adds"] > 3e6
 
 
+# Half a minute in each form that would show little more: their losses are suploss', and the symmetric step is moco's.
+LATER = ("supcon_in", "supcon_out", "moco_symmetric")
+
+
+def cases(names):
+    return [pytest.param(name, marks=[pytest.mark.system] * (name in LATER)) for name in names]
+
+
 @needs_fashion_mnist
-@pytest.mark.parametrize("name", method_cases.METHODS)
+@pytest.mark.parametrize("name", cases(method_cases.METHODS))
 def test_end_to_end(name, tmp_path, update):
     """Pre-train, checkpoint, resume, export in one process; the export is that checkpoint's encoder."""
     run = tmp_path / "run"
@@ -77,10 +85,6 @@ def test_symmetric(tmp_path, update):
     check_golden(tmp_path / "run", "moco_symmetric", 1, update)
 
 
-# Half a minute that would show little more: their losses are suploss', and the symmetric step is one of moco's.
-LATER = ("supcon_in", "supcon_out", "moco_symmetric")
-
-
 @pytest.fixture(scope="module")
 def runs_of_two_ranks(request, tmp_path_factory):
     """Folder with a run folder of every case that is tested, from one launch of two ranks."""
@@ -95,9 +99,7 @@ def runs_of_two_ranks(request, tmp_path_factory):
 
 @pytest.mark.horovod
 @needs_fashion_mnist
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.system] * (case in LATER)) for case in end_to_end.CASES]
-)
+@pytest.mark.parametrize("case", cases(end_to_end.CASES))
 def test_end_to_end_on_two_ranks(case, runs_of_two_ranks, tmp_path, update):
     run = runs_of_two_ranks / case
     check_run(run, case)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.checkpoints import state_at
 from support.processes import pretraining, wait, wait_for
-from support.programs import TINY, call, learnt, make_photos, metrics
+from support.programs import TINY, learnt, make_photos, metrics
 
 STEPS = 72  # of ten kills; fewer kills need fewer
 
@@ -62,16 +62,20 @@ def kill_somewhere(run, processes, rng, in_checkpoint):
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.system)])
 def test_two_ranks_killed_again_and_again_end_as_if_left_alone(kills, recipe, tmp_path):
-    """SIGKILL at random moments of training and of writing checkpoints; the same command each time."""
+    """SIGKILL at random moments of training and of writing checkpoints; the same command each time.
+
+    The runs that are killed are --deterministic, which changes nothing on a CPU.
+    """
     killed, straight, rng, log = tmp_path / "killed", tmp_path / "straight", random.Random(0), tmp_path / "log"
     steps = STEPS if kills > 4 else 30
     recipe = {**recipe, "steps": steps}
+    flags = {killed: {**recipe, "deterministic": True}, straight: recipe}
     moments = []
     for number in range(kills):
-        with pretraining(2, log, workdir=killed, **recipe) as processes:
+        with pretraining(2, log, workdir=killed, **flags[killed]) as processes:
             moments.append(kill_somewhere(killed, processes, rng, in_checkpoint=number % 3 > 0))
     for run in (killed, straight):
-        with pretraining(2, log, workdir=run, **recipe) as processes:
+        with pretraining(2, log, workdir=run, **flags[run]) as processes:
             assert wait(processes) == [0, 0], log.read_text()[-3000:]
     print(f"killed after steps {moments}")
     assert log.read_text().count("resuming from") >= kills * 3 // 4  # the first kill may come before a checkpoint
@@ -80,21 +84,6 @@ def test_two_ranks_killed_again_and_again_end_as_if_left_alone(kills, recipe, tm
     check_equal(killed, straight, steps)
     statistics = state_at(killed, steps)["rank_statistics/.ATTRIBUTES/VARIABLE_VALUE"]
     assert len(statistics) == 2 and np.any(statistics[0] != statistics[1])  # each rank's own
-
-
-def test_deterministic_run_that_is_killed_equals_one_that_is_not_so(recipe, tmp_path):
-    """On a CPU --deterministic changes nothing."""
-    killed, straight, log = tmp_path / "killed", tmp_path / "straight", tmp_path / "log"
-    recipe = {**recipe, "steps": 8, "threads": 0}
-    exact = {**recipe, "deterministic": True}
-    with pretraining(1, log, workdir=killed, **exact) as processes:
-        wait_for(lambda: any((killed / "checkpoints").glob("step-*")), processes)
-        processes[0].send_signal(signal.SIGKILL)
-    with pretraining(1, log, workdir=killed, **exact) as processes:
-        assert wait(processes) == [0], log.read_text()[-3000:]
-    assert log.read_text().count("resuming from") == 1
-    call("pretrain", "debug/pretrain.cfg", workdir=straight, **recipe)
-    check_equal(killed, straight, 8)
 
 
 @pytest.mark.horovod
