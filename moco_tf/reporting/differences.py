@@ -229,9 +229,10 @@ def _table(title: str, found: list[Contender]) -> str:
         lines += ["", "| difference | points | 95 % interval | p | |", "|---|---|---|---|---|"]
     for pair in tested:
         low, high = 100 * pair.estimate.low, 100 * pair.estimate.high
+        p = f"{pair.p:.2g}" if pair.p >= 1e-4 else "< 0.0001"
         lines.append(
             f"| {pair.better.name} - {pair.worse.name} | {100 * pair.estimate.mean:.2f} | {low:.2f} to {high:.2f} | "
-            f"{pair.p:.2g} | {pair.verdict} |"
+            f"{p} | {pair.verdict} |"
         )
     return "\n".join([*lines, "", *_notes(found, len(tested))])
 
