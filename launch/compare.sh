@@ -2,7 +2,7 @@
 # Sets up everything; then pre-trains every method of the family on Fashion-MNIST, with one small network and about the
 # same time each, two Horovod ranks, prints kNN and linear accuracy beside the untrained encoder's and raw pixels', and
 # says which differences are real. On two cores about an hour and a half for each seed; --small pre-trains for a third of
-# the recipes' epochs.
+# the recipes' epochs, 40 minutes for each seed.
 # usage: launch/compare.sh [--seeds=N] [--small] [FOLDER]
 # The same command again goes on where a stopped one was; more seeds go on with what is there.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
