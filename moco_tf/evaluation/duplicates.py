@@ -32,6 +32,7 @@ _LEAST_OF_FEW = 0.05
 _DEVIATIONS = 4.0
 _TENTH = 1.2816  # deviations from the middle of a normal distribution to its lowest tenth
 _FARTHEST = 3.0  # times the distance of such a copy
+_EQUAL = 0.99999  # similarity of pictures that differ by rounding alone
 _FEW = 0.2  # share of images that must be unlike copies for the spread of these to be known
 _BLOCK, _CHUNK = 1024, 16384
 _MOST = 10_000_000  # pairs
@@ -74,12 +75,12 @@ class Proposal(NamedTuple):
 def propose(nearest: np.ndarray, copies: np.ndarray, least: float = _LEAST_COPIES) -> Proposal:
     """The similarity that hardly any image reaches by chance.
 
-    Images whose nearest other is less alike than 99 % of the copies show how near strangers come. The logarithm of
+    Images whose nearest other is less alike than nearly all copies (all but the share `least` of them: 99 % where
+    nothing else is said) show how near strangers come. The logarithm of
     their distance, 1 - similarity, is roughly normal: the threshold lies four deviations below its middle, where
     one of 30,000 strangers would be. The deviation is that of the nearer half. Its distance is at most three times
-    what 99 % of the copies have, as strangers of a small set are far. Where more than four fifths of the images
-    have another that is as alike as a copy, strangers are too few to say: then 99 % of the copies reach the
-    threshold.
+    what nearly all copies have, as strangers of a small set are far. Where more than four fifths of the images
+    have another that is as alike as a copy, strangers are too few to say: then nearly all copies reach the threshold.
 
     Args:
         nearest: similarity of some images to the nearest other.
@@ -108,8 +109,9 @@ def count_in_train(
 ) -> int | None:
     """How many test images have a near-duplicate among the training images; the same on every rank.
 
-    None where strangers are as alike as copies. Of so few copies the worst are left out: one that is flat, say, would
-    decide.
+    Where nearly every image has another that is as alike as a copy, nobody knows whether these are strangers or copies.
+    Then only equal pictures count, so that test images that are all in the training set are still found; None if there
+    are no equal ones. The threshold ignores the worst twentieth of the copies: of so few, a flat one would decide.
 
     Args:
         bank: thumbnails of this rank's training images, nxT.
@@ -124,7 +126,8 @@ def count_in_train(
     chosen = np.random.default_rng(0).permutation(test.num_examples)[:_QUICK]
     copies = of_copies([(test, int(index)) for index in chosen], geometry, same_size=True)
     proposal = propose(nearest, copies, _LEAST_OF_FEW)
-    return int((nearest >= proposal.threshold).sum()) if proposal.known else None
+    count = int((nearest >= (proposal.threshold if proposal.known else _EQUAL)).sum())
+    return count if proposal.known or count else None
 
 
 def _halves(rows: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:

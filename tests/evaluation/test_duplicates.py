@@ -107,8 +107,8 @@ def test_knn_and_lincls_count_them(planted, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count(line) == 2
 
 
-def test_copies_are_cut_as_their_images(tmp_path):
-    """A copy of another size than the network's, which the image has, is resized first: nothing but noise is left."""
+def test_copies_are_cut_as_their_images():
+    """The images have the network's size, so nothing is cut off. A smaller copy would be cut; resized, it is not."""
     rng = np.random.default_rng(5)
     images = np.stack([np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((8, 8, 1))) for _ in range(20)]).astype(
         np.uint8
@@ -182,3 +182,15 @@ def test_count_in_train():
             return tf.concat([tensor, duplicates._largest(rows, bank[150:])[None]], 0)
 
     assert duplicates.count_in_train(bank[:150], rows, source, (40, 40), Rank()) == 20
+
+
+@pytest.mark.parametrize("copies", [85, 100])
+def test_test_images_that_are_nearly_all_in_train(copies):
+    """No strangers are left to compare with: equal pictures count. If none is equal, the count is not known."""
+    images = scenes(200)
+    test = np.concatenate([images[:copies], scenes(100 - copies, seed=1)])
+    source, rows = ArraySource("test", test), rows_of(test)
+    assert duplicates.count_in_train(rows_of(images), rows, source, (0, 40), SingleProcess()) == copies
+    noise = np.random.default_rng(2).normal(0, 4, images.shape)
+    changed = rows_of(np.clip(images + noise, 0, 255))
+    assert duplicates.count_in_train(changed, rows, source, (0, 40), SingleProcess()) is None
