@@ -1,7 +1,7 @@
 """Prints the evaluations of one run folder, or of several, as a table.
 
-    python -m moco_tf.table --workdir=runs/demo
-    python -m moco_tf.table --workdir=runs/moco,runs/simclr
+    python -m moco_tf.table runs/demo
+    python -m moco_tf.table runs/moco runs/simclr
 
 Results on other images, or under other settings, stand in tables of their own, and so do those of moco_tf.fewshot.
 """

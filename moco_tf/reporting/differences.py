@@ -80,9 +80,10 @@ def markdown(runs: Mapping[str, RunFolder]) -> str:
             own = [one for one in together if one.column == column]
             parts += [_table(f"{title} on {images}", contenders(runs, own))] if own else []
     if not parts:
+        places = ", ".join(str(run.path) for run in runs.values())
         raise UserError(
-            f"{', '.join(map(str, runs))} hold no evaluation with {RunFolder('').predictions.name}, expected one of "
-            "each; evaluate them with moco_tf.knn or moco_tf.lincls, again if an earlier version did"
+            f"no evaluation with {RunFolder('').predictions.name} is in {places}; "
+            "give run folders that moco_tf.knn or moco_tf.lincls evaluated, or evaluate again if an earlier version did"
         )
     without = len(every) - len(kept)
     notes = [f"{without} of {len(every)} results are left out: an earlier version kept no answers; evaluate again."]
@@ -229,7 +230,7 @@ def _table(title: str, found: list[Contender]) -> str:
         lines += ["", "| difference | points | 95 % interval | p | |", "|---|---|---|---|---|"]
     for pair in tested:
         low, high = 100 * pair.estimate.low, 100 * pair.estimate.high
-        p = f"{pair.p:.2g}" if pair.p >= 1e-4 else "< 0.0001"
+        p = "< 0.0001" if pair.p < 1e-4 else f"{pair.p:.2g}"
         lines.append(
             f"| {pair.better.name} - {pair.worse.name} | {100 * pair.estimate.mean:.2f} | {low:.2f} to {high:.2f} | "
             f"{p} | {pair.verdict} |"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from moco_tf.config import define, recipes, usage
-from moco_tf.config.options import Compare, Duplicates, Export, Lincls, Pretrain
+from moco_tf.config.options import Compare, Duplicates, Export, Lincls, Pretrain, Table
 from moco_tf.errors import UserError
 from moco_tf.run.folder import RunFolder
 from moco_tf.training import launcher
@@ -22,13 +22,13 @@ _RECIPE = "fashion_mnist_moco"  # fits the default data set; 128 images a step, 
 
 
 def words(program: type, argv: Sequence[str]) -> list[str]:
-    """The command line; pretrain and lincls get settings where no recipe came, compare its runs behind --workdir.
+    """The command line; pretrain and lincls get settings where no recipe came, compare and table --workdir=RUN,RUN.
 
     A --load without a value is left out.
     """
     if program is Pretrain:
         return [argv[0], *_recipe(argv[1:]), *argv[1:]]
-    if program is Compare and not any(word.startswith("-") for word in argv[1:]):
+    if program in (Compare, Table) and not any(word.startswith("-") for word in argv[1:]):
         return [argv[0], f"--workdir={','.join(argv[1:])}"]
     following = [*argv[1:], "--"]
     rest = [word for word, after in zip(argv, following) if not (word == "--load" and after.startswith("--"))]

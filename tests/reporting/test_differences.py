@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.programs import call
 
-from moco_tf.config.options import Compare
+from moco_tf.config.options import Compare, Table
 from moco_tf.errors import UserError
 from moco_tf.evaluation import scores
 from moco_tf.reporting import differences, results
@@ -92,7 +92,7 @@ def test_one_run_each(tmp_path):
         for evaluation in ("kNN", "lincls"):
             write(tmp_path / name, answers(rng, hard, accuracy), evaluation, **flags)
     rows, lines = compared(tmp_path / "a", tmp_path / "b")
-    assert rows["b - a"][3] == "this run of b is better"
+    assert rows["b - a"][2:] == ["< 0.0001", "this run of b is better"]  # no resample is on the other side
     assert [line[:6] for line in lines if line.endswith(":")] == ["kNN to", "linear"]
     assert "One run of a, b: the luck of its seed is in no interval; give runs of other seeds." in lines
     for name in "ab":
@@ -147,7 +147,7 @@ def test_what_is_refused(tmp_path):
         (["a", "earlier"], r"a and \S*earlier have one recipe and were evaluated at steps 7 and 3, expected the same"),
         (["a", "other"], r"a/knn and \S*other/knn answer other test images"),
         (["a", "broken"], "predictions.npz is damaged; evaluate again"),
-        (["old"], "old hold no evaluation with predictions.npz"),
+        (["old"], r"no evaluation with predictions.npz is in \S*/old; give run folders"),
         (["nowhere"], "nowhere is no folder"),
     ):
         with pytest.raises(UserError, match=words):
@@ -156,7 +156,8 @@ def test_what_is_refused(tmp_path):
 
 
 def test_runs_need_no_flag(tmp_path, capsys):
-    """moco-tf compare RUN RUN; runs without a flags.cfg are no recipe's."""
+    """moco-tf compare RUN RUN, and table; runs without a flags.cfg are no recipe's."""
+    assert defaults.words(Table, ["table", "a", "b"]) == ["table", "--workdir=a,b"]
     assert defaults.words(Compare, ["compare", "a", "b"]) == ["compare", "--workdir=a,b"]
     assert defaults.words(Compare, ["compare", "--workdir", "a"]) == ["compare", "--workdir", "a"]
     for name in ("x", "y"):
