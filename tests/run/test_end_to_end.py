@@ -49,7 +49,7 @@ def check_run(run, case):
     assert result["parameters"] > 70_000 and result["multiply_adds"] > 3e6
 
 
-# Half a minute in each form that would show little more: their losses are suploss', and the symmetric step is moco's.
+# These take half a minute each and would show little more: the losses are suploss', and the symmetric step is moco's.
 LATER = ("supcon_in", "supcon_out", "moco_symmetric")
 
 
