@@ -6,6 +6,7 @@ Q images, L classes.
 import csv
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,6 +100,7 @@ def read_predictions(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None
     try:
         with np.load(path, allow_pickle=False) as file:
             found = file["predictions"], file["labels"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    # RuntimeError: a changed byte says that the file is encrypted, or compressed in an unknown way.
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile):
         return None
     return found if found[0].shape == found[1].shape == (found[0].size,) and found[0].size > 1 else None

@@ -37,7 +37,7 @@ class Contender:
         runs: the names of its runs, or of the run that has the baseline.
         right: RxQ, 1 where a run's answer to a test image is right.
         scatter: of its runs from seed to seed; of the other recipes' runs where it has one; None: not known.
-        baseline: whether it is a baseline, which no seed changes.
+        baseline: whether it is a baseline: raw pixels, which no seed changes, or a network of one seed.
     """
 
     name: str
@@ -251,6 +251,9 @@ def _notes(found: list[Contender], tested: int) -> Iterator[str]:
         yield f"One run of {_and(single)}: the seed is taken to matter as much as to the other recipes."
     elif single:
         yield f"One run of {_and(single)}: the luck of its seed is in no interval; give runs of other seeds."
+    untrained = [one for one in found if one.baseline and one.name.startswith(accuracies.BASELINES["untrained"])]
+    if tested and untrained:
+        yield f"One {_and(untrained)}: the luck of its first weights is in no interval."
     if not tested:
         yield "Nothing is compared here: no other recipe and no baseline has answers to these images."
     if tested > 1:

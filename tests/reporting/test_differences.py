@@ -97,7 +97,11 @@ def test_one_run_each(tmp_path):
     assert "One run of a, b: the luck of its seed is in no interval; give runs of other seeds." in lines
     for name in "ab":
         write(tmp_path / name, answers(rng, hard, 0.6), baseline="untrained", weights=name)
-    assert {"untrained encoder of a", "untrained encoder of b"} <= compared(tmp_path / "a", tmp_path / "b")[0].keys()
+    rows, lines = compared(tmp_path / "a", tmp_path / "b")
+    assert {"untrained encoder of a", "untrained encoder of b"} <= rows.keys()
+    assert (
+        "One untrained encoder of a, untrained encoder of b: the luck of its first weights is in no interval." in lines
+    )
     rows, lines = compared(tmp_path / "a", tmp_path / "c")
     assert "a + c" in rows or "a" not in rows
     assert "no difference can be seen: the 2.00 points" in lines[1]
@@ -140,6 +144,10 @@ def test_what_is_refused(tmp_path):
     write(tmp_path / "other", right, method="npid", labels=LABELS[::-1])
     write(tmp_path / "broken", right, method="simclr")
     (tmp_path / "broken/knn/predictions.npz").write_bytes(b"PK")
+    write(tmp_path / "changed", right, method="simclr")
+    path = tmp_path / "changed/knn/predictions.npz"
+    packed = path.read_bytes()
+    path.write_bytes(packed[:100] + bytes(range(90, 110)) + packed[120:])
     write(tmp_path / "old", right, method="npid")
     (tmp_path / "old/knn/predictions.npz").unlink()
     for names, words in (
@@ -147,6 +155,7 @@ def test_what_is_refused(tmp_path):
         (["a", "earlier"], r"a and \S*earlier have one recipe and were evaluated at steps 7 and 3, expected the same"),
         (["a", "other"], r"a/knn and \S*other/knn answer other test images"),
         (["a", "broken"], "predictions.npz is damaged; evaluate again"),
+        (["a", "changed"], "changed/knn/predictions.npz is damaged; evaluate again"),
         (["old"], r"no evaluation with predictions.npz is in \S*/old; give run folders"),
         (["nowhere"], "nowhere is no folder"),
     ):
