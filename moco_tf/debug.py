@@ -1,4 +1,4 @@
-"""Computes a step that was not finite again, and says which value was the first.
+"""Computes again a step that was not finite, and says which value was the first to be so.
 
     python -m moco_tf.debug --load=runs/v2
 

@@ -42,9 +42,13 @@ def replay(o: Debug) -> dict[str, Any]:
     """Says what is not finite in the step that a run has kept, and writes it to RUN/broken/replay.json; returns it.
 
     Raises:
-        UserError: the run has kept no step, its images are not there, or there are several ranks.
+        UserError: there is no run, it has kept no step, its images are not there, or there are several ranks.
     """
-    folder = RunFolder.of(o.load.load or "")
+    if not o.load.load:
+        raise UserError("--load is missing, and runs/ has no run; give the folder of a run that stopped")
+    folder = RunFolder.of(o.load.load)
+    if not folder.path.is_dir():
+        raise UserError(f"--load={folder.path} is no folder; give the folder of a run that stopped")
     kept = next(reversed(checkpoint.existing(folder.broken)), None)
     if kept is None:
         raise UserError(

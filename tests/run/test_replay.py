@@ -81,6 +81,17 @@ def test_weights_that_an_update_breaks(photos, tmp_path):
     assert found["steps"][1]["start"] == "the start of the run" and found["steps"][1]["loss"] > 0
 
 
+def test_no_broken_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for flags, words in (
+        ({}, "--load is missing"),
+        ({"load": "runs/x"}, "is no folder"),
+        ({"load": "."}, "no broken/"),
+    ):
+        with pytest.raises(UserError, match=words):
+            call("debug", **flags)
+
+
 def test_layer_whose_output_overflows():
     """The values of a step op by op, in the order of the computation: the layer's output, what follows, the loss."""
     encoders = [Encoder("resnet10", stem="cifar", width=2, feature_dim=4) for _ in range(2)]
