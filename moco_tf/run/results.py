@@ -75,13 +75,12 @@ class Evaluation(Generic[Program]):
 
     def of_copies(self, count: int | None, total: int) -> dict[str, int]:
         """Of how many test images a near-duplicate is among the training images, for a result; rank 0 says it."""
-        if count is None:
-            return {}
-        if self.collectives.rank == 0:
+        if self.collectives.rank == 0 and self.counts_copies:
+            many = "an unknown number" if count is None else f"about {count:,}"
             images = "held-out" if self.options.data.holdout else "test"
-            more = "; moco_tf.duplicates looks closer and lists them" if count else ""
-            print(f"about {count:,} of {total:,} {images} images have a near-duplicate among the training images{more}")
-        return {"test_images_in_train": count}
+            more = "" if count == 0 else "; moco_tf.duplicates looks closer and lists them"
+            print(f"{many} of {total:,} {images} images have a near-duplicate among the training images{more}")
+        return {} if count is None else {"test_images_in_train": count}
 
     def contents(self, count: int, numbers: dict[str, Any]) -> dict[str, Any]:
         """What result.json says.
