@@ -113,6 +113,12 @@ def outcomes(name: str, run: RunFolder) -> list[Outcome]:
     return [one for one in found if isinstance(one.result.get("top1"), int | float)]
 
 
+def damaged(runs: Iterable[RunFolder]) -> Iterator[str]:
+    """A line of each result that cannot be read."""
+    found = [folder for run in runs for folder in run.all_results() if not folder.read_result()]
+    yield from (f"Left out: {folder.result} is damaged; evaluate again." for folder in found)
+
+
 def by_weights(run: RunFolder, found: list[Outcome]) -> list[list[Outcome]]:
     """Results of one step in groups of the same weights, the newest first.
 
@@ -162,7 +168,7 @@ def markdown(runs: dict[str, RunFolder]) -> str:
         lines = ["| features | " + " | ".join(table.columns) + " |", "|---|" + "---|" * len(table.columns)]
         lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in table.rows]
         parts.append(f"on {table.images}:\n\n" + "\n".join(lines))
-    return "\n\n".join(parts) or NOTHING
+    return "\n\n".join([*parts, *damaged(runs.values())]) or NOTHING
 
 
 def columns(found: list[Outcome]) -> dict[Column | str, str]:

@@ -78,7 +78,9 @@ def markdown(runs: Mapping[str, RunFolder]) -> str:
         together = [one for one in kept if _images(one) == images]
         for column, title in accuracies.columns(together).items():
             own = [one for one in together if one.column == column]
-            parts += [_table(f"{title} on {images}", contenders(runs, own))] if own else []
+            if own:
+                absent = _absent({one.run for one in every}, own)
+                parts.append(_table(f"{title} on {images}", contenders(runs, own)) + absent)
     if not parts:
         places = ", ".join(str(run.path) for run in runs.values())
         raise UserError(
@@ -88,7 +90,14 @@ def markdown(runs: Mapping[str, RunFolder]) -> str:
     without = len(every) - len(kept)
     notes = [f"{without} of {len(every)} results are left out: an earlier version kept no answers; evaluate again."]
     notes = notes * bool(without) + list(_unevaluated(runs, every))
+    notes += accuracies.damaged(runs.values())
     return "\n\n".join(parts + notes)
+
+
+def _absent(evaluated: set[str], own: list[Outcome]) -> str:
+    """A line of the runs that have results, but none in this table."""
+    names = sorted(evaluated - {one.run for one in own if one.baseline == "none"})
+    return f"\nNot in this table, for lack of such a result: {', '.join(names)}." if names else ""
 
 
 def _unevaluated(runs: Mapping[str, RunFolder], every: list[Outcome]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from support.programs import call
 from moco_tf.config.options import Compare, Table
 from moco_tf.errors import UserError
 from moco_tf.evaluation import scores
-from moco_tf.reporting import differences, results
+from moco_tf.reporting import accuracies, differences, results
 from moco_tf.run import defaults
 from moco_tf.run.folder import RunFolder
 
@@ -162,6 +162,14 @@ def test_what_is_refused(tmp_path):
         with pytest.raises(UserError, match=words):
             compared(*(tmp_path / name for name in names))
     assert compared(tmp_path / "a", tmp_path / "old")[1][-1].startswith("1 of 2 results are left out")
+    write(tmp_path / "old", right, "lincls", method="npid", seed=0)
+    (tmp_path / "old/knn/result.json").write_text('{"top1": 0.8')
+    lines = compared(tmp_path / "a", tmp_path / "old")[1]
+    assert lines.count("Not in this table, for lack of such a result: old.") == 1  # in kNN's
+    assert lines.count("Not in this table, for lack of such a result: a.") == 1  # in the linear probe's
+    damaged = f"Left out: {tmp_path / 'old/knn/result.json'} is damaged; evaluate again."
+    assert lines[-1] == damaged
+    assert accuracies.markdown(results.folders([str(tmp_path / "old")])).splitlines()[-1] == damaged
 
 
 def test_runs_need_no_flag(tmp_path, capsys):
