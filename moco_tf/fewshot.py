@@ -1,12 +1,12 @@
 """Few labels: how well features classify with 1, 5, 10 and 100 labelled images a class, with 95 % intervals.
 
     python -m moco_tf.fewshot --load=runs/v2
-    python -m moco_tf.fewshot --load=runs/v2 --baseline=untrained,raw_pixels,published.pth --shots=1,10 --draws=10
+    python -m moco_tf.fewshot --load=runs/v2 --baseline=published.pth --shots=1,10
 
 Labelled images are drawn at random several times. Each draw trains a logistic regression, whose penalty is chosen by
-cross-validation inside of the draw, and is tested on all test images. Baselines learn from the same draws, so that each
-difference is one between pairs. Writes result.json into the run folder's fewshot/. What images it takes is as for
-moco_tf.knn; docs/evaluation.md says what the intervals mean.
+cross-validation within the draw, and is tested on all test images. Baselines learn from the same draws, so that
+differences are taken within each draw. Writes result.json into the run folder's fewshot/. What images it takes is as
+for moco_tf.knn; docs/evaluation.md says what the intervals mean.
 """
 
 from moco_tf.config.options import FewShot
