@@ -1,7 +1,7 @@
 """Few labels: how well features classify with 1, 5, 10 and 100 labelled images a class, with 95 % intervals.
 
     python -m moco_tf.fewshot --load=runs/v2
-    python -m moco_tf.fewshot --load=runs/v2 --baseline=published.pth --shots=1,10
+    python -m moco_tf.fewshot --load=runs/v2 --baseline=published.pth --shots=10
 
 Labelled images are drawn at random several times. Each draw trains a logistic regression, whose penalty is chosen by
 cross-validation within the draw, and is tested on all test images. Baselines learn from the same draws, so that
